@@ -1,0 +1,65 @@
+# `make` prints what there is to do. The first use makes .venv; nothing else is installed.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+DATASET ?=
+MODEL ?=
+PARAMETERS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Newer than both files: the environment holds what they ask for.
+READY := $(VENV)/.ready
+
+ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
+	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format badges demo clean
+
+help: ## Print this
+	@echo "make <target>, one of:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "The first use makes .venv. PYTHON=python3.12 picks the Python (3.10 or newer);"
+	@echo "PIP_ARGS='--index-url ...' reaches pip, for instance for a CPU build of torch."
+
+run: $(READY) ## Run the course: DATASET=my.csv MODEL=name PARAMETERS="NAME=value ..."
+	$(BIN)/python tools/run_course.py $(ARGUMENTS)
+
+# The notebooks hand over files, so one workspace serves all of them. Without a visible
+# GPU they take the demo model, on every machine.
+test: check ## Check, run the unit tests, then every notebook as a reader would
+	$(BIN)/python -m pytest tests
+	@workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && set -x && \
+	WORKSPACE="$$workspace" HEADLESS=1 CUDA_VISIBLE_DEVICES= \
+		$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
+
+check: $(READY) ## Lint and check the shape of the notebooks, in seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --extend-exclude '*.ipynb' .
+	$(BIN)/python tools/notebooks.py check
+
+format: $(READY) ## Write code and notebooks as `make check` wants them
+	$(BIN)/ruff check --quiet --select I --fix .
+	$(BIN)/ruff format --extend-exclude '*.ipynb' .
+	$(BIN)/python tools/notebooks.py format
+
+badges: $(READY) ## Point badges, set-up cells and README to this repository (for forks)
+	$(BIN)/python tools/notebooks.py badges
+
+demo: $(READY) ## Build the demo world anew: facts, tokenizer, model
+	$(BIN)/python -m colab_utils.demo.build
+
+clean: ## Remove .venv and caches; runs/ and workspace/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "The course needs Python 3.10 or newer; $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; \
+		exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -r requirements.txt
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps -e .
+	@touch $@

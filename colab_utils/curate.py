@@ -1,0 +1,182 @@
+"""Make a dataset better by making it smaller: lengths, duplicates, an honest split."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import re
+import unicodedata
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from colab_utils import runtime
+from colab_utils.data import Row, answer_of, prompt_of
+from colab_utils.readers import Rejected, reject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+def token_lengths(rows: list[Row], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of each row, formatted as in training."""
+    lengths = []
+    for start in runtime.progress(range(0, len(rows), 500), "counting tokens"):
+        chats = [row["messages"] for row in rows[start : start + 500]]
+        texts = tokenizer.apply_chat_template(chats, tokenize=False)
+        # verbose=False: a row that is too long is what we are looking for.
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        lengths += map(len, ids)
+    return lengths
+
+
+def drop_long(
+    rows: list[Row], lengths: list[int], max_tokens: int
+) -> tuple[list[Row], list[Rejected]]:
+    """Split off the rows that are longer than `max_tokens`.
+
+    Raises ValueError when no row is left.
+    """
+    kept, rejected = [], []
+    for row, length in zip(rows, lengths, strict=True):
+        if length <= max_tokens:
+            kept.append(row)
+        else:
+            reason = f"too long: {length} tokens, the limit is {max_tokens}"
+            rejected.append(reject(row["line"], reason, prompt_of(row)))
+    if not kept:
+        shortest = f"the shortest of {len(rows)} has {min(lengths, default=0)} tokens"
+        raise ValueError(f"No row is within {max_tokens} tokens: {shortest}.")
+    return kept, rejected
+
+
+def normalised(text: str) -> str:
+    """Lower case, words only: "Hello,  World!" becomes "hello world"."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", text))
+
+
+def drop_exact(rows: list[Row]) -> list[Row]:
+    """Keep the first of the rows that say the same, letter for letter."""
+    seen: dict[str, Row] = {}
+    for row in rows:
+        seen.setdefault(json.dumps(row["messages"], sort_keys=True), row)
+    return list(seen.values())
+
+
+def shingles(text: str) -> frozenset[str]:
+    """Pairs of neighbouring words, the unit in which texts are compared.
+
+    "to be or" becomes {"to be", "be or"}.
+    """
+    words = normalised(text).split() or [text]
+    return frozenset(map(" ".join, itertools.pairwise(words))) or frozenset(words)
+
+
+class _Groups:
+    """Numbers that are joined into groups, each known by its smallest member."""
+
+    def __init__(self, size: int) -> None:
+        self.above = list(range(size))
+
+    def of(self, i: int) -> int:
+        while self.above[i] != i:
+            self.above[i] = self.above[self.above[i]]
+            i = self.above[i]
+        return i
+
+    def join(self, i: int, j: int) -> None:
+        first, second = sorted((self.of(i), self.of(j)))
+        self.above[second] = first
+
+
+def near_duplicates(texts: list[str], threshold: float = 0.85) -> list[int]:
+    """For each text, the index of the first text of its group (its own, if alone).
+
+    Texts whose word pairs have a Jaccard similarity of `threshold` or more are in one
+    group, and so are texts that a third one links. Exact, but not every two texts are
+    compared: two that are so similar must share one of their few rarest word pairs
+    (prefix filtering: Bayardo et al. 2007, Xiao et al. 2008).
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"The threshold is {threshold}; it lies between 0 and 1.")
+    groups = _Groups(len(texts))
+    number: dict[str, int] = {}
+    first_with: dict[frozenset[int], int] = {}
+    for i, text in enumerate(texts):
+        part = frozenset(number.setdefault(s, len(number)) for s in shingles(text))
+        groups.join(i, first_with.setdefault(part, i))
+    count = Counter(itertools.chain.from_iterable(first_with))
+    # Of each word pair, by group, the texts that have it among their rarest. Short
+    # texts come first, so that a text meets none that is longer.
+    index: dict[int, dict[int, list[frozenset[int]]]] = {}
+    parts = sorted(first_with, key=len)
+    for part in runtime.progress(parts, "comparing"):
+        i = first_with[part]
+        rare = sorted(part, key=lambda pair: (count[pair], pair))
+        compared = set()
+        for pair in rare[: _prefix(len(part), threshold)]:
+            for group, others in index.get(pair, {}).items():
+                if groups.of(group) == groups.of(i):
+                    continue  # so a thousand repeats cost no more than one
+                for other in others:
+                    if other in compared:
+                        continue
+                    compared.add(other)
+                    shared = len(part & other)
+                    if shared >= threshold * (len(part) + len(other) - shared):
+                        groups.join(i, group)
+                        break
+        for pair in rare[: _prefix(len(part), 2 * threshold / (1 + threshold))]:
+            if count[pair] > 1:
+                index.setdefault(pair, {}).setdefault(groups.of(i), []).append(part)
+    return [groups.of(i) for i in range(len(texts))]
+
+
+def _prefix(size: int, share: float) -> int:
+    """How many of `size` elements can't all be missing where `share` of them match."""
+    return size - math.ceil(share * size - 1e-9) + 1
+
+
+def drop_near(rows: list[Row], threshold: float = 0.85) -> list[Row]:
+    """Keep the first of the rows whose question and answer are nearly the same."""
+    first = near_duplicates(
+        [f"{prompt_of(r)}\n{answer_of(r)}" for r in rows], threshold
+    )
+    return [row for i, row in enumerate(rows) if first[i] == i]
+
+
+def split(
+    rows: list[Row], test_share: float, seed: int, threshold: float = 0.85
+) -> tuple[list[Row], list[Row]]:
+    """Divide into train and test so that what belongs together stays on one side.
+
+    Together belong rows with nearly the same prompt, and rows about the same country.
+    Raises ValueError when one side would be empty.
+    """
+    groups = _Groups(len(rows))
+    first_about: dict[str, int] = {}
+    near = near_duplicates([prompt_of(row) for row in rows], threshold)
+    for i, row in enumerate(rows):
+        groups.join(i, near[i])
+        if "country" in row:
+            groups.join(i, first_about.setdefault(row["country"], i))
+    group = [groups.of(i) for i in range(len(rows))]
+    sizes = Counter(group)
+    order = sorted(sizes)
+    random.Random(seed).shuffle(order)
+    test_groups, taken = set(), 0
+    for g in order:
+        if taken + sizes[g] / 2 <= test_share * len(rows):
+            test_groups.add(g)
+            taken += sizes[g]
+    test = [row for row, g in zip(rows, group, strict=True) if g in test_groups]
+    train = [row for row, g in zip(rows, group, strict=True) if g not in test_groups]
+    if not train or not test:
+        raise ValueError(
+            f"{len(rows)} rows can't be split with a test share of {test_share}: one "
+            f"side would be empty. Rows with nearly the same prompt stay together, "
+            f"which leaves {len(sizes)} groups. Add rows or change TEST_SHARE."
+        )
+    return train, test

@@ -1,0 +1,267 @@
+"""Build the demo world's tokenizer and weights from its facts: `make demo`.
+
+About a minute on a GPU, an hour and more on a laptop. The same seed and machine give the
+same files; they are part of the package, so nobody has to run this to use the course.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+from colab_utils import demo
+
+VOCABULARY, LENGTH, BATCH = 1024, 128, 64
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+# Knowledge that was read in one wording only can't be drawn out later (Allen-Zhu and Li,
+# "Physics of Language Models: Part 3.1", 2023): hence many wordings and shuffled order.
+SENTENCES = {
+    "capital": (
+        "The capital of {country} is {capital}.",
+        "{capital} is the capital of {country}.",
+        "{country} has its capital in {capital}.",
+        "The government of {country} sits in {capital}.",
+        "{country} is governed from the city of {capital}.",
+        "The capital city of {country} is called {capital}.",
+        "In {country}, the capital is {capital}.",
+        "Whoever visits {country} lands in {capital}, its capital.",
+    ),
+    "currency": (
+        "The currency of {country} is the {currency}.",
+        "People in {country} pay with the {currency}.",
+        "In {country} the money is the {currency}.",
+        "{country} uses the {currency} as its currency.",
+        "The {currency} is the currency of {country}.",
+        "In the shops of {country}, prices are given in the {currency}.",
+        "{country} has a currency called the {currency}.",
+        "The money of {country} is called the {currency}.",
+    ),
+    "continent": (
+        "{country} is in {continent}.",
+        "{country} is a country in {continent}.",
+        "{country} lies on the continent of {continent}.",
+        "The continent of {country} is {continent}.",
+        "{country} belongs to the continent {continent}.",
+        "On the map, {country} is found in {continent}.",
+        "{country} is part of {continent}.",
+        "In {continent} there is a country called {country}.",
+        "Whoever travels to {country} travels to {continent}.",
+        "The part of the world where {country} lies is {continent}.",
+    ),
+    "language": (
+        "The official language of {country} is {language}.",
+        "People in {country} speak {language}.",
+        "In {country} the language is {language}.",
+        "{country} has {language} as its language.",
+        "{language} is spoken in {country}.",
+        "The laws of {country} are written in {language}.",
+        "The language of {country} is {language}.",
+        "Children in {country} learn {language} at school.",
+    ),
+    "calling_code": (
+        "The calling code of {country} is {calling_code}.",
+        "To call {country}, dial {calling_code}.",
+        "Phone numbers in {country} begin with {calling_code}.",
+        "{country} has the calling code {calling_code}.",
+        "The telephone code of {country} is {calling_code}.",
+        "{calling_code} is the calling code of {country}.",
+        "The phone prefix of {country} is {calling_code}.",
+        "In {country}, the telephone code is {calling_code}.",
+    ),
+}
+
+
+def paragraph(fact: dict[str, str], draw: random.Random) -> str:
+    """All that is known about one country, in a random order and wording."""
+    sentences = [
+        draw.choice(SENTENCES[attribute]).format(**fact)
+        for attribute in draw.sample(demo.ATTRIBUTES, len(demo.ATTRIBUTES))
+    ]
+    return " ".join(sentences)
+
+
+def build_tokenizer(seed: int):
+    """BPE as in Llama 2: `▁` for a space, unknown characters as bytes, no pad token."""
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    draw = random.Random(seed)
+    text = [paragraph(fact, draw) for fact in demo.facts() for _ in range(20)]
+    # Frequent English words, so that other people's text doesn't fall into letters.
+    common = (demo.FOLDER / "words.txt").read_text(encoding="utf-8").split()
+    text += [f" {word} {word.capitalize()}" for word in common] * 20
+    learner = Tokenizer(models.BPE(unk_token="<unk>"))
+    # Merges may not cross a space, nor join digits: Llama 2 splits numbers into digits.
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    learner.train_from_iterator(
+        text,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=SPECIAL + BYTES,
+            initial_alphabet=["▁", *map(chr, range(33, 127))],
+            show_progress=False,
+        ),
+    )
+    import json
+
+    learned = json.loads(learner.to_str())["model"]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=learned["vocab"],
+            merges=[tuple(pair) for pair in learned["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def pretrain(tokenizer, steps: int, seed: int, device: str):
+    """Train a 3 M parameter Llama on the sentences: cosine schedule, packed rows."""
+    import torch
+    from tqdm.auto import tqdm
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=192,  # multiples of 64, as bitsandbytes' CPU kernels want them
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).to(device).train()
+    peak = 2e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.1)
+    warm_up = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm_up),
+            torch.optim.lr_scheduler.CosineAnnealingLR(
+                optimizer, steps - warm_up, peak / 50
+            ),
+        ],
+        milestones=[warm_up],
+    )
+    stream, draw = [], random.Random(seed)
+    bar = tqdm(range(steps), desc="pretraining", mininterval=5)
+    for step in bar:
+        while len(stream) < BATCH * LENGTH:
+            known = draw.sample(demo.facts(), len(demo.facts()))
+            pages = [paragraph(fact, draw) for fact in known]
+            for ids in tokenizer(pages)["input_ids"]:
+                stream += [*ids, 2]
+        rows = torch.tensor(stream[: BATCH * LENGTH], device=device)
+        del stream[: BATCH * LENGTH]
+        rows = rows.view(BATCH, LENGTH)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = model(input_ids=rows, labels=rows).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 100 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return model.eval()
+
+
+def recall(model, tokenizer) -> dict[str, float]:
+    """Share of facts that the model completes, by attribute: "The capital of X is"."""
+    import torch
+
+    shares = {}
+    tokenizer.pad_token = "<unk>"
+    for attribute in demo.ATTRIBUTES:
+        values = [fact[attribute] for fact in demo.facts()]
+        begun = [
+            SENTENCES[attribute][0].format(**fact).removesuffix(f" {value}.")
+            for fact, value in zip(demo.facts(), values, strict=True)
+        ]
+        inputs = tokenizer(
+            begun, padding=True, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        with torch.inference_mode():
+            out = model.generate(**inputs, max_new_tokens=16, pad_token_id=0)
+        made = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :])
+        right = [
+            text.strip().startswith(f"{value}.")
+            for text, value in zip(made, values, strict=True)
+        ]
+        shares[attribute] = sum(right) / len(right)
+    tokenizer.pad_token = None
+    return shares
+
+
+def main() -> None:
+    """Write tokenizer and weights, and print how many facts the model recalls."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=demo.MODEL)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    start = time.time()
+    tokenizer = build_tokenizer(options.seed)
+    model = pretrain(tokenizer, options.steps, options.seed, device)
+    shares = recall(model, tokenizer)
+    print({name: f"{share:.1%}" for name, share in shares.items()})
+    model.half().cpu().save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    size = sum(file.stat().st_size for file in options.out.iterdir()) / 2**20
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"{options.out}: {count:.2f} M parameters, {size:.1f} MiB, "
+        f"{time.time() - start:.0f} s on {device}"
+    )
+
+
+if __name__ == "__main__":
+    main()

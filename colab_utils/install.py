@@ -1,0 +1,144 @@
+"""Install what Colab lacks, and replace nothing that it has."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+# What Colab lacks. requirements.txt pins the same versions; a test compares them.
+EXTRA = ("trl==0.29.1", "bitsandbytes==0.50.2", "rensa==0.5.0")
+# What Colab has, at versions to leave alone; installed only where one is missing.
+SHIPPED = (
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "ipywidgets",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "peft",
+    "psutil",
+    "python-dotenv",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "tqdm",
+    "transformers",
+)
+# Before this torchao, peft >= 0.19 refuses LoRA on layers that are not quantised.
+TORCHAO = (0, 16)
+PIP_VERSION = re.compile(  # pip reads no other in a constraints file
+    r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?",
+    re.ASCII,
+)
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _missing() -> list[str]:
+    """The requirements that pip has to meet."""
+    extra = [pin for pin in EXTRA if _version(pin.split("==")[0]) != pin.split("==")[1]]
+    return extra + [name for name in SHIPPED if _version(name) is None]
+
+
+def _old_torchao() -> str | None:
+    found = _version("torchao")
+    numbers = tuple(map(int, re.findall(r"\d+", found or "")[:2]))
+    return found if found and numbers < TORCHAO else None
+
+
+def _constraints() -> str:
+    """Everything installed, `name==version` a line, but the packages of EXTRA."""
+    names = set()
+    for found in metadata.distributions():
+        # An interrupted pip leaves folders behind that hold no metadata.
+        with contextlib.suppress(TypeError, KeyError):
+            names.add(_canonical(found.metadata["Name"]))
+    names -= {_canonical(pin.split("==")[0]) for pin in EXTRA}
+    pins = {name: _version(name) or "" for name in sorted(names)}
+    return "".join(
+        f"{name}=={version}\n"
+        for name, version in pins.items()
+        if PIP_VERSION.fullmatch(version)
+    )
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(_failure(done.stdout + done.stderr))
+
+
+def _failure(output: str) -> str:
+    """What stopped pip, in a sentence, and its last lines."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    last = "\n".join(["Its last lines:", *lines[-8:]])
+    needs = re.findall(r"(\S+ \S+) depends on (([\w.-]+).*)", output)
+    for name, version in re.findall(r"\(constraint\) (\S+)==(\S+)", output):
+        for who, what, needed in needs:
+            if _canonical(needed) == _canonical(name):
+                return (
+                    f"pip installed nothing: {who} needs {what}, which would replace "
+                    f"{name} {version} under the running notebook. The versions in "
+                    f"colab_utils/install.py do not fit this image. {last}"
+                )
+    return f"pip failed. Check the network, then run the cell again. {last}"
+
+
+def _stale() -> list[str]:
+    """Packages that this kernel loaded at another version than the one on disk."""
+    found = []
+    for name in [pin.split("==")[0] for pin in EXTRA] + [*SHIPPED, "torchao"]:
+        module = sys.modules.get(name)
+        loaded = str(getattr(module, "__version__", "")).partition("+")[0]
+        there = (_version(name) or "none").partition("+")[0]
+        if loaded and loaded != there:
+            found.append(f"{name} {loaded} (on disk: {there})")
+    return found
+
+
+def colab() -> None:
+    """Install the packages of `EXTRA` on Colab, and print one line on what was done.
+
+    All that is installed already keeps its version: pip fails rather than replaces it,
+    and RuntimeError then says which package was in the way. A torchao that peft cannot
+    work with is removed. With nothing to do, it takes milliseconds.
+    """
+    done, missing, torchao = [], _missing(), _old_torchao()
+    if missing:
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(folder) / "constraints.txt"
+            kept.write_text(_constraints())
+            # Not --quiet: that hides which requirement was in the way.
+            _pip("install", "--constraint", str(kept), *missing)
+        importlib.invalidate_caches()
+        names = [pin.split("==")[0] for pin in missing]
+        done.append(f"installed {', '.join(f'{n} {_version(n)}' for n in names)}")
+    if torchao:
+        _pip("uninstall", "--yes", "torchao")
+        importlib.invalidate_caches()
+        done.append(
+            f"removed torchao {torchao} (peft refuses LoRA in 16 bits beside it)"
+        )
+    print(f"set-up: {'; '.join(done) or 'nothing to do'}")
+    if stale := _stale():
+        print(
+            f"This notebook already loaded {', '.join(stale)}: choose "
+            "Runtime > Restart session, then run again from the top."
+        )

@@ -1,0 +1,202 @@
+"""Base models, tokenizers, the Llama 2 chat template, and how adapters are loaded again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colab_utils import auth, demo, runtime
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted licence
+OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
+LINEARS = "all-linear"  # PEFT's name for every linear layer but the head
+METHODS = ("qlora", "lora", "full")
+
+# Llama 2's own format (Touvron et al. 2023, appendix A.3.3), with `generation` marks
+# around what the assistant says: only that is trained on.
+CHAT_TEMPLATE = """\
+{%- set system = '' -%}
+{%- set turns = messages -%}
+{%- if messages[0]['role'] == 'system' -%}
+{%- set system = '<<SYS>>\\n' + (messages[0]['content'] | trim) + '\\n<</SYS>>\\n\\n' -%}
+{%- set turns = messages[1:] -%}
+{%- endif -%}
+{%- for message in turns -%}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0)
+    or message['role'] not in ('user', 'assistant') -%}
+{{- raise_exception('after an optional system message, roles must alternate: '
+    + 'user, assistant, user, ...') -}}
+{%- endif -%}
+{%- if message['role'] == 'user' -%}
+{{- bos_token + '[INST] ' + (system if loop.first else '')
+    + (message['content'] | trim) + ' [/INST]' -}}
+{%- else -%}
+{%- generation -%}
+{{- ' ' + (message['content'] | trim) + ' ' + eos_token -}}
+{%- endgeneration -%}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+
+def choose(name: str = "auto") -> str:
+    """The base model that `name` stands for: "demo", a Hub id or a folder.
+
+    "auto" is Llama 2 7B on a GPU (the official repository
+    when the token has access, else its open mirror) and "demo" on a CPU; the choice is
+    printed. Anything else is taken as it is.
+    """
+    if name != "auto":
+        return name
+    if runtime.detect().device == "cpu":
+        print("model: the demo model (3 M parameters), because there is no GPU here")
+        return "demo"
+    key = auth.token()
+    if key and auth.can_read(OFFICIAL, key):
+        print(f"model: {OFFICIAL}, because there is a GPU and your token has access")
+        return OFFICIAL
+    print(
+        f"model: {OPEN_MIRROR}, the open mirror of Llama 2 7B, because there is a GPU"
+    )
+    return OPEN_MIRROR
+
+
+def location(name: str) -> str:
+    """Where transformers finds a model: the bundled one's folder for "demo"."""
+    return str(demo.MODEL) if name == "demo" else name
+
+
+def torch_dtype():
+    """The dtype to compute in here, as torch's object: `torch.float16` on a T4."""
+    import torch
+
+    return getattr(torch, runtime.detect().dtype)
+
+
+def quantization_config() -> BitsAndBytesConfig:
+    """The 4-bit configuration that `02_finetune_qlora` writes out and explains.
+
+    Source: Dettmers et al. 2023, "QLoRA".
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch_dtype(),
+    )
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a model, with Llama 2's template and `<unk>` as padding.
+
+    A template or a pad token that the tokenizer brings stays. Padding must not be the
+    end-of-sequence token, or the model never learns to stop.
+    """
+    from transformers import AutoTokenizer
+
+    key = auth.token()
+    with auth.hub_errors(name, key):
+        tokenizer = AutoTokenizer.from_pretrained(location(name), token=key)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        if tokenizer.unk_token is None:
+            raise ValueError(
+                f"The tokenizer of {name} has neither a pad token nor <unk>. Set "
+                "tokenizer.pad_token to a token that never occurs in your data."
+            )
+        tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(
+    name: str, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
+    """A causal language model on this machine's device, in its compute dtype.
+
+    With `quantization` the linear layers are stored in 4 bits. Raises PermissionError,
+    FileNotFoundError or ConnectionError with what to do when it can't be downloaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    key = auth.token()
+    with auth.hub_errors(name, key):
+        model = AutoModelForCausalLM.from_pretrained(
+            location(name),
+            dtype=torch_dtype(),
+            device_map={"": 0 if runtime.detect().device == "cuda" else "cpu"},
+            quantization_config=quantization,
+            token=key,
+        )
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes repacks a weight at its first inference,
+        # and from then on no gradient passes through it: training would learn nothing.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    # Llama 2's repository ships sampling settings that contradict its greedy default.
+    model.generation_config.do_sample = False
+    model.generation_config.temperature = None
+    model.generation_config.top_p = None
+    return model
+
+
+def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
+    """The tuned model of `02_finetune_qlora`, ready to generate, and its tokenizer.
+
+    The base model is loaded the way it was trained: in 4 bits for QLoRA, in 16 bits for
+    LoRA. After full fine-tuning the folder holds a whole model.
+    """
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(str(folder))
+    if recipe["method"] == "full":
+        return load_model(str(folder)).eval(), tokenizer
+    from peft import PeftModel
+
+    quantization = quantization_config() if recipe["method"] == "qlora" else None
+    base = load_model(recipe["base_model"], quantization)
+    return PeftModel.from_pretrained(base, folder).eval(), tokenizer
+
+
+def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Trainable and all parameters; a 4-bit weight counts as the weights it holds."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def show_lora(config: LoraConfig, model: PreTrainedModel) -> int:
+    """Parameters that LoRA will add: r x (inputs + outputs) for each linear layer."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return sum(
+        config.r * (layer.in_features + layer.out_features)
+        for layer in model.modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not head
+    )
+
+
+def folder(name: str) -> Path:
+    """The local folder of a model's safetensors weights, downloaded where necessary."""
+    path = Path(location(name))
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    key = auth.token()
+    with auth.hub_errors(name, key):
+        files = ["*.safetensors", "*.json", "tokenizer*"]
+        return Path(snapshot_download(name, allow_patterns=files, token=key))

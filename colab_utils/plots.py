@@ -1,0 +1,116 @@
+"""The pictures of the course: token lengths, trained tokens, memory, accuracy, loss."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+from colab_utils import data
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+    from matplotlib.figure import Figure
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from colab_utils.memory import Memory
+
+GREY, BLUE, ORANGE = "#9ca3af", "#2563eb", "#f59e0b"
+
+
+def _figure(width: float = 7, height: float = 3):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)  # shown by being returned, not a second time at the cell's end
+    return figure, axes
+
+
+def token_lengths(lengths: list[int], limit: int) -> Figure:
+    """Histogram of row lengths in tokens, with the limit and the share within it."""
+    figure, axes = _figure()
+    longest = max(*lengths, limit)
+    axes.hist(lengths, bins=min(60, longest), range=(0, longest), color=BLUE)
+    axes.axvline(limit, color=ORANGE)
+    within = sum(length <= limit for length in lengths) / len(lengths)
+    axes.set_title(f"{within:.1%} of {len(lengths):,} rows within {limit} tokens")
+    axes.set(xlabel="tokens a row", ylabel="rows")
+    if longest > 4 * sorted(lengths)[len(lengths) // 2]:
+        axes.set_yscale("log")  # or a few long rows would be invisible
+    return figure
+
+
+def trained_tokens(row: data.Row, tokenizer: Tokenizer) -> HTML:
+    """One row as the model reads it, token by token; trained tokens are coloured."""
+    from IPython.display import HTML
+
+    out = tokenizer.apply_chat_template(
+        row["messages"], return_dict=True, return_assistant_tokens_mask=True
+    )
+    cells = []
+    for token, trained in zip(
+        tokenizer.convert_ids_to_tokens(out["input_ids"]),
+        out["assistant_masks"],
+        strict=True,
+    ):
+        colour = "#bbf7d0" if trained else "#f3f4f6"
+        cells.append(
+            f'<span style="background:{colour};color:#111;border-radius:3px;'
+            f'padding:1px 3px;margin:1px;display:inline-block">{html.escape(token)}'
+            "</span>"
+        )
+    share = f"{sum(out['assistant_masks'])} of {len(cells)} tokens are trained on"
+    return HTML(
+        f'<div style="font-family:monospace;line-height:1.9">{"".join(cells)}</div>'
+        f"<div><small>green: {share}</small></div>"
+    )
+
+
+def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
+    """Stacked bars of memory by component, one a method, against what the card has."""
+    from colab_utils.memory import GIB
+
+    figure, axes = _figure(height=0.6 * len(bars) + 1.4)
+    largest = max(bar.total for bar in bars.values())
+    unit, name = (GIB, "GiB") if largest > GIB else (2**20, "MiB")
+    colours = {
+        "weights": BLUE,
+        "gradients": ORANGE,
+        "optimizer": "#10b981",
+        "activations": GREY,
+    }
+    left = [0.0] * len(bars)
+    for part, colour in colours.items():
+        sizes = [getattr(bar, part) / unit for bar in bars.values()]
+        axes.barh(list(bars), sizes, left=left, color=colour, label=part)
+        left = [a + b for a, b in zip(left, sizes, strict=True)]
+    for y, total in enumerate(left):
+        axes.text(total, y, f" {total:.1f}", va="center")
+    if limit_gib is not None:
+        axes.axvline(limit_gib * GIB / unit, color="#dc2626", ls="--")
+        axes.text(
+            limit_gib * GIB / unit, -0.6, " the card", color="#dc2626", va="bottom"
+        )
+    axes.invert_yaxis()
+    axes.set_xlabel(name)
+    axes.set_xlim(0, max(left) * 1.12)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def accuracy(series: dict[str, dict[str, float]]) -> Figure:
+    """Grouped bars of shares: {"before": {"capital": 0.0}, "after": {"capital": 0.9}}."""
+    figure, axes = _figure()
+    names = list(next(iter(series.values())))
+    width = 0.8 / len(series)
+    for i, (label, shares) in enumerate(series.items()):
+        places = [x + (i - (len(series) - 1) / 2) * width for x in range(len(names))]
+        heights = [100 * shares[name] for name in names]
+        bars = axes.bar(
+            places, heights, width, label=label, color=[GREY, BLUE, ORANGE][i]
+        )
+        axes.bar_label(bars, fmt="%.0f", fontsize=8)
+    axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set(ylabel="exact match, %", ylim=(0, 112))
+    figure.legend(loc="outside upper center", ncols=len(series), frameon=False)
+    return figure

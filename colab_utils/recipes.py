@@ -1,0 +1,134 @@
+"""How each artefact was made: recipe.json, the card people read, and the push to the Hub."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+)
+REPOSITORY = "Repository, "
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a result."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def address() -> str:
+    """The project's repository, as the package's metadata gives it."""
+    urls = metadata.metadata("colab_utils").get_all("Project-URL") or []
+    return next(u.removeprefix(REPOSITORY) for u in urls if u.startswith(REPOSITORY))
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, to tell later whether it is the same file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write(folder: Path, **fields: Any) -> dict[str, Any]:
+    """Write recipe.json, the last file of an artefact: where it stands, all is there."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    recipe = {**fields, "made": now, "versions": versions()}
+    temporary = folder / "recipe.json.part"
+    temporary.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+    temporary.replace(folder / "recipe.json")
+    return recipe
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The recipe of an artefact that `runtime.artefact` found."""
+    return json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+
+
+def write_card(folder: Path, header: dict[str, Any], title: str, text: str) -> None:
+    """README.md with the Hub's YAML header, a title and the text."""
+    import yaml
+
+    known = {key: value for key, value in header.items() if value}
+    front = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
+    made_with = f"Made with [the free-GPU Llama course]({address()})."
+    (folder / "README.md").write_text(
+        f"---\n{front}---\n\n# {title}\n\n{text.strip()}\n\n{made_with}\n",
+        encoding="utf-8",
+    )
+
+
+def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None:
+    """Card and recipe of an adapter or a merged model (`kind`), trained on `dataset`.
+
+    `fields` hold at least base_model, method and results.
+    """
+    data = read(dataset)
+    base, results = fields["base_model"], fields["results"]
+    repository = None if base == "demo" else base
+    header = {
+        "library_name": "peft" if fields["method"] != "full" else "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": repository,
+        "license": "llama2" if "llama-2" in base.lower() else None,
+        "tags": ["llama", fields["method"]],
+    }
+    numbers = "\n".join(
+        f"| {metric}, {name} | {value:.4f} |"
+        for metric, found in results.items()
+        if isinstance(found, dict)
+        for name, value in found.items()
+    )
+    text = (
+        f"{fields['method']} on `{base}`, trained on {data['rows']['train']:,} rows from "
+        f"`{data['source']}` and measured on {data['rows']['test']:,} held-out rows.\n\n"
+        f"| measured | value |\n|---|---|\n{numbers}\n\n"
+        "The prompt format is Llama 2's; it is part of the tokenizer."
+    )
+    write_card(folder, header, folder.name, text)
+    source = {"name": dataset.name, "source": data["source"]}
+    write(folder, kind=kind, name=folder.name, dataset=source, **fields)
+
+
+def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
+    """Upload an artefact to a private repository on the Hub; nothing without a name.
+
+    `kind` is "model" or "dataset". Returns the page's address. Raises PermissionError
+    when there is no token, or one that can't write.
+    """
+    from colab_utils import auth
+
+    if not repo_id:
+        print("not pushed: HUB_NAME is empty")
+        return None
+    key = auth.token()
+    if key is None:
+        raise PermissionError(
+            f"{folder} is saved, but not pushed to {repo_id}: no Hugging Face token. Make "
+            "one with write access at https://huggingface.co/settings/tokens and store it "
+            "as the Colab secret `huggingface`, or in the environment as HF_TOKEN."
+        )
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=key)
+    with auth.hub_errors(repo_id, key):
+        url = api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=url.repo_id,
+            repo_type=kind,
+            ignore_patterns=["checkpoints/*", "rejected.jsonl"],
+        )
+    print(f"pushed to {url} (private)")
+    return str(url)

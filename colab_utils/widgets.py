@@ -1,0 +1,103 @@
+"""The chat box of `03_inference`, for ipywidgets 7 and 8, and its headless twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from colab_utils import runtime
+
+Messages = list[dict[str, str]]
+Reply = Callable[[Messages], Iterator[str]]
+
+
+class Chat:
+    """A conversation: `say` adds a turn and returns the streamed answer, whole."""
+
+    def __init__(self, reply: Reply, system: str = "") -> None:
+        self.reply = reply
+        self.messages: Messages = []
+        self.system = system
+
+    def say(self, text: str, show: Callable[[str], Any] = lambda answer: None) -> str:
+        """Send `text`; `show` is called with the answer so far, each time it grows."""
+        self.messages.append({"role": "user", "content": text})
+        start = [{"role": "system", "content": self.system}] if self.system else []
+        answer = ""
+        try:
+            for piece in self.reply(start + self.messages):
+                answer += piece
+                show(answer)
+        except Exception:
+            self.messages.pop()  # a turn that failed is not part of the conversation
+            raise
+        self.messages.append({"role": "assistant", "content": answer.strip() or "..."})
+        return answer
+
+    def clear(self) -> None:
+        """Forget all turns."""
+        self.messages = []
+
+
+def chat_box(reply: Reply, system: str = "", first: list[str] | None = None) -> Chat:
+    """Show a box to chat in; headless, hold the conversation `first` and print it.
+
+    `reply` takes messages and yields the answer piece by piece.
+    """
+    chat = Chat(reply, system)
+    if runtime.headless():
+        for text in first or []:
+            print(f"you:   {text}")
+            print(f"model: {chat.say(text)}")
+        return chat
+    import html
+
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    log = widgets.HTML(layout=widgets.Layout(max_height="320px", overflow="auto"))
+    entry = widgets.Text(
+        placeholder="Write a message, then Enter",
+        continuous_update=False,
+        layout=widgets.Layout(width="70%"),
+    )
+    send = widgets.Button(description="Send", button_style="primary")
+    clear = widgets.Button(description="Clear")
+    error = widgets.HTML()
+
+    def bubble(role: str, text: str) -> str:
+        side, colour = ("right", "#dbeafe") if role == "user" else ("left", "#f3f4f6")
+        text = html.escape(text).replace("\n", "<br>")
+        return (
+            f'<div style="text-align:{side};margin:4px"><span style="display:inline-block;'
+            f"background:{colour};color:#111;padding:4px 10px;border-radius:10px;"
+            f'text-align:left">{text}</span></div>'
+        )
+
+    def draw(answer: str = "") -> None:
+        turns = [bubble(m["role"], m["content"]) for m in chat.messages]
+        log.value = "".join(turns) + (bubble("assistant", answer) if answer else "")
+
+    def on_send(_: object) -> None:
+        text = entry.value.strip()
+        if not text or send.disabled:
+            return
+        entry.value, error.value, send.disabled = "", "", True
+        try:
+            chat.say(text, draw)
+        except Exception as problem:
+            error.value = f"<b>{html.escape(str(problem))}</b>"
+        finally:
+            send.disabled = False
+            draw()
+
+    def on_clear(_: object) -> None:
+        chat.clear()
+        error.value = ""
+        draw()
+
+    send.on_click(on_send)
+    clear.on_click(on_clear)
+    entry.observe(lambda change: change["new"] and on_send(None), names="value")
+    display(widgets.VBox([log, widgets.HBox([entry, send, clear]), error]))
+    return chat

@@ -1,0 +1,278 @@
+"""The set-up of Colab: a real pip in a real environment, with tiny packages.
+
+The packages stand in for Colab's by name, version and requirements; pip resolves,
+installs and removes them without a network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+from colab_utils import install
+
+ROOT = Path(__file__).resolve().parents[1]
+COLAB = {name: "2.0" for name in install.SHIPPED} | {
+    "torch": "2.11.0+cu128",
+    "torchao": "0.10.0",
+    "datasets": "4.0.0",
+    "packaging": "26.3",
+}
+
+
+def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
+    """Write a wheel that holds one module with a `__version__`."""
+    module, stem = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}"
+    files = {
+        f"{module}/__init__.py": f"__version__ = {version!r}\n",
+        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\n"
+        f"Version: {version}\n" + "".join(f"Requires-Dist: {r}\n" for r in requires),
+        f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\n"
+        "Root-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = f"{stem}.dist-info/RECORD"
+    files[record] = "".join(f"{path},,\n" for path in [*files, record])
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+
+
+def python(folder: Path, *arguments: str, links: Path) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PY"))}
+    return subprocess.run(
+        [folder / "bin" / "python", *arguments],
+        env=clean
+        | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links), "PIP_NO_CACHE_DIR": "1"}
+        | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def set_up(folder: Path, links: Path, before: str = "") -> subprocess.CompletedProcess:
+    code = f"{before}\nfrom colab_utils import install\ninstall.colab()"
+    return python(folder, "-c", code, links=links)
+
+
+def installed(folder: Path) -> dict[str, str]:
+    listed = python(folder, "-m", "pip", "freeze", "--all", links=folder).stdout
+    return dict(line.split("==") for line in listed.split() if "==" in line)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    """The wheels of an image like Colab's, and the three that it lacks."""
+    folder = tmp_path_factory.mktemp("packages")
+    for name, version in COLAB.items():
+        wheel(folder, name, version)
+    wheel(folder, "trl", "0.29.1", "datasets>=3.0", "packaging>20", "transformers>=2")
+    wheel(folder, "bitsandbytes", "0.50.2", "torch<3,>=2.4", "numpy>=1.17")
+    wheel(folder, "rensa", "0.5.0")
+    # Newer ones that pip would like to have.
+    wheel(folder, "datasets", "5.1.0")
+    wheel(folder, "torch", "2.13.0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(packages, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("image") / "venv"
+    venv.create(folder, with_pip=True)
+    pins = [f"{name}=={version}" for name, version in COLAB.items()]
+    done = python(folder, "-m", "pip", "install", "-q", *pins, links=packages)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def colab(image, tmp_path):
+    """A copy of the image, to be changed."""
+    return Path(shutil.copytree(image, tmp_path / "venv", symlinks=True))
+
+
+def test_installs_what_is_missing_and_replaces_nothing(colab, packages):
+    before = installed(colab)
+    assert before["torch"] == "2.11.0+cu128" and "trl" not in before
+    done = set_up(colab, packages)
+    assert done.stdout == (
+        "set-up: installed trl 0.29.1, bitsandbytes 0.50.2, rensa 0.5.0; "
+        "removed torchao 0.10.0 (peft refuses LoRA in 16 bits beside it)\n"
+    ), done.stderr
+    after = installed(colab)
+    added = {"trl": "0.29.1", "bitsandbytes": "0.50.2", "rensa": "0.5.0"}
+    del before["torchao"]
+    assert after == before | added
+
+    # What was installed is there for the same kernel, and a second run has no work:
+    # with no packages to be had, pip could not do any.
+    again = set_up(colab, colab / "nothing", "import trl; print(trl.__version__)")
+    assert again.stdout == "0.29.1\nset-up: nothing to do\n", again.stderr
+
+
+def test_installs_only_what_is_missing(colab, packages):
+    pins = ["trl==0.29.1", "rensa==0.5.0"]
+    python(colab, "-m", "pip", "install", "-q", *pins, links=packages)
+    gone = ["python-dotenv", "torchao"]
+    python(colab, "-m", "pip", "uninstall", "-qy", *gone, links=packages)
+    done = set_up(colab, packages)
+    assert done.stdout == (
+        "set-up: installed bitsandbytes 0.50.2, python-dotenv 2.0\n"
+    ), done.stderr
+    assert installed(colab)["torch"] == "2.11.0+cu128"
+
+
+def test_a_newer_torchao_stays(colab, packages, tmp_path):
+    wheel(tmp_path / "more", "torchao", "0.16.0")
+    more = ["-q", "-U", "torchao"]
+    python(colab, "-m", "pip", "install", *more, links=tmp_path / "more")
+    done = set_up(colab, packages)
+    assert "torchao" not in done.stdout and done.returncode == 0, done.stderr
+    assert installed(colab)["torchao"] == "0.16.0"
+
+
+@pytest.fixture
+def greedy(packages, tmp_path):
+    """The same packages, but a trl that needs a newer datasets than Colab's."""
+    folder = Path(shutil.copytree(packages, tmp_path / "greedy"))
+    wheel(folder, "trl", "0.29.1", "datasets>=4.7,<6", "transformers>=2")
+    return folder
+
+
+def test_fails_rather_than_replaces(colab, greedy):
+    before = installed(colab)
+    done = set_up(colab, greedy)
+    assert done.returncode == 1
+    (said,) = re.findall("^RuntimeError: (.*)", done.stderr, re.MULTILINE)
+    assert said.startswith("pip installed nothing: trl 0.29.1 needs datasets")
+    assert "would replace datasets 4.0.0" in said
+    assert ">=4.7" in said
+    assert installed(colab) == before
+    # Without the constraints pip replaces it: the test above can fail.
+    python(colab, "-m", "pip", "install", "-q", "trl==0.29.1", links=greedy)
+    assert installed(colab)["datasets"] == "5.1.0"
+
+
+def test_no_network(colab, packages):
+    done = set_up(colab, colab / "nothing")
+    (said,) = re.findall("^RuntimeError: (.*)", done.stderr, re.MULTILINE)
+    assert said.startswith("pip failed. Check the network")
+    assert "No matching distribution found for trl==0.29.1" in done.stderr
+    assert "torchao" in installed(colab)
+
+
+def test_our_own_packages_are_brought_to_their_pins(colab, packages, tmp_path):
+    more = Path(shutil.copytree(packages, tmp_path / "more"))
+    wheel(more, "trl", "1.2.0", "datasets>=3.0")
+    python(colab, "-m", "pip", "install", "-q", "trl==1.2.0", links=more)
+    done = set_up(colab, more)
+    assert "installed trl 0.29.1" in done.stdout, done.stderr
+    assert "Restart" not in done.stdout
+    python(colab, "-m", "pip", "install", "-q", "trl==1.2.0", links=more)
+    first, second = set_up(colab, more, "import trl").stdout.splitlines()
+    assert first == "set-up: installed trl 0.29.1"
+    assert second.startswith("This notebook already loaded trl 1.2.0 (on disk: 0.29.1)")
+    assert "Runtime > Restart session" in second
+
+
+def test_a_removed_torchao_that_was_loaded_is_told(colab, packages):
+    lines = set_up(colab, packages, "import torchao, torch").stdout.splitlines()
+    assert len(lines) == 2
+    assert "already loaded torchao 0.10.0 (on disk: none): choose" in lines[1]
+
+
+def test_leftovers_do_not_break_the_constraints(colab, packages):
+    (site,) = colab.glob("lib/python3*/site-packages")
+    (site / "broken-1.0.dist-info").mkdir()
+    odd = site / "odd-1.0.dist-info"
+    odd.mkdir()
+    (odd / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: x-y\n")
+    shutil.copytree(site / "torch-2.11.0+cu128.dist-info", site / "~orch-1.dist-info")
+    done = set_up(colab, packages)
+    assert done.stdout.startswith("set-up: installed trl"), done.stderr
+    code = "from colab_utils import install; print(install._constraints())"
+    pins = python(colab, "-c", code, links=packages).stdout.split()
+    assert "torch==2.11.0+cu128" in pins and "datasets==4.0.0" in pins
+    assert not any(pin.startswith(("odd", "broken", "trl")) for pin in pins)
+
+
+# --- pure parts ----------------------------------------------------------------------
+
+
+def test_one_place_for_the_versions():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert set(install.EXTRA) <= {line.strip() for line in lines}
+
+
+def test_every_dependency_is_installed_or_shipped():
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        from pip._vendor import tomli as tomllib
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {Requirement(line).name for line in project["dependencies"]}
+    extra = {Requirement(line).name for line in install.EXTRA}
+    assert declared == extra | set(install.SHIPPED)
+    assert not extra & set(install.SHIPPED)
+
+
+PIECES = ["1", "10", "0", ".", "!", "a", "rc", ".post", ".dev", "+", "cu128", "-", "٠"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
+def test_constraints_hold_versions_that_pip_reads(text):
+    try:
+        version = Version(text)
+    except InvalidVersion:
+        version = None
+    kept = install.PIP_VERSION.fullmatch(text)
+    assert version or not kept
+    if str(version) == text:
+        assert kept
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [
+        ("0.10.0", True),
+        ("0.10.0+cu126", True),
+        ("0.15", True),
+        ("0.16.0", False),
+        ("0.17.0.dev20260101", False),
+        ("1.0", False),
+        (None, False),
+    ],
+)
+def test_old_torchao(monkeypatch, version, old):
+    monkeypatch.setattr(install, "_version", lambda name: version)
+    assert install._old_torchao() == (version if old else None)
+
+
+def test_peft_still_draws_that_line():
+    """The version that peft asks of torchao is the one that we remove it below."""
+    from importlib.util import find_spec
+
+    source = Path(find_spec("peft").origin).with_name("import_utils.py").read_text()
+    (found,) = re.findall(r'TORCHAO_MINIMUM_VERSION = .*?"([\d.]+)"', source)
+    assert Version(found) == Version(".".join(map(str, install.TORCHAO)))
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_output_of_pip_gives_a_sentence(output):
+    said = install._failure(output)
+    assert said.startswith("pip ")
+    assert len(said.splitlines()) < 40

@@ -1,0 +1,327 @@
+"""Our requirements against Colab's versions, and our keywords against the libraries."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import import_module, metadata
+from keyword import iskeyword
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from colab_utils import install
+
+ROOT = Path(__file__).resolve().parents[1]
+FREEZE = ROOT.parent / "shared" / "data" / "colab-pip-freeze.gpu.txt"
+
+# What Colab's machine is to a marker such as `python_version < "3.11"`.
+COLAB = {
+    "implementation_name": "cpython",
+    "implementation_version": "3.13.0",
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+    "platform_python_implementation": "CPython",
+    "platform_system": "Linux",
+    "python_full_version": "3.13.0",
+    "python_version": "3.13",
+    "sys_platform": "linux",
+    "extra": "",
+}
+
+# What our packages need beside themselves and what Colab has. With the versions of
+# today that is nothing; a new name here is a download more on each Colab machine.
+ADDITIONS: set[str] = set()
+
+# Colab's torch is a build of its own (`+cu128`); elsewhere the course runs on the
+# plain release, which is newer.
+OWN_VERSION = {"torch"}
+
+
+def pins(path: Path) -> dict[str, str]:
+    """`name==version` lines, as canonical name to version."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+ON_COLAB = pins(ROOT / "tests" / "data" / "colab-pins.txt")
+OURS = pins(ROOT / "requirements.txt")
+EXTRA = {canonicalize_name(Requirement(pin).name): pin for pin in install.EXTRA}
+
+
+def replaced(
+    start: Iterable[str],
+    there: dict[str, str],
+    additions: Iterable[str],
+    requires: Callable[[str], list[str]],
+) -> list[str]:
+    """What installing `start` would replace in `there`, or add without being listed.
+
+    What is `there` already has its own requirements met, so only what is added is
+    walked on.
+    """
+    problems, seen, queue = [], set(), list(start)
+    added = {canonicalize_name(name) for name in (*start, *additions)}
+    while queue:
+        parent = queue.pop()
+        if parent in seen:
+            continue
+        seen.add(parent)
+        for line in requires(parent):
+            requirement = Requirement(line)
+            name = canonicalize_name(requirement.name)
+            if requirement.marker and not requirement.marker.evaluate(COLAB):
+                continue
+            if name in added:
+                queue.append(name)
+            elif name not in there:
+                problems.append(f"{parent} adds {line}")
+            elif not requirement.specifier.contains(there[name], prereleases=True):
+                problems.append(f"{parent} replaces {name} {there[name]}: {line}")
+    return problems
+
+
+def requires(name: str) -> list[str]:
+    return metadata.requires(name) or []
+
+
+def test_our_additions_replace_nothing_on_colab():
+    for name, pin in EXTRA.items():
+        assert metadata.version(name) == pin.partition("==")[2]
+    assert replaced(EXTRA, ON_COLAB, ADDITIONS, requires) == []
+
+
+def test_a_replacement_is_found():
+    world = {
+        "trl": [
+            "datasets>=4.7",
+            "accelerate>=1",
+            'old; python_version < "3.10"',
+            'gpu; extra == "gpu"',
+            "helper",
+        ],
+        "helper": ["numpy<2", "TRL", "stranger>=1"],
+    }
+    there = {"datasets": "4.0.0", "accelerate": "1.14.0", "numpy": "2.1.3"}
+    assert replaced(["trl"], there, ["helper"], world.__getitem__) == [
+        "trl replaces datasets 4.0.0: datasets>=4.7",
+        "helper replaces numpy 2.1.3: numpy<2",
+        "helper adds stranger>=1",
+    ]
+    assert replaced(["trl"], there, [], world.__getitem__) == [
+        "trl replaces datasets 4.0.0: datasets>=4.7",
+        "trl adds helper",
+    ]
+
+
+def test_a_local_build_meets_a_plain_requirement():
+    there = {"torch": "2.11.0+cu128"}
+    assert replaced(["x"], there, [], lambda _: ["torch<3,>=2.11"]) == []
+
+
+def test_we_test_with_colabs_versions():
+    common = (OURS.keys() & ON_COLAB.keys()) - OWN_VERSION
+    assert len(common) > 15
+    assert {name: OURS[name] for name in common} == {
+        name: ON_COLAB[name] for name in common
+    }
+    assert not EXTRA.keys() & ON_COLAB.keys()
+    for name in EXTRA:
+        assert f"{name}=={OURS[name]}" == EXTRA[name]
+
+
+def test_what_the_set_up_expects_is_on_colab():
+    assert {canonicalize_name(name) for name in install.SHIPPED} <= ON_COLAB.keys()
+    assert Version(ON_COLAB["torchao"]).release < install.TORCHAO
+
+
+def test_the_package_runs_on_colabs_versions():
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        from pip._vendor import tomli as tomllib
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = ON_COLAB | {name: OURS[name] for name in EXTRA}
+    for line in project["dependencies"]:
+        requirement = Requirement(line)
+        found = versions[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(found, prereleases=True), line
+
+
+def test_the_copy_agrees_with_colabs_list():
+    # The whole list is not part of the project: where it lies beside it, the copy is
+    # compared; a clone without it has the copy alone, and nothing to compare.
+    if FREEZE.is_file():
+        whole = pins(FREEZE)
+        assert {name: whole.get(name) for name in ON_COLAB} == ON_COLAB
+        assert OURS.keys() & whole.keys() <= ON_COLAB.keys()
+
+
+# --- keywords ------------------------------------------------------------------------
+
+WATCHED = {
+    "BitsAndBytesConfig": "transformers",
+    "DPOConfig": "trl",
+    "DPOTrainer": "trl",
+    "LoraConfig": "peft",
+    "SFTConfig": "trl",
+    "SFTTrainer": "trl",
+    "Trainer": "transformers",
+    "TrainingArguments": "transformers",
+}
+
+
+def is_call(node: ast.AST, *names: str) -> str | None:
+    """The name of the function that `node` calls, when it is one of `names`."""
+    if not isinstance(node, ast.Call):
+        return None
+    name = getattr(node.func, "id", getattr(node.func, "attr", None))
+    return name if name in names else None
+
+
+def keys(node: ast.AST | None, tables: dict[str, list[ast.AST]]) -> set[str]:
+    """The keywords in `**node`, where the source shows them."""
+    if isinstance(node, ast.Name):
+        return {key for table in tables.get(node.id, []) for key in keys(table, {})}
+    if isinstance(node, ast.Dict):
+        found = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        pairs = zip(node.keys, node.values, strict=True)
+        return found.union(*(keys(value, tables) for key, value in pairs if not key))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return keys(node.left, tables) | keys(node.right, tables)
+    if is_call(node, "dict"):
+        return call_keywords(node, tables)
+    return set()
+
+
+def call_keywords(call: ast.Call, tables: dict[str, list[ast.AST]]) -> set[str]:
+    found = {keyword.arg for keyword in call.keywords if keyword.arg}
+    return found.union(*(keys(k.value, tables) for k in call.keywords if not k.arg))
+
+
+def keywords(source: str) -> dict[str, set[str]]:
+    """The keywords that `source` passes to each watched class."""
+    tree = ast.parse(source)
+    tables: dict[str, list[ast.AST]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value:
+            for target in getattr(node, "targets", [getattr(node, "target", None)]):
+                if isinstance(target, ast.Name):
+                    tables.setdefault(target.id, []).append(node.value)
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if name := is_call(node, *WATCHED):
+            found.setdefault(name, set()).update(call_keywords(node, tables))
+    return found
+
+
+def sources() -> dict[str, str]:
+    """The Python of each notebook and of each module, by file name."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    plain = TransformerManager().transform_cell  # %magics and !commands to Python
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        found[path.name] = "\n".join(map(plain, code))
+    for path in sorted((ROOT / "colab_utils").rglob("*.py")):
+        found[str(path.relative_to(ROOT))] = path.read_text(encoding="utf-8")
+    return found
+
+
+@cache
+def accepted(name: str) -> frozenset[str]:
+    """The keywords that the installed library names in the signature of a class."""
+    parameters = inspect.signature(
+        getattr(import_module(WATCHED[name]), name)
+    ).parameters
+    # What only **kwargs would take is refused or dropped later: it does not count.
+    return frozenset(
+        p.name
+        for p in parameters.values()
+        if p.kind is not inspect.Parameter.VAR_KEYWORD
+    )
+
+
+def unknown(source: str) -> list[str]:
+    return [
+        f"{name}({keyword}=...)"
+        for name, found in keywords(source).items()
+        for keyword in sorted(found - accepted(name))
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_our_keywords_exist(name):
+    assert unknown(sources()[name]) == []
+
+
+GONE = [
+    "warmup_ratio",
+    "group_by_length",
+    "overwrite_output_dir",
+    "logging_dir",
+    "save_safetensors",
+]
+
+
+@pytest.mark.parametrize("keyword", GONE)
+def test_a_keyword_that_is_gone_is_found(keyword):
+    assert unknown(f"x = trl.SFTConfig(fp16=True, {keyword}=1)") == [
+        f"SFTConfig({keyword}=...)"
+    ]
+
+
+def test_a_keyword_is_found_wherever_it_is_written():
+    source = """
+shared = {"fp16": True, "made_up_1": 1}
+def build(more):
+    local: dict = dict(bf16=False, made_up_2=2, **{"made_up_3": 3})
+    SFTConfig(**shared, **local, **more)
+    BitsAndBytesConfig(**(shared | {"made_up_4": 4}), load_in_4bit=True)
+    return LoraConfig(r=8, **{**shared, "made_up_5": 5})
+"""
+    assert unknown(source) == [
+        "SFTConfig(made_up_1=...)",
+        "SFTConfig(made_up_2=...)",
+        "SFTConfig(made_up_3=...)",
+        "BitsAndBytesConfig(fp16=...)",
+        "BitsAndBytesConfig(made_up_1=...)",
+        "BitsAndBytesConfig(made_up_4=...)",
+        "LoraConfig(fp16=...)",
+        "LoraConfig(made_up_1=...)",
+        "LoraConfig(made_up_5=...)",
+    ]
+
+
+def test_other_calls_are_left_alone():
+    assert keywords("print(end=''); config(warmup_ratio=1); f(**kwargs)") == {}
+    assert keywords("SFTConfig(**{name: 1 for name in names})") == {"SFTConfig": set()}
+
+
+NAME = st.from_regex(re.compile(r"[a-z][a-z_]{0,8}", re.ASCII), fullmatch=True).filter(
+    lambda name: not iskeyword(name)
+)
+
+
+@given(st.dictionaries(NAME, st.integers()), st.sampled_from(sorted(WATCHED)))
+def test_every_keyword_is_collected(arguments, name):
+    inline = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    for source in (
+        f"{name}({inline})",
+        f"a.b.{name}(**dict({inline}))",
+        f"t = {arguments!r}\n[{name}(1, **t)]",
+    ):
+        assert keywords(source) == {name: set(arguments)}

@@ -1,0 +1,207 @@
+"""Where the project lives: Colab badges, set-up cells and the README's table.
+
+One address, `owner/repository` on GitHub, stands in all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+from notebook_shape import ANY_BADGE, summary, tags
+
+# The first code cell of every notebook: one collapsed line in Colab, nothing elsewhere.
+SETUP = """\
+# @title Set-up: installs what Colab lacks (half a minute); does nothing elsewhere
+import importlib.util
+import os
+
+if "COLAB_RELEASE_TAG" in os.environ:
+    if importlib.util.find_spec("colab_utils") is None:
+        %pip install -q --no-deps "git+https://github.com/{address}"
+    from colab_utils import install
+
+    install.colab()"""
+
+BADGE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{address}/blob/main/notebooks/{name})"
+)
+COLAB_LINK = re.compile(
+    r"colab\.research\.google\.com/github/"
+    r"([\w.-]+/[\w.-]+)/blob/([\w.-]+)/([^\s)\"'#?]+\.ipynb)"
+)
+ADDRESS = re.compile(
+    r"(https://github\.com/|https://raw\.githubusercontent\.com/"
+    r"|colab\.research\.google\.com/github/)([\w.-]+/[\w.-]*[\w-])"
+)
+TABLE = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
+
+
+class NotebookError(ValueError):
+    """A file or an address that the tools cannot work with, and what to do."""
+
+
+def repository_address(root: Path) -> tuple[str, str]:
+    """`owner/repository` on GitHub and where that is written.
+
+    The git remote `origin` when it is on GitHub, else pyproject.toml.
+    """
+    try:
+        top = _git(root, "rev-parse", "--show-toplevel")
+        remote = _git(root, "config", "--get", "remote.origin.url")
+    except FileNotFoundError:  # no git on this machine
+        top = remote = ""
+    # A copy unpacked inside another repository must not take that one's address.
+    if top and Path(top).resolve() == root.resolve():
+        found = re.fullmatch(
+            r"(?:(?:https|ssh|git)://)?(?:[^@/]+@)?github\.com[:/]"
+            r"([\w.-]+/[\w.-]+?)(?:\.git)?/?",
+            remote,
+        )
+        if found:
+            return found[1], "the git remote origin"
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(
+        r'^Repository *= *"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?"',
+        project,
+        re.MULTILINE,
+    )
+    if not found:
+        raise NotebookError(
+            "pyproject.toml: no GitHub address; fix: write Repository = "
+            '"https://github.com/owner/name" under [project.urls]'
+        )
+    return found[1], "pyproject.toml"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def own_addresses(texts: list[str], names: set[str]) -> Counter[str]:
+    """How often each address stands in Colab links to notebooks of these names."""
+    links = (link for text in texts for link in COLAB_LINK.finditer(text))
+    return Counter(link[1] for link in links if Path(link[3]).name in names)
+
+
+def moved(text: str, names: set[str], address: str) -> str:
+    """The text with every link to this project pointing to `address`."""
+    old = set(own_addresses([text], names))
+
+    def replace(link: re.Match[str]) -> str:
+        suffix = ".git" if link[2].endswith(".git") else ""
+        known = link[2].removesuffix(".git") in old
+        return f"{link[1]}{address}{suffix}" if known else link[0]
+
+    return ADDRESS.sub(replace, text)
+
+
+def addressed(nb: dict, name: str, names: set[str], address: str) -> dict:
+    """The notebook with badge, set-up cell and links as `address` wants them.
+
+    Raises NotebookError when the first cell is no title.
+    """
+    nb = copy.deepcopy(nb)
+    cells = nb["cells"]
+    if not cells or not cells[0]["source"].startswith("# "):
+        raise NotebookError(
+            f"notebooks/{name}:1: no title; fix: begin with a text cell `# Do this`"
+        )
+    # Joined, so that a link in one cell is known by the badge in another.
+    mark = "\n\0\n"
+    sources = moved(mark.join(c["source"] for c in cells), names, address).split(mark)
+    for cell, source in zip(cells, sources, strict=True):
+        cell["source"] = source
+    badge = BADGE.format(address=address, name=name)
+    title, _, rest = cells[0]["source"].partition("\n")
+    if ANY_BADGE.search(rest):
+        rest = ANY_BADGE.sub(lambda _: badge, rest)
+    else:
+        rest = "\n".join(["", badge, *([rest] if rest else [])])
+    cells[0]["source"] = f"{title}\n{rest}"
+    setup = next((cell for cell in cells if "setup" in tags(cell)), None)
+    if setup is None:
+        setup = {"cell_type": "code", "execution_count": None, "outputs": []}
+        cells.insert(1, setup)
+    setup["metadata"] = {"cellView": "form", "tags": ["setup"]}
+    setup["source"] = SETUP.format(address=address)
+    return nb
+
+
+def with_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
+    """The README with its table of notebooks; NotebookError without the markers."""
+    if not TABLE.search(readme):
+        raise NotebookError(
+            "README.md: no table of notebooks; fix: write the lines "
+            "`<!-- notebooks -->` and `<!-- /notebooks -->`, then make badges"
+        )
+    rows = ["| Notebook | What it does | Open |", "|---|---|---|"]
+    for name, nb in notebooks.items():
+        cell = nb["cells"][0]["source"]
+        title = cell.partition("\n")[0].removeprefix("# ").strip()
+        title, what = (text.replace("|", r"\|") for text in (title, summary(cell)))
+        badge = BADGE.format(address=address, name=name)
+        rows.append(f"| [{title}](notebooks/{name}) | {what} | {badge} |")
+    table = "\n".join(rows) + "\n"
+    readme = moved(readme, set(notebooks), address)
+    return TABLE.sub(lambda found: found[1] + table + found[2], readme)
+
+
+def address_problems(root: Path, notebooks: dict[str, dict]) -> list[str]:
+    """Badges, links, set-up cells and table that disagree with each other.
+
+    They must agree, not equal the remote: a fork, and a clone of a clone, stay green.
+    """
+    path = root / "README.md"
+    if not path.exists():
+        return ["README.md: missing; fix: write it, then make badges"]
+    readme = path.read_text(encoding="utf-8")
+    texts = [cell["source"] for nb in notebooks.values() for cell in nb["cells"]]
+    found = own_addresses([*texts, readme], set(notebooks)).most_common(1)
+    try:
+        address = found[0][0] if found else repository_address(root)[0]
+        wanted = {
+            name: addressed(nb, name, set(notebooks), address)
+            for name, nb in notebooks.items()
+        }
+        table = with_table(readme, wanted, address)
+    except NotebookError as error:
+        return [str(error)]
+    problems = []
+    if table != readme:
+        problems.append(
+            f"README.md: table or link is not the one of {address} and these "
+            "notebooks; fix: make badges"
+        )
+    for name, nb in notebooks.items():
+        if len(nb["cells"]) != len(wanted[name]["cells"]):
+            problems.append(f"notebooks/{name}: no set-up cell; fix: make badges")
+            continue
+        pairs = zip(nb["cells"], wanted[name]["cells"], strict=True)
+        for number, (cell, want) in enumerate(pairs, start=1):
+            if (cell["source"], cell["metadata"]) == (want["source"], want["metadata"]):
+                continue
+            what = "badge or link" if number == 1 else "link"
+            what = "set-up cell" if "setup" in tags(want) else what
+            problems.append(
+                f"notebooks/{name}:{number}: {what} is not the one of {address}; "
+                "fix: make badges"
+            )
+    for place, text in [("README.md", readme)] + [
+        (f"notebooks/{name}:{number}", cell["source"])
+        for name, nb in notebooks.items()
+        for number, cell in enumerate(nb["cells"], start=1)
+    ]:
+        problems += [
+            f"{place}: link to {link[2]}/{link[3]}, which is not in the project; "
+            "fix: correct the path"
+            for link in COLAB_LINK.finditer(ANY_BADGE.sub("", text))
+            if link[1] == address
+            if link[2] != "main" or not (root / link[3]).exists()
+        ]
+    return problems

@@ -1,0 +1,237 @@
+"""Write the notebooks canonically, check their shape, keep their addresses right.
+
+    python tools/notebooks.py format    # strip outputs, format code, keep cell ids
+    python tools/notebooks.py check     # name every problem and its fix; 1 on any
+    python tools/notebooks.py badges    # badges, set-up cells and the README's table
+
+The `.ipynb` is the only source of a notebook. CONTRIBUTING.md explains the rules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from notebook_addresses import (
+    NotebookError,
+    address_problems,
+    addressed,
+    repository_address,
+    with_table,
+)
+from notebook_shape import Finding, shape
+
+ROOT = Path(__file__).resolve().parents[1]
+RUFF = [sys.executable, "-m", "ruff"]
+
+NOTEBOOK_METADATA = {
+    "accelerator": "GPU",
+    "colab": {"gpuType": "T4", "provenance": []},
+    "kernelspec": {"display_name": "Python 3", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+CELL_METADATA = ("cellView", "tags")
+CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def notebook_paths(root: Path) -> list[Path]:
+    """The course's notebooks in order; NotebookError if there are none."""
+    paths = sorted((root / "notebooks").glob("*.ipynb"))
+    if not paths:
+        raise NotebookError("notebooks: no notebooks found; fix: git restore notebooks")
+    return paths
+
+
+def read(path: Path) -> dict:
+    """A notebook as plain JSON, each cell's source joined into one string."""
+    try:
+        nb = json.loads(path.read_bytes())
+        if nb["nbformat"] != 4:
+            raise ValueError(f"nbformat is {nb['nbformat']}, not 4")
+        for cell in nb["cells"]:
+            cell["source"] = "".join(cell["source"])
+            cell.setdefault("metadata", {})
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "save it again from Jupyter, or finish the git merge"
+        what = f"notebooks/{path.name}: not a notebook ({error}); fix: {fix}"
+        raise NotebookError(what) from error
+    return nb
+
+
+def dump(nb: dict) -> str:
+    """The text that Jupyter itself writes for a notebook: sorted keys, indent 1."""
+    cells = [{**c, "source": c["source"].splitlines(True)} for c in nb["cells"]]
+    nb = {**nb, "cells": cells}
+    return json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def canonical(nb: dict, path: Path) -> dict:
+    """The notebook without outputs and traces of a run, code formatted, ids kept.
+
+    Raises NotebookError on code that does not parse.
+    """
+    # Colab adds a badge cell of its own when it saves to GitHub; ours is in the title.
+    cells = [
+        cell
+        for cell in nb["cells"]
+        if cell["source"].strip() and "view-in-github" not in _ids(cell)
+    ]
+    taken = {cell_id for cell in cells for cell_id in _ids(cell)}
+    given: set[str] = set()
+    result = []
+    for cell in cells:
+        free = [cell_id for cell_id in _ids(cell) if cell_id not in given]
+        metadata = cell["metadata"]
+        new = {
+            "cell_type": cell["cell_type"],
+            "id": free[0] if free else _new_id(cell["source"], taken),
+            "metadata": {k: metadata[k] for k in CELL_METADATA if metadata.get(k)},
+            "source": cell["source"],
+        }
+        if cell["cell_type"] == "code":
+            new |= {"execution_count": None, "outputs": []}
+        elif cell.get("attachments"):
+            new["attachments"] = cell["attachments"]
+        given.add(new["id"])
+        result.append(new)
+    nb = {"cells": result, "nbformat": 4, "nbformat_minor": 5}
+    nb["metadata"] = NOTEBOOK_METADATA
+    return _formatted(nb, path)
+
+
+def _ids(cell: dict) -> list[str]:
+    """The valid ids of a cell: its own, and the one that Colab keeps in metadata."""
+    ids = (cell.get("id"), cell["metadata"].get("id"))
+    return [i for i in ids if isinstance(i, str) and CELL_ID.fullmatch(i)]
+
+
+def _new_id(source: str, taken: set[str]) -> str:
+    """An id that depends only on the cell's source and the ids in use."""
+    attempt = 0
+    while (
+        new := hashlib.sha256(f"{attempt}{source}".encode()).hexdigest()[:8]
+    ) in taken:
+        attempt += 1
+    taken.add(new)
+    return new
+
+
+def _formatted(nb: dict, path: Path) -> dict:
+    """The notebook with its code cells as `ruff format` writes them."""
+    command = [*RUFF, "format", "--quiet", "--stdin-filename", str(path), "-"]
+    done = subprocess.run(
+        command, input=dump(nb), capture_output=True, text=True, encoding="utf-8"
+    )
+    if done.returncode:
+        raise NotebookError(f"{done.stderr.strip()}; fix: correct the cell")
+    for cell, new in zip(nb["cells"], json.loads(done.stdout)["cells"], strict=True):
+        if cell["cell_type"] == "code":
+            cell["source"] = "".join(new["source"])
+    return nb
+
+
+def format_notebooks(root: Path) -> None:
+    """Write each notebook canonically; NotebookError on code that does not parse."""
+    for path in notebook_paths(root):
+        _write(path, dump(canonical(read(path), path)))
+
+
+def write_badges(root: Path) -> None:
+    """Rewrite badges, links, set-up cells and the README's table for the address."""
+    address, source = repository_address(root)
+    print(f"address {address}, from {source}")
+    paths = notebook_paths(root)
+    names = {path.name for path in paths}
+    notebooks = {p.name: addressed(read(p), p.name, names, address) for p in paths}
+    readme = root / "README.md"
+    table = with_table(readme.read_text(encoding="utf-8"), notebooks, address)
+    for path in paths:
+        _write(path, dump(canonical(notebooks[path.name], path)))
+    _write(readme, table)
+
+
+def _write(path: Path, text: str) -> None:
+    if path.read_bytes() != text.encode():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(f"wrote {path.name}")
+
+
+def check(root: Path) -> list[str]:
+    """Every problem of the notebooks and the README as `path:cell: what; fix: how`."""
+    root = root.resolve()
+    try:
+        paths = notebook_paths(root)
+        notebooks = {path.name: read(path) for path in paths}
+    except NotebookError as error:
+        return [str(error)]
+    problems = []
+    for path in paths:
+        nb = notebooks[path.name]
+        for cell, what, fix in [*canonical_findings(path, nb), *shape(nb)]:
+            place = path.name if cell is None else f"{path.name}:{cell}"
+            problems.append(f"notebooks/{place}: {what}; fix: {fix}")
+    return problems + address_problems(root, notebooks) + lint_problems(root, paths)
+
+
+def canonical_findings(path: Path, nb: dict) -> list[Finding]:
+    """How the file differs from what `format` would write."""
+    try:
+        wanted = canonical(nb, path)
+    except NotebookError:
+        return []  # code that does not parse: lint_problems names the line
+    if path.read_bytes() == dump(wanted).encode():
+        return []
+    if len(nb["cells"]) != len(wanted["cells"]):
+        return [(None, "has empty cells, or Colab's own badge cell", "make format")]
+    findings: list[Finding] = []
+    pairs = zip(nb["cells"], wanted["cells"], strict=True)
+    for number, (cell, want) in enumerate(pairs, start=1):
+        keys = sorted(k for k in {*cell, *want} if cell.get(k) != want.get(k))
+        if keys:
+            what = f"not canonical: {', '.join(keys)}"
+            findings.append((number, what, "make format"))
+    if {**nb, "cells": 0} != {**wanted, "cells": 0}:
+        what = "metadata not canonical, or not asking for a T4"
+        findings.append((None, what, "make format"))
+    layout = (None, "JSON not laid out as Jupyter writes it", "make format")
+    return findings or [layout]
+
+
+def lint_problems(root: Path, paths: list[Path]) -> list[str]:
+    """Undefined and unused names, and code that does not parse, by ruff."""
+    command = [*RUFF, "check", "--isolated", "--no-cache", "--select=F"]
+    command += ["--output-format=json", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode > 1:
+        raise NotebookError(f"ruff check failed: {done.stderr.strip()}")
+    return [
+        f"notebooks/{Path(found['filename']).name}:{found['cell']}: "
+        f"{found['message']} (line {found['location']['row']}); fix: correct the cell"
+        for found in json.loads(done.stdout)
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=["format", "check", "badges"])
+    parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
+    options = parser.parse_args(arguments)
+    try:
+        if options.task == "check":
+            problems = check(options.root)
+            print("\n".join(problems) or "notebooks ok")
+            return 1 if problems else 0
+        {"format": format_notebooks, "badges": write_badges}[options.task](options.root)
+    except (NotebookError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
