@@ -1,7 +1,8 @@
-"""Callbacks of the trainer: live plot, checkpoints by the clock, a check of dtypes."""
+"""Callbacks of the trainer: live plot, checkpoints by the clock, checks of numbers."""
 
 from __future__ import annotations
 
+import math
 import time
 
 from transformers import TrainerCallback
@@ -18,16 +19,31 @@ class CheckFloat32(TrainerCallback):
         if wrong:
             name, dtype = wrong[0]
             raise TypeError(
-                f"{len(wrong)} trainable parameters are not float32 ({name} is {dtype}): "
-                "call training.float32_adapters(trainer) last."
+                f"{len(wrong)} trainable parameters are not float32 ({name} is "
+                f"{dtype}): call training.float32_adapters(trainer) last."
+            )
+
+
+class CheckLoss(TrainerCallback):
+    """Stop when the loss is no number any more, instead of training on for an hour."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss, norm = (logs or {}).get("loss"), (logs or {}).get("grad_norm", 0.0)
+        # The trainer logs a loss of 0 for steps without a number; with 16-bit scaling
+        # the gradient alone may overflow now and then, and that step is left out.
+        broken = loss is not None and not math.isfinite(loss)
+        if broken or (loss == 0 and not math.isfinite(norm)):
+            raise FloatingPointError(
+                f"The loss is no number any more at step {state.global_step}. Lower "
+                "the learning rate, and look at the data with plots.trained_tokens."
             )
 
 
 class LivePlot(TrainerCallback):
     """The loss as a plot that grows while the model trains, with the time that is left.
 
-    Replaces the trainer's own tables. Headless, only the finished plot is shown, and a
-    line a tenth of the way.
+    Replaces the trainer's own tables. Headless, it prints a line a tenth of the way and
+    shows the finished plot only.
     """
 
     def __init__(self, every: float = 2.0) -> None:
@@ -37,14 +53,16 @@ class LivePlot(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began, self.first = time.time(), state.global_step
+        self.tenths = self.first * 10 // state.max_steps
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in (logs or {}):
             return
         if runtime.headless():
-            step, last = state.global_step, state.max_steps
-            if step * 10 // last > (step - args.logging_steps) * 10 // last:
-                print(f"step {step} of {last}: loss {logs['loss']:.3f}", flush=True)
+            tenths = state.global_step * 10 // state.max_steps
+            if tenths > self.tenths:
+                self.tenths = tenths
+                print(self._progress(state), flush=True)
         elif time.time() - self.drawn > self.every:
             self._draw(state)
 

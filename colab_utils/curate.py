@@ -8,6 +8,7 @@ import math
 import random
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -46,15 +47,17 @@ def drop_long(
             reason = f"too long: {length} tokens, the limit is {max_tokens}"
             rejected.append(reject(row["line"], reason, prompt_of(row)))
     if not kept:
-        shortest = f"the shortest of {len(rows)} has {min(lengths, default=0)} tokens"
-        raise ValueError(f"No row is within {max_tokens} tokens: {shortest}.")
+        raise ValueError(
+            f"No row is left: all {len(rows)} are longer than {max_tokens} tokens (the "
+            f"shortest has {min(lengths, default=0)}). Raise MAX_TOKENS."
+        )
     return kept, rejected
 
 
 def normalised(text: str) -> str:
-    """Lower case, words only: "Hello,  World!" becomes "hello world"."""
+    """Lower case, words only (if any): "Hello,  World!" becomes "hello world"."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", text))
+    return " ".join(re.findall(r"\w+", text) or text.split())
 
 
 def drop_exact(rows: list[Row]) -> list[Row]:
@@ -70,68 +73,59 @@ def shingles(text: str) -> frozenset[str]:
 
     "to be or" becomes {"to be", "be or"}.
     """
-    words = normalised(text).split() or [text]
+    words = normalised(text).split() or [""]
     return frozenset(map(" ".join, itertools.pairwise(words))) or frozenset(words)
-
-
-class _Groups:
-    """Numbers that are joined into groups, each known by its smallest member."""
-
-    def __init__(self, size: int) -> None:
-        self.above = list(range(size))
-
-    def of(self, i: int) -> int:
-        while self.above[i] != i:
-            self.above[i] = self.above[self.above[i]]
-            i = self.above[i]
-        return i
-
-    def join(self, i: int, j: int) -> None:
-        first, second = sorted((self.of(i), self.of(j)))
-        self.above[second] = first
 
 
 def near_duplicates(texts: list[str], threshold: float = 0.85) -> list[int]:
     """For each text, the index of the first text of its group (its own, if alone).
 
     Texts whose word pairs have a Jaccard similarity of `threshold` or more are in one
-    group, and so are texts that a third one links. Exact, but not every two texts are
+    group, and so are texts that a third one links. Exact, though few texts are
     compared: two that are so similar must share one of their few rarest word pairs
     (prefix filtering: Bayardo et al. 2007, Xiao et al. 2008).
     """
+    import numpy as np
+
     if not 0 < threshold <= 1:
         raise ValueError(f"The threshold is {threshold}; it lies between 0 and 1.")
-    groups = _Groups(len(texts))
     number: dict[str, int] = {}
-    first_with: dict[frozenset[int], int] = {}
-    for i, text in enumerate(texts):
-        part = frozenset(number.setdefault(s, len(number)) for s in shingles(text))
-        groups.join(i, first_with.setdefault(part, i))
-    count = Counter(itertools.chain.from_iterable(first_with))
-    # Of each word pair, by group, the texts that have it among their rarest. Short
-    # texts come first, so that a text meets none that is longer.
-    index: dict[int, dict[int, list[frozenset[int]]]] = {}
-    parts = sorted(first_with, key=len)
-    for part in runtime.progress(parts, "comparing"):
-        i = first_with[part]
+    sets = [
+        frozenset(number.setdefault(pair, len(number)) for pair in shingles(text))
+        for text in texts
+    ]
+    count = Counter(itertools.chain.from_iterable(set(sets)))
+    # Short texts come first, so that a text meets none that is longer.
+    parts = sorted(dict.fromkeys(sets), key=len)
+    bits = np.empty((len(parts), 16), np.uint64)
+    group = np.arange(len(parts))
+    index: dict[int, array[int]] = {}  # the texts that have a pair among their rarest
+    for i, part in enumerate(runtime.progress(parts, "comparing")):
         rare = sorted(part, key=lambda pair: (count[pair], pair))
-        compared = set()
+        found = np.zeros(i, bool)
         for pair in rare[: _prefix(len(part), threshold)]:
-            for group, others in index.get(pair, {}).items():
-                if groups.of(group) == groups.of(i):
-                    continue  # so a thousand repeats cost no more than one
-                for other in others:
-                    if other in compared:
-                        continue
-                    compared.add(other)
-                    shared = len(part & other)
-                    if shared >= threshold * (len(part) + len(other) - shared):
-                        groups.join(i, group)
-                        break
+            if pair in index:
+                found[np.frombuffer(index[pair], np.int64)] = True
+        near = np.flatnonzero(found)
+        # Folded into 1,024 bits, sets differ by no more than they do themselves.
+        folded = np.zeros(1024, bool)
+        folded[[pair % 1024 for pair in part]] = True
+        bits[i] = np.packbits(folded).view(np.uint64)
+        differing = np.bitwise_count(bits[near] ^ bits[i]).sum(axis=1)
+        most = 2 * len(part) * (1 - threshold) / (1 + threshold)
+        near = near[differing <= most + 1e-9]
+        while near.size:
+            other = parts[near[0]]
+            shared = len(part & other)
+            if shared >= threshold * (len(part) + len(other) - shared):
+                group[group == group[near[0]]] = group[i]
+            near = near[1:][group[near[1:]] != group[i]]
         for pair in rare[: _prefix(len(part), 2 * threshold / (1 + threshold))]:
             if count[pair] > 1:
-                index.setdefault(pair, {}).setdefault(groups.of(i), []).append(part)
-    return [groups.of(i) for i in range(len(texts))]
+                index.setdefault(pair, array("q")).append(i)
+    named = dict(zip(parts, group.tolist(), strict=True))
+    first: dict[int, int] = {}
+    return [first.setdefault(named[part], i) for i, part in enumerate(sets)]
 
 
 def _prefix(size: int, share: float) -> int:
@@ -155,14 +149,15 @@ def split(
     Together belong rows with nearly the same prompt, and rows about the same country.
     Raises ValueError when one side would be empty.
     """
-    groups = _Groups(len(rows))
-    first_about: dict[str, int] = {}
-    near = near_duplicates([prompt_of(row) for row in rows], threshold)
-    for i, row in enumerate(rows):
-        groups.join(i, near[i])
-        if "country" in row:
-            groups.join(i, first_about.setdefault(row["country"], i))
-    group = [groups.of(i) for i in range(len(rows))]
+    import numpy as np
+
+    prompts = [prompt_of(row) for row in rows]
+    group = np.array(near_duplicates(prompts, threshold), int)
+    about = np.array([row.get("country", "") for row in rows])
+    for country in {*about.tolist()} - {""}:
+        joined = group[about == country]
+        group[np.isin(group, joined)] = joined.min()
+    group = group.tolist()
     sizes = Counter(group)
     order = sorted(sizes)
     random.Random(seed).shuffle(order)

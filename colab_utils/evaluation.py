@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
+def _check(rows: list[data.Row]) -> None:
+    if not rows:
+        raise ValueError("There are no rows to measure on: is the test file empty?")
+
+
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of exact matches, overall and for each attribute, with the answers given."""
+    """Share of exact matches, overall and by attribute, with the answers given."""
 
     share: float
     by_attribute: dict[str, float]
@@ -24,16 +29,20 @@ class Accuracy:
 
 
 def same(answer: str, truth: str) -> bool:
-    """Exact match, but for case, outer spaces and a full stop: "paris." equals "Paris"."""
+    """Exact match but for case, outer spaces and a full stop: "paris." is "Paris"."""
     return answer.strip().rstrip(".").casefold() == truth.strip().rstrip(".").casefold()
 
 
 def accuracy(
     model: PreTrainedModel, tokenizer: Tokenizer, rows: list[data.Row]
 ) -> Accuracy:
-    """Answer each row's prompt greedily and compare with its last message."""
-    longest = max(rows, key=lambda row: len(data.answer_of(row)))
-    room = len(tokenizer(data.answer_of(longest))["input_ids"]) + 4
+    """Answer each row's prompt greedily and compare with its last message.
+
+    Raises ValueError without rows.
+    """
+    _check(rows)
+    truths = {data.answer_of(row) for row in rows}
+    room = max(map(len, tokenizer(list(truths))["input_ids"])) + 4
     prompts = [row["messages"][:-1] for row in rows]
     made = generation.answers(model, tokenizer, prompts, max_new_tokens=room)
     right = [same(a, data.answer_of(r)) for a, r in zip(made, rows, strict=True)]
@@ -46,13 +55,21 @@ def accuracy(
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cross-entropy (nats a token) of the answers, and the tokens preferred there."""
+    """Mean cross-entropy (nats a token) of answers, and the tokens preferred there."""
 
     loss: float
     choices: torch.Tensor
 
     def agreement(self, other: Score) -> float:
-        """Share of the answers' positions where both models prefer the same token."""
+        """Share of the answers' positions where both models prefer the same token.
+
+        Raises ValueError when the two scores are of different rows.
+        """
+        if self.choices.shape != other.choices.shape:
+            raise ValueError(
+                f"One score is of {len(self.choices)} tokens, the other of "
+                f"{len(other.choices)}: score both models on the same rows."
+            )
         return (self.choices == other.choices).float().mean().item()
 
 
@@ -62,9 +79,13 @@ def score(
     rows: list[data.Row],
     batch_size: int = 4,
 ) -> Score:
-    """Read each row's answers as if they were the model's own: loss and choices."""
+    """Read each row's answers as if they were the model's own: loss and choices.
+
+    Raises ValueError without rows.
+    """
     import torch
 
+    _check(rows)
     losses, choices = [], []
     for start in runtime.progress(range(0, len(rows), batch_size), "reading answers"):
         batch = tokenizer.apply_chat_template(
@@ -74,28 +95,23 @@ def score(
             return_assistant_tokens_mask=True,
             return_tensors="pt",
         ).to(model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), generation.evaluating(model):
             logits = model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits
         # The logits at a position speak of the token after it.
-        spoken = (
-            torch.as_tensor(batch["assistant_masks"]).bool()[:, 1:].to(model.device)
-        )
-        predicted, truth = (
-            logits[:, :-1][spoken].float(),
-            batch["input_ids"][:, 1:][spoken],
-        )
-        losses.append(
-            torch.nn.functional.cross_entropy(predicted, truth, reduction="none")
-        )
+        spoken = torch.as_tensor(batch["assistant_masks"]).bool().to(model.device)
+        predicted = logits[:, :-1][spoken[:, 1:]].float()
+        truth = batch["input_ids"][:, 1:][spoken[:, 1:]]
+        loss = torch.nn.functional.cross_entropy(predicted, truth, reduction="none")
+        losses.append(loss.cpu())
         choices.append(predicted.argmax(-1).cpu())
     return Score(torch.cat(losses).mean().item(), torch.cat(choices))
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One number for rows that were never trained on: accuracy (a share) or loss (nats)."""
+    """One number for rows never trained on: accuracy (a share) or loss (nats)."""
 
     metric: str
     value: float
@@ -111,6 +127,8 @@ def held_out(
     model: PreTrainedModel, tokenizer: Tokenizer, rows: list[data.Row], metric: str
 ) -> HeldOut:
     """Measure `metric`, "accuracy" or "loss", on held-out rows."""
+    if metric not in ("accuracy", "loss"):
+        raise ValueError(f'metric is {metric!r}; it can be "accuracy" or "loss".')
     if metric == "loss":
         return HeldOut(metric, score(model, tokenizer, rows).loss, {})
     found = accuracy(model, tokenizer, rows)
@@ -119,6 +137,7 @@ def held_out(
 
 def chance(rows: list[data.Row]) -> float:
     """Accuracy of always giving the most frequent answer of each attribute."""
+    _check(rows)
     answers: dict[str, Counter] = {}
     for row in rows:
         group = answers.setdefault(row.get("attribute", "all"), Counter())

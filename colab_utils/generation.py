@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import Thread
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import runtime
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import BatchEncoding, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Messages = list[dict[str, str]]
@@ -19,6 +20,17 @@ def as_messages(prompt: str | Messages, system: str = "") -> Messages:
     """A conversation that ends with the user: a plain string becomes its only turn."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model without dropout, and afterwards in the mode in which it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def answers(
@@ -32,7 +44,7 @@ def answers(
 ) -> list[str]:
     """Answer every prompt, greedily unless `sampling` says otherwise.
 
-    `sampling` are keywords of `model.generate`, such as do_sample=True, temperature=0.7.
+    `sampling` are keywords of `model.generate`: do_sample=True, temperature=0.7, ...
     """
     import torch
 
@@ -43,7 +55,7 @@ def answers(
     for start in runtime.progress(range(0, len(order), batch_size), "answering"):
         batch = order[start : start + batch_size]
         inputs = _encode(model, tokenizer, [chats[i] for i in batch])
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluating(model):
             out = model.generate(
                 **inputs,
                 max_new_tokens=max_new_tokens,
@@ -65,42 +77,54 @@ def stream(
     system: str = "",
     **sampling: Any,
 ) -> Iterator[str]:
-    """Yield an answer piece by piece, while it is made."""
-    from transformers import TextIteratorStreamer
+    """Yield an answer piece by piece, while it is made.
+
+    An error of `model.generate` is raised here; who stops reading also stops the model.
+    """
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
 
     inputs = _encode(model, tokenizer, [as_messages(prompt, system)])
     streamer = TextIteratorStreamer(
         tokenizer, skip_prompt=True, skip_special_tokens=True
     )
-    failed: list[BaseException] = []
+    left, failed = Event(), []
+    criteria = StoppingCriteriaList([lambda *_, **__: left.is_set()])
 
     def work() -> None:
         try:
-            model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                streamer=streamer,
-                **sampling,
-            )
+            with evaluating(model):
+                model.generate(
+                    **inputs,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=tokenizer.pad_token_id,
+                    streamer=streamer,
+                    stopping_criteria=criteria,
+                    **sampling,
+                )
         except BaseException as error:
             failed.append(error)
             streamer.end()  # otherwise the reader waits for ever
 
     thread = Thread(target=work)
     thread.start()
-    begun = False
-    for piece in streamer:
-        piece = piece if begun else piece.lstrip()
-        begun = begun or bool(piece)
-        if piece:
-            yield piece
-    thread.join()
+    try:
+        held, begun = "", False  # spaces around an answer are not part of it
+        for piece in streamer:
+            held += piece
+            shown = held.rstrip() if begun else held.strip()
+            if shown:
+                held, begun = held[len(held.rstrip()) :], True
+                yield shown
+    finally:
+        left.set()
+        thread.join()
     if failed:
         raise failed[0]
 
 
-def _encode(model: PreTrainedModel, tokenizer: Tokenizer, chats: list[Messages]):
+def _encode(
+    model: PreTrainedModel, tokenizer: Tokenizer, chats: list[Messages]
+) -> BatchEncoding:
     """Token ids (batch, length) padded on the left, where generation needs it."""
     texts = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, tokenize=False

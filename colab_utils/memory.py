@@ -1,13 +1,16 @@
-"""What training costs in memory: computed from the model's config, measured on a run."""
+"""What training costs in memory: computed from the config, measured on a run."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig, Trainer
+    import torch
+    from transformers import LlamaConfig, PreTrainedModel, Trainer
 
 GIB = 2**30
 # NF4: half a byte a weight, one byte of scale for 64 weights, and (double quantisation)
@@ -68,13 +71,18 @@ def estimate(
     half: bool = True,
     optimizer: str = "adamw_torch",
 ) -> Memory:
-    """Peak bytes of a training step on `tokens` tokens, before anything is loaded.
+    """Bytes held in a training step on `tokens` tokens, before anything is loaded.
 
     `method` is "qlora", "lora" or "full"; `half` says that activations are 16-bit (a
     GPU), else 32-bit (a CPU). Full fine-tuning holds its weights in 32 bits. Counts the
-    tensors that autograd saves in transformers' Llama with PEFT; what a kernel needs for
-    a moment is not in it.
+    tensors that autograd saves in transformers' Llama with PEFT; what a kernel needs
+    for a moment is not in it, nor is the mask of padded rows. Raises ValueError for an
+    unknown method or optimizer.
     """
+    choices = {method: ("qlora", "lora", "full"), optimizer: tuple(OPTIMIZER_BYTES)}
+    for name, known in choices.items():
+        if name not in known:
+            raise ValueError(f"{name!r} is unknown; it can be: {', '.join(known)}.")
     layers, width = config.num_hidden_layers, config.hidden_size
     linear = layers * sum(i * o for i, o in linear_shapes(config))
     tied = 1 if config.tie_word_embeddings else 2
@@ -86,56 +94,64 @@ def estimate(
         "lora": size * (linear + other) + 4.0 * trainable,
         "qlora": NF4_BYTES * linear + size * other + 4.0 * trainable,
     }[method]
-    layer = activation_bytes(config, method, rank, size)
-    saved = layers * size * width + layer if checkpointing else layers * layer
-    # The loss keeps the logits, their 32-bit copy where they are 16-bit, and softmax.
-    logits = config.vocab_size * (size + 4 if half else 4)
+    # With checkpointing only the inputs of the layers stay, and one layer at a time is
+    # computed again. Between the layers full fine-tuning computes in 32 bits.
+    whole = 1 if checkpointing else layers
+    saved = whole * activation_bytes(config, method, rank, size)
+    saved += layers * (4 if method == "full" else size) * width if checkpointing else 0
+    # Mixed precision keeps 16-bit copies of the 32-bit weights that are trained.
+    copies = (linear if method == "full" else trainable) * whole / layers
+    copies += config.vocab_size * width if method == "full" else 0
     return Memory(
         weights=weights,
         gradients=4.0 * trainable,
         optimizer=OPTIMIZER_BYTES[optimizer] * trainable,
-        activations=tokens * (saved + logits),
+        # The loss keeps a 32-bit softmax over the vocabulary.
+        activations=tokens * (saved + 4 * config.vocab_size) + half * 2.0 * copies,
     )
 
 
 def activation_bytes(config: LlamaConfig, method: str, rank: int, size: int) -> float:
     """Bytes a token that one decoder layer keeps for the backward pass.
 
-    The two norms keep their inputs in 32 bits. In `size` bytes: the norms' outputs, the
-    queries, keys, values and what attention makes of them, four tensors of the MLP, and
-    what LoRA's A makes of each linear layer's input.
+    In `size` bytes: queries, keys, values and what attention makes of them (keys and
+    values are repeated for every query head where rows are padded); four tensors of the
+    MLP; the other inputs of the linear layers; what LoRA's A makes of each input. In 32
+    bits: the inputs of the two norms, and when their weights are trained also what they
+    normalised.
     """
     width, inner = config.hidden_size, config.intermediate_size
-    (_, queries), (_, keys), *_ = linear_shapes(config)
-    kept = 2 * width + 2 * queries + 2 * keys + 4 * inner
-    kept += 2 * width if method == "full" else 7 * rank
-    return size * kept + 4 * 2 * width
+    queries = linear_shapes(config)[0][1]
+    # q, k, v share an input, gate and up another, unless each casts it for itself: in
+    # 16 bits PEFT's unquantised LoRA casts all of them (o's too), autocast all but o's.
+    inputs = 2 if size == 4 else {"qlora": 2, "lora": 6, "full": 5}[method]
+    kept = 4 * queries + 4 * inner + inputs * width
+    kept += 0 if method == "full" else 7 * rank
+    return size * kept + 4 * (4 if method == "full" else 2) * width
 
 
-def measure(trainer: Trainer) -> Memory:
+def measure(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory:
     """Bytes in use, found by one forward and backward pass on the first batch.
 
     Weights, gradients and optimizer states are counted tensor by tensor, activations as
     the storage that autograd saves. Call it after training: before, there are no
-    optimizer states.
+    optimizer states. `batch` is measured instead of the first one.
     """
     import torch
 
-    model, seen, saved = trainer.model, set(), []
+    model, seen, kept = trainer.model, set(), []
 
-    def held(tensor) -> int:
+    def held(tensor: torch.Tensor) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() in seen:
             return 0
         seen.add(storage.data_ptr())
         return storage.nbytes()
 
-    def pack(tensor):
-        saved.append(held(tensor))
-        kept.append(tensor)  # alive until the end, so that no address is seen twice
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append((held(tensor), tensor))  # alive, so that no address is seen twice
         return tensor
 
-    kept: list[torch.Tensor] = []
     tensors = [*model.parameters(), *model.buffers()]
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -143,10 +159,14 @@ def measure(trainer: Trainer) -> Memory:
             tensors += [state.absmax, state.code]
             tensors += [state.state2.absmax, state.state2.code] if state.nested else []
     weights = sum(map(held, tensors))
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = trainer.compute_loss(model, batch)
+    batch = batch or next(iter(trainer.get_train_dataloader()))
+    with (
+        _training(model),
+        _one_layer_whole(model),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        trainer.compute_loss_context_manager(),
+    ):
+        loss = trainer.compute_loss(model, trainer._prepare_inputs(batch))
     trainer.accelerator.backward(loss)
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     model.zero_grad()
@@ -154,7 +174,31 @@ def measure(trainer: Trainer) -> Memory:
     optimizer = sum(
         t.nbytes for state in states for t in state.values() if torch.is_tensor(t)
     )
-    return Memory(weights, gradients, optimizer, sum(saved))
+    return Memory(weights, gradients, optimizer, sum(size for size, _ in kept))
+
+
+@contextmanager
+def _training(model: PreTrainedModel) -> Iterator[None]:
+    before = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def _one_layer_whole(model: PreTrainedModel) -> Iterator[None]:
+    """Keep one checkpointed layer whole, as the backward pass keeps each in turn."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    last = layers[-1]
+    before, last.gradient_checkpointing = last.gradient_checkpointing, False
+    try:
+        yield
+    finally:
+        last.gradient_checkpointing = before
 
 
 def release() -> None:

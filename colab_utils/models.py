@@ -1,15 +1,15 @@
-"""Base models, tokenizers, the Llama 2 chat template, and how adapters are loaded again."""
+"""Base models, tokenizers, the Llama 2 chat template, and loading adapters again."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils import auth, demo, runtime
+from colab_utils import auth, demo, recipes, runtime
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    import torch
+    from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -24,7 +24,8 @@ CHAT_TEMPLATE = """\
 {%- set system = '' -%}
 {%- set turns = messages -%}
 {%- if messages[0]['role'] == 'system' -%}
-{%- set system = '<<SYS>>\\n' + (messages[0]['content'] | trim) + '\\n<</SYS>>\\n\\n' -%}
+{%- set system = '<<SYS>>\\n' + (messages[0]['content'] | trim)
+    + '\\n<</SYS>>\\n\\n' -%}
 {%- set turns = messages[1:] -%}
 {%- endif -%}
 {%- for message in turns -%}
@@ -48,9 +49,9 @@ CHAT_TEMPLATE = """\
 def choose(name: str = "auto") -> str:
     """The base model that `name` stands for: "demo", a Hub id or a folder.
 
-    "auto" is Llama 2 7B on a GPU (the official repository
-    when the token has access, else its open mirror) and "demo" on a CPU; the choice is
-    printed. Anything else is taken as it is.
+    "auto" is Llama 2 7B on a GPU (the official repository when the token has access,
+    else its open mirror) and "demo" on a CPU; the choice is printed. Anything else is
+    taken as it is.
     """
     if name != "auto":
         return name
@@ -72,7 +73,12 @@ def location(name: str) -> str:
     return str(demo.MODEL) if name == "demo" else name
 
 
-def torch_dtype():
+def _token(name: str) -> str | None:
+    """The token to load a model with; a folder needs none, so none is looked for."""
+    return None if Path(location(name)).is_dir() else auth.token()
+
+
+def torch_dtype() -> torch.dtype:
     """The dtype to compute in here, as torch's object: `torch.float16` on a T4."""
     import torch
 
@@ -102,7 +108,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
-    key = auth.token()
+    key = _token(name)
     with auth.hub_errors(name, key):
         tokenizer = AutoTokenizer.from_pretrained(location(name), token=key)
     if tokenizer.chat_template is None:
@@ -128,7 +134,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    key = auth.token()
+    key = _token(name)
     with auth.hub_errors(name, key):
         model = AutoModelForCausalLM.from_pretrained(
             location(name),
@@ -139,13 +145,14 @@ def load_model(
         )
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks a weight at its first inference,
-        # and from then on no gradient passes through it: training would learn nothing.
+        # and from then on the gradients that pass through it are wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    # Llama 2's repository ships sampling settings that contradict its greedy default.
-    model.generation_config.do_sample = False
-    model.generation_config.temperature = None
-    model.generation_config.top_p = None
+    # Llama 2's repository ships sampling settings; here answers are greedy and as long
+    # as `max_new_tokens` says, unless a call asks for something else.
+    model.generation_config.update(
+        do_sample=False, temperature=None, top_p=None, max_length=None
+    )
     return model
 
 
@@ -155,7 +162,7 @@ def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
     The base model is loaded the way it was trained: in 4 bits for QLoRA, in 16 bits for
     LoRA. After full fine-tuning the folder holds a whole model.
     """
-    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    recipe = recipes.read(folder)
     tokenizer = load_tokenizer(str(folder))
     if recipe["method"] == "full":
         return load_model(str(folder)).eval(), tokenizer
@@ -175,18 +182,6 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total
-
-
-def show_lora(config: LoraConfig, model: PreTrainedModel) -> int:
-    """Parameters that LoRA will add: r x (inputs + outputs) for each linear layer."""
-    import torch
-
-    head = model.get_output_embeddings()
-    return sum(
-        config.r * (layer.in_features + layer.out_features)
-        for layer in model.modules()
-        if isinstance(layer, torch.nn.Linear) and layer is not head
-    )
 
 
 def folder(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The pictures of the course: token lengths, trained tokens, memory, accuracy, loss."""
+"""The pictures of the course: token lengths, trained tokens, memory, accuracy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from colab_utils import data
 
 if TYPE_CHECKING:
     from IPython.display import HTML
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 GREY, BLUE, ORANGE = "#9ca3af", "#2563eb", "#f59e0b"
 
 
-def _figure(width: float = 7, height: float = 3):
+def _figure(height: float = 3) -> tuple[Figure, Axes]:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     plt.close(figure)  # shown by being returned, not a second time at the cell's end
     return figure, axes
@@ -29,7 +30,7 @@ def _figure(width: float = 7, height: float = 3):
 def token_lengths(lengths: list[int], limit: int) -> Figure:
     """Histogram of row lengths in tokens, with the limit and the share within it."""
     figure, axes = _figure()
-    longest = max(*lengths, limit)
+    longest = max([*lengths, limit])
     axes.hist(lengths, bins=min(60, longest), range=(0, longest), color=BLUE)
     axes.axvline(limit, color=ORANGE)
     within = sum(length <= limit for length in lengths) / len(lengths)
@@ -99,7 +100,7 @@ def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
 
 
 def accuracy(series: dict[str, dict[str, float]]) -> Figure:
-    """Grouped bars of shares: {"before": {"capital": 0.0}, "after": {"capital": 0.9}}."""
+    """Grouped bars of at most three series: {"before": {"capital": 0.0, ...}, ...}."""
     figure, axes = _figure()
     names = list(next(iter(series.values())))
     width = 0.8 / len(series)

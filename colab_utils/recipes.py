@@ -1,7 +1,8 @@
-"""How each artefact was made: recipe.json, the card people read, and the push to the Hub."""
+"""How each artefact was made: recipe.json, the card for people, the push to the Hub."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -22,8 +23,12 @@ REPOSITORY = "Repository, "
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a result."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    """Versions of the packages that decide a result, as far as they are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def address() -> str:
@@ -42,7 +47,7 @@ def sha256(path: Path) -> str:
 
 
 def write(folder: Path, **fields: Any) -> dict[str, Any]:
-    """Write recipe.json, the last file of an artefact: where it stands, all is there."""
+    """Write recipe.json, an artefact's last file: where it stands, all is there."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     recipe = {**fields, "made": now, "versions": versions()}
     temporary = folder / "recipe.json.part"
@@ -76,9 +81,10 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
     """
     data = read(dataset)
     base, results = fields["base_model"], fields["results"]
+    whole = kind == "model" or fields["method"] == "full"
     repository = None if base == "demo" else base
     header = {
-        "library_name": "peft" if fields["method"] != "full" else "transformers",
+        "library_name": "transformers" if whole else "peft",
         "pipeline_tag": "text-generation",
         "base_model": repository,
         "license": "llama2" if "llama-2" in base.lower() else None,
@@ -90,9 +96,10 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
         if isinstance(found, dict)
         for name, value in found.items()
     )
+    rows = data["rows"]
     text = (
-        f"{fields['method']} on `{base}`, trained on {data['rows']['train']:,} rows from "
-        f"`{data['source']}` and measured on {data['rows']['test']:,} held-out rows.\n\n"
+        f"{fields['method']} on `{base}`, trained on {rows['train']:,} rows from "
+        f"`{data['source']}` and measured on {rows['test']:,} held-out rows.\n\n"
         f"| measured | value |\n|---|---|\n{numbers}\n\n"
         "The prompt format is Llama 2's; it is part of the tokenizer."
     )
@@ -109,15 +116,14 @@ def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
     """
     from colab_utils import auth
 
-    if not repo_id:
+    if not repo_id.strip():
         print("not pushed: HUB_NAME is empty")
         return None
     key = auth.token()
     if key is None:
         raise PermissionError(
-            f"{folder} is saved, but not pushed to {repo_id}: no Hugging Face token. Make "
-            "one with write access at https://huggingface.co/settings/tokens and store it "
-            "as the Colab secret `huggingface`, or in the environment as HF_TOKEN."
+            f"{folder} is saved, but not pushed to {repo_id}: there is no Hugging Face "
+            f"token. Next: {auth.MAKE}, with the role `write`; {auth.STORE}."
         )
     from huggingface_hub import HfApi
 
@@ -130,5 +136,5 @@ def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
             repo_type=kind,
             ignore_patterns=["checkpoints/*", "rejected.jsonl"],
         )
-    print(f"pushed to {url} (private)")
+    print(f"pushed to {url} (private, unless it was there and public before)")
     return str(url)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,70 +41,94 @@ def float32_adapters(trainer: Trainer) -> None:
 
 
 def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
-    """Put the live plot in the place of the trainer's own progress, and save by minutes."""
+    """Show the live plot instead of the trainer's own progress, and save by minutes.
+
+    Training also stops, with FloatingPointError, when the loss is no number any more.
+    """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.notebook import NotebookProgressCallback
 
-    from colab_utils.callbacks import LivePlot, SaveEvery
+    from colab_utils.callbacks import CheckLoss, LivePlot, SaveEvery
 
     for kind in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
         trainer.remove_callback(kind)
+    trainer.add_callback(CheckLoss())
     trainer.add_callback(LivePlot())
     trainer.add_callback(SaveEvery(save_minutes))
 
 
 def resume_point(checkpoints: Path, made_from: dict[str, Any]) -> str | None:
-    """The newest complete checkpoint of the same run, or None to begin at the first step.
+    """The newest complete checkpoint of the same run, or None to begin at the start.
 
-    `made_from` says what the run is made from (data hash, method, rank, ...). Checkpoints
-    of another run are removed, half-written ones passed over; both are told in a line.
+    `made_from` says what the run is made from (data hash, method, rank, ...).
+    Checkpoints of another run are removed, half-written ones passed over; both are told
+    in a line.
     """
     mark = checkpoints / "made_from.json"
-    wanted = json.loads(json.dumps(made_from))
-    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != wanted:
-        print("checkpoints of a run with other parameters or data are removed")
-        shutil.rmtree(checkpoints)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-    found = sorted(checkpoints.glob("checkpoint-*"), key=_step, reverse=True)
+    wanted = json.dumps(made_from, indent=2, sort_keys=True)
+    found = sorted(_numbered(checkpoints), key=_step, reverse=True)
+    if not mark.exists() or mark.read_text(encoding="utf-8") != wanted:
+        if found:
+            print("checkpoints of a run with other parameters or data are removed")
+        for folder in found:
+            shutil.rmtree(folder)
+        found = []
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        mark.write_text(wanted, encoding="utf-8")
     for folder in found:
         if _complete(folder):
             print(f"resuming at step {_step(folder)}, from {folder}")
             return str(folder)
-        print(
-            f"{folder.name} is incomplete (the run was cut while saving): passed over"
-        )
+        print(f"{folder.name} is incomplete (cut while saving): passed over")
     return None
 
 
+def _numbered(checkpoints: Path) -> list[Path]:
+    names = checkpoints.glob("checkpoint-*")
+    return [name for name in names if re.fullmatch(r"checkpoint-\d+", name.name)]
+
+
 def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def _complete(folder: Path) -> bool:
-    """The trainer writes trainer_state.json last; the weights must be readable too."""
+    """Whether all that resuming needs is there, and every file to its end."""
+    files = [file for file in folder.iterdir() if file.is_file()]
+    names = {file.name for file in files}
+    needed = {"trainer_state.json", "optimizer.pt", "scheduler.pt"} <= names
+    return (
+        needed
+        and any(name.endswith(".safetensors") for name in names)
+        and all(map(_whole, files))
+    )
+
+
+def _whole(file: Path) -> bool:
+    """Whether a file of a checkpoint was written to its end."""
     from safetensors import SafetensorError, safe_open
 
-    if not (folder / "trainer_state.json").exists():
-        return False
-    weights = list(folder.glob("*.safetensors"))
     try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        for file in weights:
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif file.suffix == ".safetensors":
             with safe_open(file, framework="pt"):
                 pass
+        elif file.suffix in (".pt", ".pth", ".bin"):  # torch.save writes a zip file
+            return zipfile.is_zipfile(file)
     except (ValueError, SafetensorError):
         return False
-    return bool(weights)
+    return True
 
 
 def save(trainer: Trainer, tokenizer: Tokenizer, folder: Path) -> None:
     """Save what was trained, the tokenizer with its template, and training_log.json.
 
-    An older recipe in `folder` is removed first: until the new one is written, the
-    folder counts as unfinished.
+    What an older run left in `folder` is removed first: an old adapter beside a new
+    model would be loaded with it, and without a recipe the folder counts as unfinished.
     """
-    (folder / "recipe.json").unlink(missing_ok=True)
+    for old in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+        old.unlink()
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and full of paths
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The chat box of `03_inference`, for ipywidgets 7 and 8, and its headless twin."""
+"""The chat box of `03_inference`, for ipywidgets 7 and 8, and without a screen."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Chat:
             for piece in self.reply(start + self.messages):
                 answer += piece
                 show(answer)
-        except Exception:
-            self.messages.pop()  # a turn that failed is not part of the conversation
+        except BaseException:  # an interrupted turn is none either
+            self.messages.pop()
             raise
         self.messages.append({"role": "assistant", "content": answer.strip() or "..."})
         return answer
@@ -69,9 +69,9 @@ def chat_box(reply: Reply, system: str = "", first: list[str] | None = None) -> 
         side, colour = ("right", "#dbeafe") if role == "user" else ("left", "#f3f4f6")
         text = html.escape(text).replace("\n", "<br>")
         return (
-            f'<div style="text-align:{side};margin:4px"><span style="display:inline-block;'
-            f"background:{colour};color:#111;padding:4px 10px;border-radius:10px;"
-            f'text-align:left">{text}</span></div>'
+            f'<div style="text-align:{side};margin:4px"><span style="display:'
+            f"inline-block;background:{colour};color:#111;padding:4px 10px;"
+            f'border-radius:10px;text-align:left">{text}</span></div>'
         )
 
     def draw(answer: str = "") -> None:
@@ -86,7 +86,8 @@ def chat_box(reply: Reply, system: str = "", first: list[str] | None = None) -> 
         try:
             chat.say(text, draw)
         except Exception as problem:
-            error.value = f"<b>{html.escape(str(problem))}</b>"
+            name, said = type(problem).__name__, html.escape(str(problem))
+            error.value = f"<b>{name}: {said}</b>"
         finally:
             send.disabled = False
             draw()

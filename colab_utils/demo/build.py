@@ -1,24 +1,29 @@
 """Build the demo world's tokenizer and weights from its facts: `make demo`.
 
-About a minute on a GPU, an hour and more on a laptop. The same seed and machine give the
-same files; they are part of the package, so nobody has to run this to use the course.
+About a minute on a GPU, hours on a laptop. The files are part of the package, so nobody
+has to run this to use the course.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
+from collections.abc import Iterator
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from colab_utils import demo
 
 VOCABULARY, LENGTH, BATCH = 1024, 128, 64
+STEPS, WARM_UP, PEAK_RATE = 8000, 10, 2e-3
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
-# Knowledge that was read in one wording only can't be drawn out later (Allen-Zhu and Li,
-# "Physics of Language Models: Part 3.1", 2023): hence many wordings and shuffled order.
+# Knowledge that was read in one wording only can't be drawn out later (Allen-Zhu and
+# Li 2023, "Physics of Language Models: Part 3.1"): hence many wordings, in any order.
 SENTENCES = {
     "capital": (
         "The capital of {country} is {capital}.",
@@ -75,13 +80,12 @@ SENTENCES = {
 }
 
 
-def paragraph(fact: dict[str, str], draw: random.Random) -> str:
-    """All that is known about one country, in a random order and wording."""
-    sentences = [
+def paragraph(fact: dict[str, str], draw: random.Random) -> list[str]:
+    """A sentence for each attribute of one country, in random order and wording."""
+    return [
         draw.choice(SENTENCES[attribute]).format(**fact)
         for attribute in draw.sample(demo.ATTRIBUTES, len(demo.ATTRIBUTES))
     ]
-    return " ".join(sentences)
 
 
 def build_tokenizer(seed: int):
@@ -98,7 +102,9 @@ def build_tokenizer(seed: int):
     from transformers import PreTrainedTokenizerFast
 
     draw = random.Random(seed)
-    text = [paragraph(fact, draw) for fact in demo.facts() for _ in range(20)]
+    text = [
+        s for fact in demo.facts() for _ in range(20) for s in paragraph(fact, draw)
+    ]
     # Frequent English words, so that other people's text doesn't fall into letters.
     common = (demo.FOLDER / "words.txt").read_text(encoding="utf-8").split()
     text += [f" {word} {word.capitalize()}" for word in common] * 20
@@ -116,8 +122,6 @@ def build_tokenizer(seed: int):
             show_progress=False,
         ),
     )
-    import json
-
     learned = json.loads(learner.to_str())["model"]
     tokenizer = Tokenizer(
         models.BPE(
@@ -153,13 +157,32 @@ def build_tokenizer(seed: int):
     )
 
 
+def token_stream(tokenizer, seed: int) -> Iterator[int]:
+    """Endless pages, each about one country, between `<s>` and `</s>`."""
+    draw = random.Random(seed)
+
+    @cache
+    def encode(sentence: str) -> list[int]:
+        # No token spans two sentences: each begins with a space.
+        return tokenizer(sentence, add_special_tokens=False)["input_ids"]
+
+    while True:
+        for fact in draw.sample(demo.facts(), len(demo.facts())):
+            yield tokenizer.bos_token_id
+            for sentence in paragraph(fact, draw):
+                yield from encode(sentence)
+            yield tokenizer.eos_token_id
+
+
 def pretrain(tokenizer, steps: int, seed: int, device: str):
-    """Train a 3 M parameter Llama on the sentences: cosine schedule, packed rows."""
+    """Train a 3 M parameter Llama on the sentences: packed rows, cosine schedule."""
     import torch
     from tqdm.auto import tqdm
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import get_cosine_schedule_with_warmup as cosine
 
     torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,  # multiples of 64, as bitsandbytes' CPU kernels want them
@@ -175,36 +198,37 @@ def pretrain(tokenizer, steps: int, seed: int, device: str):
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config).to(device).train()
-    peak = 2e-3
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.1)
-    warm_up = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm_up),
-            torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimizer, steps - warm_up, peak / 50
-            ),
-        ],
-        milestones=[warm_up],
+    on_gpu = device == "cuda"
+    rate = torch.tensor(PEAK_RATE, device=device) if on_gpu else PEAK_RATE
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, weight_decay=0.1, fused=True, capturable=on_gpu
     )
-    stream, draw = [], random.Random(seed)
-    bar = tqdm(range(steps), desc="pretraining", mininterval=5)
-    for step in bar:
-        while len(stream) < BATCH * LENGTH:
-            known = draw.sample(demo.facts(), len(demo.facts()))
-            pages = [paragraph(fact, draw) for fact in known]
-            for ids in tokenizer(pages)["input_ids"]:
-                stream += [*ids, 2]
-        rows = torch.tensor(stream[: BATCH * LENGTH], device=device)
-        del stream[: BATCH * LENGTH]
-        rows = rows.view(BATCH, LENGTH)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = model(input_ids=rows, labels=rows).loss
-        loss.backward()
+    schedule = cosine(optimizer, steps // 20, steps)
+    rows = torch.zeros(BATCH, LENGTH, dtype=torch.long, device=device)
+    loss = torch.zeros((), device=device)
+
+    def update() -> None:
+        optimizer.zero_grad()
+        found = model(input_ids=rows, labels=rows).loss
+        found.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad()
+        loss.copy_(found.detach())
+
+    stream = token_stream(tokenizer, seed)
+    bar = tqdm(range(steps), desc="pretraining", mininterval=5)
+    for step in bar:
+        tokens = list(islice(stream, BATCH * LENGTH))
+        rows.copy_(torch.tensor(tokens).view(BATCH, LENGTH))
+        if on_gpu and step == WARM_UP:
+            # So small a step is bound by its 2,000 kernel launches: record it once.
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                update()
+        if on_gpu and step >= WARM_UP:
+            graph.replay()
+        else:
+            update()
         schedule.step()
         if step % 100 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
@@ -243,7 +267,7 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=demo.MODEL)
     options = parser.parse_args()

@@ -1,0 +1,102 @@
+"""What several test modules need: the demo model, and a way to train it briefly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # no window, wherever the tests run
+# Threads that wait don't spin, or two test runs side by side take ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture
+def headless(monkeypatch, tmp_path) -> Path:
+    """Nobody watches, and the workspace is a fresh folder."""
+    monkeypatch.setenv("HEADLESS", "1")
+    monkeypatch.setenv("WORKSPACE", str(tmp_path / "workspace"))
+    return tmp_path / "workspace"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from colab_utils import models
+
+    return models.load_tokenizer("demo")
+
+
+@pytest.fixture(scope="session")
+def demo_rows() -> list[dict]:
+    from colab_utils import data, demo
+
+    return [{"messages": data.to_messages(row)} for row in demo.questions()[:64]]
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The demo model in 4 bits; tests read it and don't change it."""
+    from colab_utils import models
+
+    return models.load_model("demo", models.quantization_config()).eval()
+
+
+@pytest.fixture(scope="session")
+def make_trainer(tokenizer, demo_rows, tmp_path_factory):
+    """Build TRL's trainer as the notebook does, for a base model and a method."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from colab_utils import models, training
+
+    def make(method: str, base: str = "demo", rows: list | None = None, **settings):
+        quantization = models.quantization_config() if method == "qlora" else None
+        lora = LoraConfig(
+            r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        usual = {
+            "output_dir": str(tmp_path_factory.mktemp("checkpoints")),
+            "per_device_train_batch_size": 4,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "assistant_only_loss": True,
+            "gradient_checkpointing": False,
+            "optim": "adamw_torch",
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+            "disable_tqdm": True,
+            "seed": 0,
+        }
+        set_seed(0)
+        return SFTTrainer(
+            model=models.load_model(base, quantization),
+            args=SFTConfig(**usual | training.precision() | settings),
+            train_dataset=Dataset.from_list(rows or demo_rows),
+            processing_class=tokenizer,
+            peft_config=None if method == "full" else lora,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(make_trainer, tokenizer, tmp_path_factory):
+    """For each method a trainer after two steps, and the folder where it was saved."""
+    from colab_utils import models, recipes, training
+
+    made = {}
+    for method in models.METHODS:
+        folder = tmp_path_factory.mktemp("adapters") / method
+        trainer = make_trainer(method)
+        training.float32_adapters(trainer)
+        trainer.train()
+        training.save(trainer, tokenizer, folder)
+        recipes.write(folder, method=method, base_model="demo")
+        made[method] = (trainer, folder)
+    return made

@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from colab_utils import merging, models
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def nobody_watches(headless):
+    """No progress bars."""
+
+
+def make_base(folder: Path, dtype: torch.dtype, shard: str = "1GB") -> Path:
+    """A small random Llama, saved as a base model is on the Hub."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(models.location("demo"))
+    config.num_hidden_layers, config.num_key_value_heads = 2, 2
+    base = AutoModelForCausalLM.from_config(config).to(dtype)
+    base.save_pretrained(folder, max_shard_size=shard)
+    GenerationConfig(do_sample=False, eos_token_id=2).save_pretrained(folder)
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, tokenizer, **options) -> Path:
+    """A LoRA with random A and B, as an adapter of the course is saved."""
+    torch.manual_seed(1)
+    usual = {
+        "r": 4,
+        "lora_alpha": 12,
+        "target_modules": "all-linear",
+        "init_lora_weights": False,
+    }
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    get_peft_model(model, LoraConfig(**usual | options)).save_pretrained(folder)
+    if options.get("init_lora_weights"):  # B begins at zero: nothing would be merged
+        path = folder / "adapter_model.safetensors"
+        save_file({n: torch.randn(t.shape) for n, t in load_file(path).items()}, path)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"), torch.float16)
+
+
+@pytest.fixture(scope="module")
+def adapter(base, tokenizer, tmp_path_factory) -> Path:
+    return make_adapter(base, tmp_path_factory.mktemp("adapter"), tokenizer)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        found |= load_file(shard)
+    return found
+
+
+def reference(base: Path, adapter: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """PEFT's own merge in float32, rounded once."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return {name: tensor.to(dtype) for name, tensor in merged.state_dict().items()}
+
+
+def assert_merged(out: Path, base: Path, adapter: Path, dtype: torch.dtype) -> None:
+    found, expected = weights(out), reference(base, adapter, dtype)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == dtype
+        assert torch.equal(found[name], tensor), name
+    old = weights(base)
+    changed = {name for name in old if not torch.equal(old[name], found[name])}
+    assert changed == set(merging.read_adapter(adapter)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shard", ["1GB", "1MB"])
+def test_the_merge_is_pefts_bit_for_bit(tokenizer, tmp_path, dtype, shard):
+    base = make_base(tmp_path / "base", dtype, shard)
+    files = len(list(base.glob("*.safetensors")))
+    assert files == 1 if shard == "1GB" else files > 2
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer)
+    out = merging.merge(base, adapter, tmp_path / "deep" / "out")
+    assert_merged(out, base, adapter, dtype)
+    assert len(list(out.glob("*.safetensors"))) == files
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True},
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"lora_alpha": 7, "r": 3},
+        {"target_modules": ["v_proj"], "layers_to_transform": [1]},
+        {"init_lora_weights": "gaussian"},
+    ],
+    ids=str,
+)
+def test_plain_lora_in_all_its_kinds(base, tokenizer, tmp_path, options):
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **options)
+    out = merging.merge(base, adapter, tmp_path / "out")
+    assert_merged(out, base, adapter, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"lora_bias": True}, "lora_B.bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+        ({"trainable_token_indices": [5]}, "token_adapter|embed_tokens"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+    ],
+    ids=str,
+)
+def test_kinds_that_cannot_be_merged_are_named(tokenizer, tmp_path, options, named):
+    base = make_base(tmp_path / "base", torch.float32)
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **options)
+    with pytest.raises(ValueError, match=rf"Can't merge this adapter: .*({named})"):
+        merging.merge(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_peft_method_is_named(base, tmp_path):
+    from peft import IA3Config
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    kind = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    get_peft_model(model, kind).save_pretrained(tmp_path / "ia3")
+    with pytest.raises(ValueError, match="Can't merge this adapter: IA3"):
+        merging.merge(base, tmp_path / "ia3", tmp_path / "out")
+
+
+def test_a_folder_without_an_adapter_says_what_makes_one(base, tmp_path):
+    with pytest.raises(FileNotFoundError, match="02_finetune_qlora makes one"):
+        merging.merge(base, tmp_path, tmp_path / "out")
+
+
+def test_the_merged_folder_is_a_whole_model(base, adapter, tokenizer, tmp_path):
+    (base / "recipe.json").write_text("{}")
+    (base / "pytorch_model.bin.index.json").write_text("{}")
+    try:
+        out = merging.merge(base, adapter, tmp_path / "out")
+    finally:
+        (base / "recipe.json").unlink()
+        (base / "pytorch_model.bin.index.json").unlink()
+    names = {file.name for file in out.iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json"} <= names
+    # Without a recipe the folder counts as unfinished, until its own is written.
+    assert {"recipe.json", "pytorch_model.bin.index.json"}.isdisjoint(names)
+    assert not any(name.startswith("adapter") for name in names)
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    apart = PeftModel.from_pretrained(model, adapter).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        found, expected = loaded(ids).logits, apart(ids).logits
+    assert (found - expected).norm() / expected.norm() < 1e-2
+    its = models.load_tokenizer(str(out))
+    assert its.chat_template == tokenizer.chat_template
+    assert its("What?")["input_ids"] == tokenizer("What?")["input_ids"]
+
+
+def test_a_trained_adapter_is_merged(trained, tmp_path):
+    _, folder = trained["qlora"]
+    base = models.folder("demo")
+    out = merging.merge(base, folder, tmp_path / "out")
+    assert_merged(out, base, folder, torch.float16)
+
+
+def test_one_merged_weight(adapter, base):
+    pairs, scale = merging.read_adapter(adapter)
+    assert scale == 12 / 4
+    name, (a, b) = next(iter(pairs.items()))
+    weight = weights(base)[name]
+    expected = (weight.double() + scale * b.double() @ a.double()).half()
+    found = merging.merged_weight(weight, a, b, scale)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+
+
+def changed(base: Path, folder: Path, **tensors) -> Path:
+    """A copy of a base with some tensors replaced, or left out when None."""
+    shutil.copytree(base, folder)
+    kept = {n: t for n, t in (weights(base) | tensors).items() if t is not None}
+    save_file(kept, folder / "model.safetensors")
+    return folder
+
+
+NAME = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (None, rf"1 adapted weights are not in the base model .*{NAME}"),
+        (torch.zeros(192, 64), rf"{NAME} is \(192, 64\) .* wants \(192, 192\)"),
+        (torch.zeros(192, 192, dtype=torch.uint8), "stored as U8 .* 16-bit weights"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused(base, adapter, tmp_path, tensor, message):
+    wrong = changed(base, tmp_path / "wrong", **{NAME: tensor})
+    with pytest.raises(ValueError, match=message):
+        merging.merge(wrong, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_without_weights_is_refused(adapter, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no safetensors weights"):
+        merging.merge(tmp_path, adapter, tmp_path / "out")
+
+
+def test_a_base_that_lacks_a_shard_is_refused(adapter, tmp_path):
+    base = make_base(tmp_path / "base", torch.float16, "1MB")
+    shards = merging.find_shards(base)
+    shards[1].unlink()
+    lacks = f"lacks 1 of {len(shards)} weight files .*{shards[1].name}"
+    with pytest.raises(FileNotFoundError, match=lacks):
+        merging.merge(base, adapter, tmp_path / "out")
+
+
+@pytest.fixture
+def older(tmp_path) -> Path:
+    """A model that an earlier run has made."""
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("older")
+    return folder
+
+
+def assert_untouched(older: Path) -> None:
+    assert [file.name for file in older.iterdir()] == ["config.json"]
+    assert (older / "config.json").read_text() == "older"
+    assert list(older.parent.iterdir()) == [older], "half a model was left behind"
+
+
+def test_a_base_cut_short_leaves_an_older_model(base, adapter, tmp_path, older):
+    cut = tmp_path / "cut"
+    shutil.copytree(base, cut)
+    content = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(content[:-1000])
+    with pytest.raises(ValueError, match="cut short: download the model again"):
+        merging.merge(cut, adapter, older)
+    assert_untouched(older)
+
+
+def test_an_interrupted_merge_leaves_an_older_model(base, adapter, monkeypatch, older):
+    merge, done = merging.merged_weight, []
+
+    def interrupted(*args):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(merge(*args))
+        return done[-1]
+
+    monkeypatch.setattr(merging, "merged_weight", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merging.merge(base, adapter, older)
+    assert_untouched(older)
+
+
+def test_an_older_model_is_replaced(base, adapter, older):
+    (older / "older.safetensors").write_text("x")
+    left = older.with_name(older.name + ".part")  # of a run that was killed
+    left.mkdir()
+    (left / "junk.safetensors").write_text("x")
+    assert merging.merge(base, adapter, older) == older
+    names = {file.name for file in older.iterdir()}
+    assert {"older.safetensors", "junk.safetensors"}.isdisjoint(names)
+    assert list(older.parent.iterdir()) == [older]
+    assert_merged(older, base, adapter, torch.float16)
+
+
+def test_a_full_disk_is_seen_before_writing(base, adapter, monkeypatch, older):
+    size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, size - 1))
+    with pytest.raises(OSError, match=r"needs 0\.0 GiB, .*models has 0\.0 GiB free"):
+        merging.merge(base, adapter, older)
+    assert_untouched(older)
+
+
+WATCH = """
+import sys, threading, time
+from pathlib import Path
+import torch, safetensors.torch
+from colab_utils import merging
+
+def anonymous():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+
+peak = before = anonymous()
+done = threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.005):
+        peak = max(peak, anonymous())
+thread = threading.Thread(target=watch)
+thread.start()
+merging.merge(*map(Path, sys.argv[1:]))
+done.set(); thread.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir(), adapter.mkdir()
+    shape, layers = (2048, 4096), 24  # 16 MiB each in float16
+    name = "model.layers.{}.mlp.up_proj.weight"
+    random = torch.randn(shape).half()
+    save_file(
+        {name.format(i): random.clone() for i in range(layers)},
+        base / "model.safetensors",
+    )
+    stem = "base_model.model." + name.removesuffix(".weight")
+    ab = {"A": torch.randn(4, shape[1]), "B": torch.randn(shape[0], 4)}
+    save_file(
+        {
+            f"{stem.format(i)}.lora_{which}.weight": tensor.clone()
+            for i in range(layers)
+            for which, tensor in ab.items()
+        },
+        adapter / "adapter_model.safetensors",
+    )
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8})
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", WATCH, base, adapter, tmp_path / "out"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size / 2**20
+    shutil.rmtree(tmp_path)
+    assert size > 380
+    # A few copies of one weight of 16 MiB, in 16 and 32 bits: not the model.
+    assert float(run.stdout.splitlines()[-1]) < size / 2

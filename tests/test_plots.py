@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from colab_utils import memory, plots
+
+
+def row(question: str, answer: str) -> dict:
+    said = {"user": question, "assistant": answer}
+    return {"messages": [{"role": r, "content": text} for r, text in said.items()]}
+
+
+def drawn(figure) -> None:
+    """Really draw: matplotlib finds many mistakes only then."""
+    figure.canvas.draw()
+
+
+def test_token_lengths_are_all_counted_and_the_limit_is_told():
+    lengths = [10] * 30 + [20] * 60 + [300] * 10
+    figure = plots.token_lengths(lengths, 256)
+    drawn(figure)
+    (axes,) = figure.axes
+    assert axes.get_title() == "90.0% of 100 rows within 256 tokens"
+    assert sum(bar.get_height() for bar in axes.patches) == 100
+    assert list(axes.lines[0].get_xdata()) == [256, 256]
+
+
+@pytest.mark.parametrize(("longest", "scale"), [(60, "linear"), (3000, "log")])
+def test_a_few_long_rows_stay_visible(longest, scale):
+    figure = plots.token_lengths([40] * 99 + [longest], 50)
+    assert figure.axes[0].get_yscale() == scale
+
+
+def test_one_row_is_enough():
+    drawn(plots.token_lengths([5], 256))
+
+
+def test_the_coloured_tokens_are_those_trained_on(tokenizer):
+    html = plots.trained_tokens(row("Why?", "Because."), tokenizer).data
+    green = re.findall(r"#bbf7d0[^>]*>([^<]*)</span>", html)
+    assert "".join(green).replace("▁", " ") == " Because. &lt;/s&gt;"
+    grey = re.findall(r"#f3f4f6[^>]*>([^<]*)</span>", html)
+    assert grey[0] == "&lt;s&gt;" and "".join(grey).endswith("[/INST]")
+    total = len(green) + len(grey)
+    assert f"{len(green)} of {total} tokens are trained on" in html
+
+
+def test_tokens_are_text_not_html(tokenizer):
+    html = plots.trained_tokens(row("<b>?", "&<i>"), tokenizer).data
+    assert "<b>" not in html and "<i>" not in html
+    assert re.sub("<[^>]*>", "", html).count("&lt;") >= 4
+
+
+def costs(**totals: float) -> dict[str, memory.Memory]:
+    parts = {"weights": 0.4, "gradients": 0.3, "optimizer": 0.2, "activations": 0.1}
+    return {
+        name: memory.Memory(**{part: share * total for part, share in parts.items()})
+        for name, total in totals.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("unit", "name"), [(memory.GIB, "GiB"), (2**20, "MiB")], ids=["GiB", "MiB"]
+)
+def test_memory_bars_add_up_in_a_fitting_unit(unit, name):
+    figure = plots.memory(costs(qlora=5 * unit, full=100 * unit), limit_gib=14.56)
+    drawn(figure)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == name
+    ends = [
+        max(b[i].get_x() + b[i].get_width() for b in axes.containers) for i in (0, 1)
+    ]
+    assert ends == pytest.approx([5, 100])
+    texts = [text.get_text().strip() for text in axes.texts]
+    assert texts == ["5.0", "100.0", "the card"]
+    limit = 14.56 * memory.GIB / unit
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(limit)
+
+
+def test_the_limit_is_left_out_unless_given():
+    assert len(plots.memory(costs(qlora=2**20)).axes[0].lines) == 0
+
+
+def test_accuracy_bars_are_percent_and_never_hide_each_other():
+    series = {
+        "before": {"capital": 0.0, "calling_code": 0.02},
+        "after": {"capital": 0.9, "calling_code": 1.0},
+        "invented": {"capital": 0.1, "calling_code": 0.0},
+    }
+    figure = plots.accuracy(series)
+    drawn(figure)
+    (axes,) = figure.axes
+    heights = [[bar.get_height() for bar in group] for group in axes.containers]
+    assert heights == [[0, 2], [90, 100], [10, 0]]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["capital", "calling code"]
+    bars = sorted(axes.patches, key=lambda bar: bar.get_x())
+    for left, right in itertools.pairwise(bars):
+        assert left.get_x() + left.get_width() <= right.get_x() + 1e-9
+
+
+def test_a_figure_is_shown_once():
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    plots.token_lengths([5], 256)
+    plots.memory(costs(qlora=2**20))
+    plots.accuracy({"after": {"capital": 1.0}})
+    assert plt.get_fignums() == before  # open figures appear again at the cell's end
