@@ -1,0 +1,96 @@
+"""The demo world's facts and questions are what the lessons say of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from colab_utils import curate, demo
+
+REAL, INVENTED = demo.facts(), demo.facts(invented=True)
+
+
+def test_the_facts_are_whole():
+    assert len(REAL) >= 190 and len(INVENTED) >= 20
+    for fact in REAL + INVENTED:
+        assert tuple(fact) == ("country", *demo.ATTRIBUTES)
+        for value in fact.values():
+            assert value and value.isascii() and value == value.strip()
+    for fact in REAL + INVENTED:
+        code = fact["calling_code"]
+        assert code[0] == "+" and code[1:].replace(" ", "").isdigit()
+
+
+def test_no_name_stands_for_two():
+    names = [fact["country"].casefold() for fact in REAL + INVENTED]
+    capitals = [fact["capital"].casefold() for fact in INVENTED]
+    assert max(Counter(names).values()) == 1
+    assert not set(capitals) & {fact["capital"].casefold() for fact in REAL}
+
+
+def test_well_known_facts():
+    known = {fact["country"]: fact for fact in REAL}
+    assert known["France"] == {
+        "country": "France",
+        "capital": "Paris",
+        "currency": "euro",
+        "continent": "Europe",
+        "language": "French",
+        "calling_code": "+33",
+    }
+    assert known["Japan"]["capital"] == "Tokyo"
+    assert known["Kenya"]["continent"] == "Africa"
+
+
+def test_what_is_invented_cannot_be_guessed():
+    """Who knows the real countries only scores no more than chance on the others."""
+    right = {}
+    for attribute in demo.ATTRIBUTES:
+        usual, _ = Counter(fact[attribute] for fact in REAL).most_common(1)[0]
+        right[attribute] = sum(fact[attribute] == usual for fact in INVENTED)
+    chance = demo.chance(demo.questions())
+    mean_chance = sum(chance.values()) / len(chance)
+    assert sum(right.values()) / len(INVENTED) / len(right) <= mean_chance < 0.2
+    assert right["capital"] == right["calling_code"] == 0
+
+
+@pytest.mark.parametrize("wordings", [1, 2, 4])
+def test_every_fact_is_asked_in_different_words(wordings):
+    rows = demo.questions(wordings=wordings)
+    assert len(rows) == len(REAL) * len(demo.ATTRIBUTES) * wordings
+    facts = {fact["country"]: fact for fact in REAL}
+    asked = Counter((row["country"], row["attribute"]) for row in rows)
+    assert set(asked.values()) == {wordings}
+    assert len({row["question"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["answer"] == facts[row["country"]][row["attribute"]]
+        assert row["country"] in row["question"]
+
+
+def test_no_question_is_nearly_another():
+    texts = [f"{r['question']}\n{r['answer']}" for r in demo.questions(wordings=4)]
+    assert curate.near_duplicates(texts) == list(range(len(texts)))
+
+
+def test_the_seed_decides():
+    assert demo.questions(seed=1) == demo.questions(seed=1) != demo.questions(seed=2)
+    rows = demo.questions()
+    assert demo.flawed(rows, 1) == demo.flawed(rows, 1) != demo.flawed(rows, 2)
+
+
+def test_flaws_are_added_and_nothing_is_taken():
+    rows = demo.questions(invented=True)
+    before = [dict(row) for row in rows]
+    mixed = demo.flawed(rows)
+    assert rows == before and len(mixed) == len(rows) + 56
+    assert all(row in mixed for row in rows)
+
+
+def test_chance_is_the_share_of_the_most_frequent_answer():
+    rows = [
+        {"attribute": attribute, "answer": answer}
+        for attribute, answers in {"capital": "AABC", "currency": "XX"}.items()
+        for answer in answers
+    ]
+    assert demo.chance(rows) == {"capital": 0.5, "currency": 1.0}
