@@ -133,14 +133,6 @@ def _prefix(size: int, share: float) -> int:
     return size - math.ceil(share * size - 1e-9) + 1
 
 
-def drop_near(rows: list[Row], threshold: float = 0.85) -> list[Row]:
-    """Keep the first of the rows whose question and answer are nearly the same."""
-    first = near_duplicates(
-        [f"{prompt_of(r)}\n{answer_of(r)}" for r in rows], threshold
-    )
-    return [row for i, row in enumerate(rows) if first[i] == i]
-
-
 def split(
     rows: list[Row], test_share: float, seed: int, threshold: float = 0.85
 ) -> tuple[list[Row], list[Row]]:

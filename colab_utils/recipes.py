@@ -82,7 +82,8 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
     data = read(dataset)
     base, results = fields["base_model"], fields["results"]
     whole = kind == "model" or fields["method"] == "full"
-    repository = None if base == "demo" else base
+    # The Hub knows models by their names: neither the demo nor a folder here is one.
+    repository = None if base == "demo" or Path(base).exists() else base
     header = {
         "library_name": "transformers" if whole else "peft",
         "pipeline_tag": "text-generation",

@@ -143,6 +143,14 @@ def test_rows_that_share_most_words_are_few_comparisons(monkeypatch):
     assert 0 < compared["pairs"] < 3000
 
 
+def without_near(rows):
+    """The first of each group, as 01_create_dataset keeps them."""
+    first = curate.near_duplicates(
+        [f"{data.prompt_of(r)}\n{data.answer_of(r)}" for r in rows]
+    )
+    return [row for i, row in enumerate(rows) if first[i] == i]
+
+
 def test_near_repeats_look_at_question_and_answer():
     long = "which of these two words do you think is the one that I was thinking of"
     rows = [
@@ -150,7 +158,7 @@ def test_near_repeats_look_at_question_and_answer():
         row(long.upper() + "?", "This one."),
         row(long, "no"),
     ]
-    assert curate.drop_near(rows) == [rows[0], rows[2]]
+    assert without_near(rows) == [rows[0], rows[2]]
 
 
 # --- the split -----------------------------------------------------------------------
@@ -211,7 +219,7 @@ def test_the_planted_flaws_are_found_and_no_good_row_is_lost(tmp_path, tokenizer
     assert len(too_long) == 1 and len({r.line for r in rejected}) == 6
     unique = curate.drop_exact(rows)
     assert len(rows) - len(unique) == 30
-    kept = curate.drop_near(unique)
+    kept = without_near(unique)
     assert len(unique) - len(kept) == 20
     assert len(good) + 56 == len(kept) + len(rejected) + 30 + 20
 

@@ -153,6 +153,22 @@ def push(folder: Path, name: str, hub, **env: str) -> list[str]:
     return result.stdout.splitlines()
 
 
+@pytest.mark.parametrize("base", ["demo", "a folder", "someone/llama-2-7b"])
+def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path, base):
+    folder, dataset = tmp_path / "mine", tmp_path / "data"
+    folder.mkdir()
+    dataset.mkdir()
+    recipes.write(dataset, rows={"train": 2, "test": 1}, source="a.csv")
+    name = str(folder) if base == "a folder" else base
+    fields = {"base_model": name, "method": "lora", "results": {"loss": {"base": 2.0}}}
+    recipes.write_trained(folder, "adapter", dataset, **fields)
+    front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+    header = yaml.safe_load(front)
+    assert header.get("base_model") == (base if "/" in base else None)
+    assert header.get("license") == ("llama2" if "/" in base else None)
+    assert recipes.read(folder)["base_model"] == name
+
+
 @pytest.mark.parametrize("name", ["", " "])
 def test_nothing_is_pushed_without_a_name(tmp_path, hub, name):
     lines = push(tmp_path, name, hub, HF_TOKEN=RIGHT)

@@ -105,13 +105,3 @@ def flawed(rows: list[dict], seed: int = 0) -> list[dict]:
     mixed = rows + repeats + near + bad
     draw.shuffle(mixed)
     return mixed
-
-
-def chance(rows: list[dict]) -> dict[str, float]:
-    """Accuracy of always answering the most frequent value of each attribute."""
-    shares = {}
-    for attribute in ATTRIBUTES:
-        answers = [row["answer"] for row in rows if row["attribute"] == attribute]
-        if answers:
-            shares[attribute] = max(map(answers.count, answers)) / len(answers)
-    return shares
