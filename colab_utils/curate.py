@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from colab_utils import runtime
-from colab_utils.data import Row, answer_of, prompt_of
+from colab_utils.data import Row, prompt_of
 from colab_utils.readers import Rejected, reject
 
 if TYPE_CHECKING:
