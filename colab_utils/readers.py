@@ -35,8 +35,8 @@ class Rejected:
 
 
 def plain(text: str) -> str:
-    """`text` with everything but ASCII escaped, so that it can be shown anywhere."""
-    return text.encode("ascii", "backslashreplace").decode()
+    """`text` with all but printable ASCII escaped, so that it can be shown anywhere."""
+    return re.sub("[^ -~]", lambda sign: ascii(sign[0])[1:-1], text)
 
 
 def reject(line: int, reason: str, row: object) -> Rejected:

@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no window, wherever the tests run
 # Threads that wait don't spin, or two test runs side by side take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# In CI the same examples every time; new ones are looked for where somebody watches.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture

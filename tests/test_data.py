@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data, demo, recipes, runtime
@@ -132,6 +132,7 @@ any_row = st.dictionaries(st.sampled_from(COLUMNS), cell, max_size=6) | any_json
 
 
 @given(any_row)
+@example({"messages": [{"role": "\x1b"}]})
 @settings(deadline=None, max_examples=400)
 def test_any_row_becomes_messages_or_a_reason(row):
     try:
