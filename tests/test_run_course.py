@@ -290,7 +290,12 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     write(folder, "01_first.ipynb", "", "1")
     write(folder, "02_second.ipynb", "", wait, "time.sleep(100)")
     process = subprocess.Popen(
-        command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has made them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(600):
         if started.exists() and started.read_text():
