@@ -25,7 +25,12 @@ class CheckFloat32(TrainerCallback):
 
 
 class CheckLoss(TrainerCallback):
-    """Stop when the loss is no number any more, instead of training on for an hour."""
+    """Stop when the loss is no number any more, or 0 again and again.
+
+    Such a run would only burn the hour that is left.
+    """
+
+    zeros = 0  # logged losses of 0 in a row
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss, norm = (logs or {}).get("loss"), (logs or {}).get("grad_norm", 0.0)
@@ -36,6 +41,13 @@ class CheckLoss(TrainerCallback):
             raise FloatingPointError(
                 f"The loss is no number any more at step {state.global_step}. Lower "
                 "the learning rate, and look at the data with plots.trained_tokens."
+            )
+        if loss is not None:
+            self.zeros = self.zeros + 1 if loss == 0 else 0
+        if self.zeros >= 3:
+            raise FloatingPointError(
+                f"The loss is 0 for the third time at step {state.global_step}: there "
+                "is nothing to learn. Is any token trained on (plots.trained_tokens)?"
             )
 
 

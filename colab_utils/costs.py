@@ -1,41 +1,64 @@
-"""What training costs in memory: computed from the config, measured on a run."""
+"""What a Llama costs in memory, computed from its config before anything is loaded."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import LlamaConfig, PreTrainedModel, Trainer
+    from transformers import LlamaConfig
 
 GIB = 2**30
-# NF4: half a byte a weight, one byte of scale for 64 weights, and (double quantisation)
-# four bytes for 256 of those scales. Dettmers et al. 2023, section 3.
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+METHODS = ("qlora", "lora", "full")
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.03}
+# NF4: half a byte a weight; one byte of scale for 64 weights and, doubly quantised,
+# four bytes for 256 of those scales. Dettmers et al. 2023, section 3.
+NF4_WEIGHT, NF4_SCALE = 0.5, 1 / 64 + 4 / (64 * 256)
+# cuBLAS works in memory of its own, once for the forward and once for the backward
+# pass: 8.1 MiB each, or 32 MiB from compute capability 9.0 on.
+CUBLAS = 2 * 8.1 * 2**20
+CHUNK = 512  # tokens whose logits exist at a time on the fast path
+# What torch takes from the card beyond the tensors that exist (fragments of its cache).
+RESERVE = 0.6 * GIB
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by what they are for."""
+    """Bytes at one moment, by what they are for.
 
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
+    `working` is what one layer or the loss needs in passing, `reserve` what torch holds
+    beyond its tensors.
+    """
+
+    weights: float = 0.0
+    constants: float = 0.0  # of the quantisation
+    adapters: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    checkpoints: float = 0.0  # inputs of the layers that are computed again
+    activations: float = 0.0
+    logits: float = 0.0
+    working: float = 0.0
+    reserve: float = 0.0
+
+    @property
+    def peak(self) -> float:
+        """The most that tensors take, as `torch.cuda.max_memory_allocated` counts."""
+        return self.total - self.reserve
+
+    @property
+    def held(self) -> float:
+        """What stays for longer than one layer's computation takes."""
+        return self.peak - self.working
 
     @property
     def total(self) -> float:
-        """Sum of all four, in bytes."""
+        """The sum of all parts: what the card must have."""
         return sum(asdict(self).values())
 
     def as_gib(self) -> dict[str, float]:
-        """The four parts and their total in GiB."""
-        parts = {name: value / GIB for name, value in asdict(self).items()}
+        """Every part and their total in GiB."""
+        parts = {part.name: getattr(self, part.name) / GIB for part in fields(self)}
         return {**parts, "total": self.total / GIB}
 
 
@@ -45,15 +68,8 @@ def linear_shapes(config: LlamaConfig) -> list[tuple[int, int]]:
     head = config.head_dim or width // config.num_attention_heads
     queries = config.num_attention_heads * head
     keys = config.num_key_value_heads * head
-    return [
-        (width, queries),
-        (width, keys),
-        (width, keys),
-        (queries, width),
-        (width, inner),
-        (width, inner),
-        (inner, width),
-    ]
+    attention = [(width, queries), (width, keys), (width, keys), (queries, width)]
+    return [*attention, (width, inner), (width, inner), (inner, width)]
 
 
 def adapter_parameters(config: LlamaConfig, rank: int) -> int:
@@ -62,66 +78,136 @@ def adapter_parameters(config: LlamaConfig, rank: int) -> int:
     return one * config.num_hidden_layers
 
 
-def estimate(
+def parameters(config: LlamaConfig) -> tuple[int, int]:
+    """Weights of all decoder layers' linears, and all other weights of the model."""
+    layers, width = config.num_hidden_layers, config.hidden_size
+    tied = 1 if config.tie_word_embeddings else 2
+    linear = layers * sum(i * o for i, o in linear_shapes(config))
+    return linear, tied * config.vocab_size * width + (2 * layers + 1) * width
+
+
+def weights(config: LlamaConfig, method: str, size: int, offload: bool) -> Memory:
+    """The bytes of the weights alone; `size` bytes for each that is not quantised."""
+    linear, other = parameters(config)
+    if offload and not config.tie_word_embeddings:
+        other -= config.vocab_size * config.hidden_size
+    if method == "qlora":
+        return Memory(
+            weights=NF4_WEIGHT * linear + size * other, constants=NF4_SCALE * linear
+        )
+    return Memory(weights=(4 if method == "full" else size) * (linear + other))
+
+
+def estimate(*args: Any, **kwargs: Any) -> Memory:
+    """Bytes at the worst moment of a training step; takes what `moments` takes.
+
+    >>> estimate(config, "qlora", tokens=2048, rank=16, recompute=4, fast=True)
+    """
+    return max(moments(*args, **kwargs), key=lambda one: one.total)
+
+
+def at_loss(*args: Any, **kwargs: Any) -> Memory:
+    """What is held when the loss is known: `measuring.held` counts the same.
+
+    Takes what `moments` takes; gradients of an earlier micro-batch are there.
+    """
+    loss = moments(*args, **kwargs, accumulating=True)[0]
+    return replace(loss, working=0.0, reserve=0.0)
+
+
+def moments(
     config: LlamaConfig,
     method: str,
     tokens: int,
     rank: int = 16,
-    checkpointing: bool = False,
+    *,
+    recompute: int = 0,
+    offload: bool = False,
+    fast: bool = False,
+    accumulating: bool = False,
     half: bool = True,
     optimizer: str = "adamw_torch",
-) -> Memory:
-    """Bytes held in a training step on `tokens` tokens, before anything is loaded.
+) -> list[Memory]:
+    """A training step on `tokens` tokens, moment by moment, for any Llama's config.
 
-    `method` is "qlora", "lora" or "full"; `half` says that activations are 16-bit (a
-    GPU), else 32-bit (a CPU). Full fine-tuning holds its weights in 32 bits. Counts the
-    tensors that autograd saves in transformers' Llama with PEFT; what a kernel needs
-    for a moment is not in it, nor is the mask of padded rows. Raises ValueError for an
-    unknown method or optimizer.
+    `method` is "qlora", "lora" or "full" (which holds its weights in 32 bits). The
+    first `recompute` layers keep only their input, with `offload` not even that, and
+    the embeddings leave the card too; `fast` means `kernels.apply`. `accumulating` says
+    that gradients of an earlier micro-batch are there, `half` that activations are
+    16-bit (a GPU), else 32-bit. Raises ValueError for an unknown method or optimizer.
+
+    The moments: the loss is known; the backward pass of each layer, from the last to
+    the first; the update.
     """
-    choices = {method: ("qlora", "lora", "full"), optimizer: tuple(OPTIMIZER_BYTES)}
-    for name, known in choices.items():
+    for name, known in ((method, METHODS), (optimizer, tuple(OPTIMIZER_BYTES))):
         if name not in known:
             raise ValueError(f"{name!r} is unknown; it can be: {', '.join(known)}.")
-    layers, width = config.num_hidden_layers, config.hidden_size
-    linear = layers * sum(i * o for i, o in linear_shapes(config))
-    tied = 1 if config.tie_word_embeddings else 2
-    other = tied * config.vocab_size * width + (2 * layers + 1) * width
-    size = 2 if half else 4
-    trainable = linear + other if method == "full" else adapter_parameters(config, rank)
-    weights = {
-        "full": 4.0 * (linear + other),
-        "lora": size * (linear + other) + 4.0 * trainable,
-        "qlora": NF4_BYTES * linear + size * other + 4.0 * trainable,
-    }[method]
-    # With checkpointing only the inputs of the layers stay, and one layer at a time is
-    # computed again. Between the layers full fine-tuning computes in 32 bits.
-    whole = 1 if checkpointing else layers
-    saved = whole * activation_bytes(config, method, rank, size)
-    saved += layers * (4 if method == "full" else size) * width if checkpointing else 0
-    # Mixed precision keeps 16-bit copies of the 32-bit weights that are trained.
-    copies = (linear if method == "full" else trainable) * whole / layers
-    copies += config.vocab_size * width if method == "full" else 0
-    return Memory(
-        weights=weights,
-        gradients=4.0 * trainable,
-        optimizer=OPTIMIZER_BYTES[optimizer] * trainable,
-        # The loss keeps a 32-bit softmax over the vocabulary.
-        activations=tokens * (saved + 4 * config.vocab_size) + half * 2.0 * copies,
+    layers, width, size = config.num_hidden_layers, config.hidden_size, 2 if half else 4
+    fast, recompute = fast and method != "full", min(recompute, layers)
+    linear, other = parameters(config)
+    trained = linear + other if method == "full" else adapter_parameters(config, rank)
+    fixed = replace(
+        weights(config, method, size, offload),
+        adapters=0.0 if method == "full" else 4.0 * trained,
+        optimizer=OPTIMIZER_BYTES[optimizer] * trained,
+        working=CUBLAS if half else 0.0,
+        reserve=RESERVE if half else 0.0,
     )
+    if method == "full" and optimizer == "adamw_8bit":
+        # transformers keeps the states of the embeddings in 32 bits
+        words = (8.0 - OPTIMIZER_BYTES[optimizer]) * config.vocab_size * width
+        fixed = replace(fixed, optimizer=fixed.optimizer + words)
+    keep = tokens * activation_bytes(config, method, rank, size, fast)
+    if half and not fast:
+        keep += tokens * attention_bytes(config, tokens)
+        # 16-bit copies of the 32-bit weights that are trained
+        keep += 2.0 * (linear if method == "full" else trained) / layers
+    # Between its layers full fine-tuning computes in 32 bits.
+    entry = 0 if offload and half else 4 if method == "full" else size
+    entry *= tokens * width
+    kept, passing = loss_bytes(config, method, tokens, size, fast)
+    kept += 2.0 * config.vocab_size * width * (half and method == "full")
+    through = tokens * layer_bytes(config, size, fast)
+    buffer = unpacked_bytes(config, method, size, fast)
+    before = 4.0 * trained if accumulating else 0.0
+
+    def moment(below: int, own: float, gradients: float, logits: float, working: float):
+        """`below` layers wait, one holds `own`; `working` comes and goes."""
+        return replace(
+            fixed,
+            gradients=max(before, gradients),
+            checkpoints=entry * min(below, recompute),
+            activations=keep * max(below - recompute, 0) + own,
+            logits=logits,
+            working=fixed.working + working + buffer,
+        )
+
+    step = [moment(layers, 0.0, 0.0, kept, passing)]
+    for i in reversed(range(layers)):
+        ready = 4.0 * trained * (layers - 1 - i) / layers
+        own = keep + (entry if i < recompute else 0.0)
+        step.append(moment(i, own, ready, 0.0, through))
+    step.append(moment(0, 0.0, 4.0 * trained, 0.0, 0.0))
+    return step
 
 
-def activation_bytes(config: LlamaConfig, method: str, rank: int, size: int) -> float:
+def activation_bytes(
+    config: LlamaConfig, method: str, rank: int, size: int, fast: bool = False
+) -> float:
     """Bytes a token that one decoder layer keeps for the backward pass.
 
-    In `size` bytes: queries, keys, values and what attention makes of them (keys and
-    values are repeated for every query head where rows are padded); four tensors of the
-    MLP; the other inputs of the linear layers; what LoRA's A makes of each input. In 32
-    bits: the inputs of the two norms, and when their weights are trained also what they
-    normalised.
+    In `size` bytes: queries, keys, values and what attention makes of them; four
+    tensors of the MLP (two on the fast path); the other inputs of the linears; what
+    LoRA's A makes of each input. The plain path repeats keys and values for every query
+    head where rows are padded, and keeps the inputs of the two norms in 32 bits, and
+    when their weights are trained also what they normalised.
     """
     width, inner = config.hidden_size, config.intermediate_size
-    queries = linear_shapes(config)[0][1]
+    (_, queries), (_, keys) = linear_shapes(config)[:2]
+    if fast:
+        heads = config.num_attention_heads
+        kept = 2 * width + 2 * queries + 2 * keys + 2 * inner + 7 * rank
+        return size * kept + 4 * heads
     # q, k, v share an input, gate and up another, unless each casts it for itself: in
     # 16 bits PEFT's unquantised LoRA casts all of them (o's too), autocast all but o's.
     inputs = 2 if size == 4 else {"qlora": 2, "lora": 6, "full": 5}[method]
@@ -130,94 +216,49 @@ def activation_bytes(config: LlamaConfig, method: str, rank: int, size: int) -> 
     return size * kept + 4 * (4 if method == "full" else 2) * width
 
 
-def measure(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory:
-    """Bytes in use, found by one forward and backward pass on the first batch.
+def attention_bytes(config: LlamaConfig, tokens: int) -> float:
+    """Bytes a token of attention weights that a layer keeps on the plain path.
 
-    Weights, gradients and optimizer states are counted tensor by tensor, activations as
-    the storage that autograd saves. Call it after training: before, there are no
-    optimizer states. `batch` is measured instead of the first one.
+    None where each query head has its keys. Where heads share keys, torch has only its
+    plain attention on cards without flash attention, and that keeps all weights.
     """
-    import torch
-
-    model, seen, kept = trainer.model, set(), []
-
-    def held(tensor: torch.Tensor) -> int:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen:
-            return 0
-        seen.add(storage.data_ptr())
-        return storage.nbytes()
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append((held(tensor), tensor))  # alive, so that no address is seen twice
-        return tensor
-
-    tensors = [*model.parameters(), *model.buffers()]
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            tensors += [state.absmax, state.code]
-            tensors += [state.state2.absmax, state.state2.code] if state.nested else []
-    weights = sum(map(held, tensors))
-    batch = batch or next(iter(trainer.get_train_dataloader()))
-    with (
-        _training(model),
-        _one_layer_whole(model),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        trainer.compute_loss_context_manager(),
-    ):
-        loss = trainer.compute_loss(model, trainer._prepare_inputs(batch))
-    trainer.accelerator.backward(loss)
-    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    model.zero_grad()
-    states = trainer.optimizer.state.values() if trainer.optimizer else ()
-    optimizer = sum(
-        t.nbytes for state in states for t in state.values() if torch.is_tensor(t)
-    )
-    return Memory(weights, gradients, optimizer, sum(size for size, _ in kept))
+    heads = config.num_attention_heads
+    return 4.0 * heads * tokens if config.num_key_value_heads != heads else 0.0
 
 
-@contextmanager
-def _training(model: PreTrainedModel) -> Iterator[None]:
-    before = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(before)
+def loss_bytes(
+    config: LlamaConfig, method: str, tokens: int, size: int, fast: bool
+) -> tuple[float, float]:
+    """What the loss keeps for the backward pass, and what it needs in passing."""
+    width, words = config.hidden_size, config.vocab_size
+    if fast:  # the last norm's input and the gradient; logits of one chunk
+        return 2.0 * size * width * tokens, (
+            size * width * tokens + (4.0 + size) * words * min(CHUNK, tokens)
+        )
+    # the last norm and a 32-bit softmax over the vocabulary; then its gradient, and the
+    # logits themselves
+    norm = 4.0 * width * (3 if method == "full" else 1)
+    return (norm + 4.0 * words) * tokens, (4.0 + size) * words * tokens
 
 
-@contextmanager
-def _one_layer_whole(model: PreTrainedModel) -> Iterator[None]:
-    """Keep one checkpointed layer whole, as the backward pass keeps each in turn."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    last = layers[-1]
-    before, last.gradient_checkpointing = last.gradient_checkpointing, False
-    try:
-        yield
-    finally:
-        last.gradient_checkpointing = before
+def layer_bytes(config: LlamaConfig, size: int, fast: bool) -> float:
+    """Bytes a token of gradients that live while one layer's backward pass runs."""
+    width, inner = config.hidden_size, config.intermediate_size
+    (_, queries), (_, keys) = linear_shapes(config)[:2]
+    if not fast:
+        return size * (2 * width + 3 * inner)
+    rows = queries + 2 * keys
+    repeated = 0 if keys == queries else 5 * queries  # keys, values and gradients
+    attention = width + queries + rows + repeated
+    return size * max(width + inner, 3 * width, attention, 3 * width + rows)
 
 
-def release() -> None:
-    """Give memory back after the names that held it are deleted."""
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def peak() -> float:
-    """Peak GiB so far: allocated by torch on a GPU, resident in RAM on a CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    import resource
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+def unpacked_bytes(config: LlamaConfig, method: str, size: int, fast: bool) -> float:
+    """The buffer in which 4-bit weights are unpacked, or 16-bit ones put together."""
+    width, inner = config.hidden_size, config.intermediate_size
+    if method == "full":
+        return 0.0
+    if not fast:
+        return size * width * inner if method == "qlora" else 0.0
+    (_, queries), (_, keys) = linear_shapes(config)[:2]
+    return size * width * max(2 * inner, queries + 2 * keys)

@@ -129,21 +129,29 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model on this machine's device, in its compute dtype.
 
-    With `quantization` the linear layers are stored in 4 bits. Raises PermissionError,
-    FileNotFoundError or ConnectionError with what to do when it can't be downloaded.
+    With `quantization` the linear layers are stored in 4 bits; a repository that is
+    quantised already is taken as it is. Raises PermissionError, FileNotFoundError or
+    ConnectionError with what to do when it can't be downloaded.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     key = _token(name)
     with auth.hub_errors(name, key):
+        config = AutoConfig.from_pretrained(location(name), token=key)
+        given = {"quantization_config": quantization} if quantization else {}
+        if getattr(config, "quantization_config", None):
+            given = {}
+            print(f"{name} is quantised already: taken as it is")
         model = AutoModelForCausalLM.from_pretrained(
             location(name),
             dtype=torch_dtype(),
             device_map={"": 0 if runtime.detect().device == "cuda" else "cpu"},
-            quantization_config=quantization,
             token=key,
+            **given,
         )
     for module in model.modules():
+        if hasattr(module, "quant_state"):  # its repository may name another dtype
+            module.compute_dtype = torch_dtype()
         # On CPUs with AVX512-BF16 bitsandbytes repacks a weight at its first inference,
         # and from then on the gradients that pass through it are wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from colab_utils.memory import Memory
 
 GREY, BLUE, ORANGE = "#9ca3af", "#2563eb", "#f59e0b"
+# The parts of `memory.Memory`, and their colours.
+PARTS = {
+    "weights": BLUE,
+    "constants": "#93c5fd",
+    "adapters": "#7c3aed",
+    "gradients": ORANGE,
+    "optimizer": "#10b981",
+    "checkpoints": "#4b5563",
+    "activations": GREY,
+    "logits": "#f472b6",
+    "working": "#fde047",
+    "reserve": "#e5e7eb",
+}
 
 
 def _figure(height: float = 3) -> tuple[Figure, Axes]:
@@ -33,8 +46,8 @@ def token_lengths(lengths: list[int], limit: int) -> Figure:
     longest = max([*lengths, limit])
     axes.hist(lengths, bins=min(60, longest), range=(0, longest), color=BLUE)
     axes.axvline(limit, color=ORANGE)
-    within = sum(length <= limit for length in lengths) / len(lengths)
-    axes.set_title(f"{within:.1%} of {len(lengths):,} rows within {limit} tokens")
+    within = sum(length <= limit for length in lengths)
+    axes.set_title(f"{within:,} of {len(lengths):,} rows within {limit} tokens")
     axes.set(xlabel="tokens a row", ylabel="rows")
     if longest > 4 * sorted(lengths)[len(lengths) // 2]:
         axes.set_yscale("log")  # or a few long rows would be invisible
@@ -71,18 +84,14 @@ def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
     """Stacked bars of memory by component, one a method, against what the card has."""
     from colab_utils.memory import GIB
 
-    figure, axes = _figure(height=0.6 * len(bars) + 1.4)
+    figure, axes = _figure(height=0.6 * len(bars) + 1.6)
     largest = max(bar.total for bar in bars.values())
     unit, name = (GIB, "GiB") if largest > GIB else (2**20, "MiB")
-    colours = {
-        "weights": BLUE,
-        "gradients": ORANGE,
-        "optimizer": "#10b981",
-        "activations": GREY,
-    }
     left = [0.0] * len(bars)
-    for part, colour in colours.items():
+    for part, colour in PARTS.items():
         sizes = [getattr(bar, part) / unit for bar in bars.values()]
+        if not any(sizes):
+            continue
         axes.barh(list(bars), sizes, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for y, total in enumerate(left):
@@ -94,8 +103,8 @@ def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
         )
     axes.invert_yaxis()
     axes.set_xlabel(name)
-    axes.set_xlim(0, max(left) * 1.12)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    axes.set_xlim(0, 1.12 * max(*left, (limit_gib or 0) * GIB / unit))
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
     return figure
 
 

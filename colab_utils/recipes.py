@@ -77,7 +77,8 @@ def write_card(folder: Path, header: dict[str, Any], title: str, text: str) -> N
 def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None:
     """Card and recipe of an adapter or a merged model (`kind`), trained on `dataset`.
 
-    `fields` hold at least base_model, method and results.
+    `fields` hold at least base_model, method and results; `tested` when not the whole
+    test was asked.
     """
     data = read(dataset)
     base, results = fields["base_model"], fields["results"]
@@ -91,16 +92,15 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
         "license": "llama2" if "llama-2" in base.lower() else None,
         "tags": ["llama", fields["method"]],
     }
-    numbers = "\n".join(
-        f"| {metric}, {name} | {value:.4f} |"
-        for metric, found in results.items()
-        if isinstance(found, dict)
-        for name, value in found.items()
-    )
-    rows = data["rows"]
+    lines = []
+    for metric, found in results.items():
+        named = found.items() if isinstance(found, dict) else [("", found)]
+        lines += [f"| {metric}{name and ', '}{name} | {v:.4f} |" for name, v in named]
+    numbers, rows = "\n".join(lines), data["rows"]
+    tested = fields.get("tested", rows["test"])
     text = (
         f"{fields['method']} on `{base}`, trained on {rows['train']:,} rows from "
-        f"`{data['source']}` and measured on {rows['test']:,} held-out rows.\n\n"
+        f"`{data['source']}` and measured on {tested:,} held-out rows.\n\n"
         f"| measured | value |\n|---|---|\n{numbers}\n\n"
         "The prompt format is Llama 2's; it is part of the tokenizer."
     )

@@ -32,6 +32,8 @@ NOISE = {
     # The notebooks set the padding token to <unk> on purpose, and say so. (A changed
     # BOS or EOS is in the same message, and would be a mistake: that is still shown.)
     "transformers.trainer_utils": r"new PAD/BOS/EOS.*tokens: \{'pad_token_id': \d+\}",
+    # Packed rows keep to themselves here, on the fast path and by sdpa's mask: tested.
+    "trl.trainer.sft_trainer": r"but the attention implementation is not set to a sup",
     # `auth.token()` has said already which token is used, or that there is none.
     "huggingface_hub.utils._http": r"sending unauthenticated requests to the HF Hub",
 }
@@ -243,9 +245,11 @@ def artefact(kind: str, name: str) -> Path:
         state = "does not exist"
     there = sorted(recipe.parent.name for recipe in parent.glob("*/recipe.json"))
     names = f"set {parameter} to one of: {', '.join(there)}" if there else ""
+    other = "\nMade in another Colab notebook? Set USE_DRIVE = True in both."
     raise FileNotFoundError(
         f"{parent / name} {state}. Run the notebook {notebook}, which makes it"
         + (f", or {names}." if names else f" ({parent} holds no finished one).")
+        + (other if on_colab() and not _on_drive else "")
     )
 
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from colab_utils import runtime
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
     from transformers import PreTrainedTokenizerBase as Tokenizer
-    from transformers import Trainer
+
+    from colab_utils.memory import Plan
 
 
 def precision() -> dict[str, bool]:
@@ -38,6 +40,60 @@ def float32_adapters(trainer: Trainer) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     trainer.add_callback(CheckFloat32())
+
+
+def use_fast_path(trainer: Trainer, plan: Plan) -> None:
+    """Train as `memory.plan` said; `use_plain_path` undoes it.
+
+    Llama with LoRA runs on the fast path (`kernels`). Any other model stays on
+    transformers' own, and a line says why; then its planned layers are recomputed, or
+    all of them where the plan counted on the fast path.
+    """
+    from colab_utils import kernels
+
+    use_plain_path(trainer)
+    model = trainer.model
+    if plan.fast and kernels.apply(model, plan.recompute, plan.offload):
+        _expect_no_logits(trainer)
+        return
+    layers = _checkpointable(model)
+    recompute = len(layers) if plan.fast else plan.recompute
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+        for i, layer in enumerate(layers):
+            layer.gradient_checkpointing = i < recompute
+        print(f"plain path: {recompute} of {len(layers)} layers are recomputed")
+
+
+def use_plain_path(trainer: Trainer) -> None:
+    """Compute as transformers and PEFT wrote it, with nothing recomputed."""
+    from colab_utils import kernels
+
+    kernels.remove(trainer.model)
+    vars(trainer).pop("compute_loss", None)
+    for layer in _checkpointable(trainer.model):
+        layer.gradient_checkpointing = False
+
+
+def _expect_no_logits(trainer: Trainer) -> None:
+    """TRL reads logits after each step, unless Liger's kernels run: they have none."""
+    plain = trainer.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        trainer.args.use_liger_kernel = True
+        try:
+            return plain(*args, **kwargs)
+        finally:  # at the start of training the real ones would be put in
+            trainer.args.use_liger_kernel = False
+
+    trainer.compute_loss = compute_loss
+
+
+def _checkpointable(model: PreTrainedModel) -> list:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
 def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:

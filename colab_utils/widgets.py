@@ -1,11 +1,15 @@
-"""The chat box of `03_inference`, for ipywidgets 7 and 8, and without a screen."""
+"""The chat box and the memory planner, for ipywidgets 7 and 8, and without a screen."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from colab_utils import runtime
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 Messages = list[dict[str, str]]
 Reply = Callable[[Messages], Iterator[str]]
@@ -102,3 +106,53 @@ def chat_box(reply: Reply, system: str = "", first: list[str] | None = None) -> 
     entry.observe(lambda change: change["new"] and on_send(None), names="value")
     display(widgets.VBox([log, widgets.HBox([entry, send, clear]), error]))
     return chat
+
+
+def planner(config: LlamaConfig, room: float) -> Any:
+    """Sliders for method, rank, row length and batch; the bar of the plan moves.
+
+    `room` is the card's memory in bytes. Headless, the figure of the first position is
+    shown. Returns the box, or that figure.
+    """
+    from colab_utils import memory, plots
+
+    def drawn(method: str, rank: int, length: int, rows: int) -> tuple[Any, str]:
+        limit = room / memory.GIB
+        try:
+            found = memory.plan(
+                config, method, rank, longest=length, update=length * rows, room=room
+            )
+        except MemoryError as problem:
+            cost = memory.estimate(
+                config, method, length, rank, recompute=config.num_hidden_layers
+            )
+            return plots.memory({"too much": cost}, limit), str(problem)
+        return plots.memory({"planned": found.cost}, limit), str(found)
+
+    start = {"method": "qlora", "rank": 16, "length": 512, "rows": 16}
+    if runtime.headless():
+        figure, line = drawn(**start)
+        print(line)
+        return figure
+    import ipywidgets as widgets
+
+    choices = {
+        "method": widgets.Dropdown(options=memory.METHODS, value="qlora"),
+        "rank": widgets.SelectionSlider(options=[4, 8, 16, 32, 64, 128], value=16),
+        "length": widgets.IntSlider(min=128, max=4096, step=128, value=512),
+        "rows": widgets.IntSlider(min=1, max=64, value=16),
+    }
+    picture, text = widgets.Image(format="png"), widgets.HTML()
+
+    def redraw(_: object = None) -> None:
+        figure, line = drawn(**{name: one.value for name, one in choices.items()})
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=90)
+        picture.value, text.value = file.getvalue(), line
+
+    for name, one in choices.items():
+        one.description = name
+        one.continuous_update = False
+        one.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([widgets.HBox(list(choices.values())), picture, text])

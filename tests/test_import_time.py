@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "peft", "trl"}
 HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hub"}
-# callbacks is imported by training alone, once transformers is there.
+# Imported by training alone, once torch and transformers are there.
+LATE = {"callbacks", "kernels", "layers", "ops", "triton_ops"}
 LIGHT = sorted(
     path.stem
     for path in (ROOT / "colab_utils").glob("*.py")
-    if path.stem not in ("__init__", "callbacks")
+    if path.stem not in LATE | {"__init__"}
 )
 MEASURE = """
 import json, sys, time

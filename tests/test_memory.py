@@ -1,19 +1,20 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+import re
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
 
-from colab_utils import memory, models, training
+from colab_utils import costs, measuring, memory, models, training
 
 RANK = 8  # of the trainers that conftest makes
 
 
 def seven_b(**changes):
     """The config of Llama 2 7B."""
-    from transformers import AutoConfig
-
     usual = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
     return AutoConfig.for_model("llama", **usual | changes)
 
@@ -28,36 +29,55 @@ def batch_of(rows: int, tokens: int, padded: int = 0) -> dict[str, torch.Tensor]
 
 
 def assert_close(found: memory.Memory, measured: memory.Memory) -> None:
-    """5 % in total, 10 % in each part."""
+    """5 % in total, 10 % in each part; what autograd holds is measured as one."""
     assert found.total == pytest.approx(measured.total, rel=0.05)
-    for name, value in asdict(measured).items():
-        assert value > 0
-        assert getattr(found, name) == pytest.approx(value, rel=0.1), name
+    kept = ("checkpoints", "activations", "logits")
+    autograd = sum(getattr(found, name) for name in kept)
+    assert autograd == pytest.approx(measured.activations, rel=0.1)
+    for name in ("weights", "constants", "adapters", "gradients", "optimizer"):
+        value = getattr(measured, name)
+        # the tables of codes weigh something beside so small a model's constants
+        rel = 0.1 if name != "constants" else 0.6
+        assert getattr(found, name) == pytest.approx(value, rel=rel), name
 
 
 @pytest.mark.parametrize("method", models.METHODS)
 @pytest.mark.parametrize("shape", [(4, 48, 6), (2, 256)])
 def test_the_estimate_is_what_training_holds(trained, method, shape):
     trainer, _ = trained[method]
-    measured = memory.measure(trainer, batch_of(*shape))
+    measured = measuring.held(trainer, batch_of(*shape))
     config, tokens = trainer.model.config, shape[0] * shape[1]
-    found = memory.estimate(config, method, tokens, RANK, half=False)
-    assert_close(found, measured)
+    assert_close(memory.at_loss(config, method, tokens, RANK, half=False), measured)
 
 
 @pytest.mark.parametrize("method", ["qlora", "full"])
-def test_the_estimate_of_checkpointing(make_trainer, method):
-    trainer = make_trainer(method, max_steps=1, gradient_checkpointing=True)
+@pytest.mark.parametrize("recompute", [2, 6])
+def test_the_estimate_of_recomputed_layers(make_trainer, method, recompute):
+    trainer = make_trainer(method, max_steps=1)
     training.float32_adapters(trainer)
+    plan = memory.Plan(512, 1, recompute, False, False, memory.Memory())
+    training.use_fast_path(trainer, plan)
     trainer.train()
-    measured = memory.measure(trainer, batch_of(2, 256))
-    assert_close(
-        memory.estimate(trainer.model.config, method, 512, RANK, True, half=False),
-        measured,
+    measured = measuring.held(trainer, batch_of(2, 256))
+    config = trainer.model.config
+    found = memory.at_loss(config, method, 512, RANK, recompute=recompute, half=False)
+    assert_close(found, measured)
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+@pytest.mark.parametrize("recompute", [0, 2, 6])
+def test_the_estimate_of_the_fast_path(make_trainer, method, recompute):
+    trainer = make_trainer(method, max_steps=1)
+    training.float32_adapters(trainer)
+    plan = memory.Plan(512, 1, recompute, False, True, memory.Memory())
+    training.use_fast_path(trainer, plan)
+    trainer.train()
+    measured = measuring.held(trainer, batch_of(2, 256))
+    config = trainer.model.config
+    found = memory.at_loss(
+        config, method, 512, RANK, recompute=recompute, half=False, fast=True
     )
-    # The layer that was kept whole for the measurement is checkpointed again.
-    layers = trainer.model.get_base_model() if method == "qlora" else trainer.model
-    assert all(layer.gradient_checkpointing for layer in layers.model.layers)
+    assert_close(found, measured)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -69,15 +89,15 @@ def test_the_estimate_of_16_bit_training(make_trainer, method):
             parameter.data = parameter.data.bfloat16()
     training.float32_adapters(trainer)
     trainer.train()
-    measured = memory.measure(trainer, batch_of(2, 256))
+    measured = measuring.held(trainer, batch_of(2, 256))
     config = trainer.model.config
-    assert_close(memory.estimate(config, method, 512, RANK), measured)
+    assert_close(memory.at_loss(config, method, 512, RANK), measured)
 
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory) -> str:
     """A small Llama with two key heads for six query heads, and tied embeddings."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(models.location("demo"))
     config.num_key_value_heads = 2
@@ -96,8 +116,8 @@ def test_the_estimate_of_grouped_heads_and_tied_embeddings(
     training.float32_adapters(trainer)
     trainer.train()
     config = trainer.model.config
-    measured = memory.measure(trainer, batch_of(8, 32, padded=4))
-    assert_close(memory.estimate(config, method, 256, RANK, half=False), measured)
+    measured = measuring.held(trainer, batch_of(8, 32, padded=4))
+    assert_close(memory.at_loss(config, method, 256, RANK, half=False), measured)
     trainable, total = models.count_parameters(trainer.model)
     if method == "qlora":
         assert trainable == memory.adapter_parameters(config, RANK)
@@ -108,16 +128,16 @@ def test_the_estimate_of_grouped_heads_and_tied_embeddings(
 def test_the_first_batch_is_measured_unless_another_is_given(trained):
     trainer, _ = trained["qlora"]
     batch = next(iter(trainer.get_train_dataloader()))
-    first = memory.measure(trainer)
-    assert first == memory.measure(trainer, batch)
-    assert first.activations < memory.measure(trainer, batch_of(4, 128)).activations
+    first = measuring.held(trainer)
+    assert first == measuring.held(trainer, batch)
+    assert first.activations < measuring.held(trainer, batch_of(4, 128)).activations
 
 
 def test_measuring_leaves_no_trace(trained):
     trainer, _ = trained["qlora"]
     trainer.model.eval()
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    memory.measure(trainer)
+    measuring.held(trainer)
     assert not trainer.model.training
     after = list(trainer.model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -127,31 +147,163 @@ def test_measuring_leaves_no_trace(trained):
 def test_llama_2_7b():
     config = seven_b()
     assert memory.adapter_parameters(config, 16) == pytest.approx(2.4986e6 * 16, 1e-4)
-    cost = memory.estimate(config, "qlora", 2048)
+    cost = memory.at_loss(config, "qlora", 2048)
     adapters = memory.adapter_parameters(config, 16)
-    assert cost.weights - 4 * adapters == pytest.approx(3.866e9, rel=0.001)
-    assert cost.gradients == 4 * adapters
+    assert cost.weights + cost.constants == pytest.approx(3.866e9, rel=0.001)
+    assert cost.adapters == cost.gradients == 4 * adapters
     assert cost.optimizer == 8 * adapters
     # Measured on a GPU: bytes that a layer keeps of each token.
-    kept = memory.activation_bytes(config, "qlora", 16, size=2)
+    kept = costs.activation_bytes(config, "qlora", 16, size=2)
     assert kept == pytest.approx(173.6e3, rel=0.03)
-    full = memory.estimate(config, "full", 2048)
+    kept = costs.activation_bytes(config, "qlora", 16, size=2, fast=True)
+    assert kept == pytest.approx(93.2e3, rel=0.03)
+    full = memory.at_loss(config, "full", 2048)
     assert full.weights + full.gradients + full.optimizer == 16 * 6_738_415_616
 
 
+def test_gradients_and_activations_are_not_there_at_once():
+    """The worst moment is the loss for many tokens, the update for few."""
+    config, adapters = seven_b(), memory.adapter_parameters(seven_b(), 64)
+    many, few = (memory.estimate(config, "qlora", n, 64) for n in (2048, 16))
+    assert many.gradients < 0.1 * 4 * adapters and many.activations > 10e9
+    assert few.gradients > 0.9 * 4 * adapters and few.activations < 0.1e9
+    more = memory.estimate(config, "qlora", 2048, 64, accumulating=True)
+    assert more.peak - many.peak == pytest.approx(4 * adapters, rel=0.1)
+
+
+def test_what_saves_memory_saves_it():
+    ways = [{}, {"recompute": 16}, {"recompute": 32}]
+    ways.append({"recompute": 32, "offload": True})
+    peaks = [memory.estimate(seven_b(), "qlora", 2048, fast=True, **w) for w in ways]
+    assert sorted(peaks, key=lambda one: -one.peak) == peaks
+    assert peaks[3].checkpoints == 0
+    assert peaks[2].weights - peaks[3].weights == 2 * 32000 * 4096
+
+
 def test_more_tokens_cost_activations_only():
-    one, two = (memory.estimate(seven_b(), "qlora", n) for n in (1024, 2048))
+    one, two = (memory.at_loss(seven_b(), "qlora", n) for n in (1024, 2048))
     constant = 2 * memory.adapter_parameters(seven_b(), 16)
     assert two.activations - constant == 2 * (one.activations - constant)
     assert (two.weights, two.gradients) == (one.weights, one.gradients)
 
 
 def test_the_8_bit_optimizer_takes_a_quarter():
-    costs = [
+    small, large = (
         memory.estimate(seven_b(), "qlora", 1, optimizer=name).optimizer
         for name in ("adamw_8bit", "adamw_torch")
-    ]
-    assert costs[0] == pytest.approx(costs[1] / 4, rel=0.02)
+    )
+    assert small == pytest.approx(large / 4, rel=0.02)
+
+
+def test_inference_holds_weights_and_cache():
+    empty, full = (memory.inference(seven_b(), "qlora", n) for n in (0, 2048))
+    assert full.activations == 2 * 2 * 4096 * 32 * 2048  # 1 GiB
+    assert full.peak - empty.peak == pytest.approx(full.activations)
+    assert full.peak < 5 * memory.GIB
+    assert memory.ram_to_load(seven_b()) < 5e9
+    assert memory.ram_to_merge(seven_b()) < 4e9
+
+
+# --- the plan -------------------------------------------------------------------------
+
+T4 = 14.2 * memory.GIB
+
+
+def test_a_plan_fits_and_is_the_fastest_that_does():
+    config = seven_b()
+    for room in (5.0, 8.0, 11.0, 14.2):
+        found = memory.plan(
+            config, "qlora", 16, longest=512, update=4096, room=room * memory.GIB
+        )
+        assert found.cost.total <= room * memory.GIB
+        assert found.tokens >= 512 and found.tokens * found.accumulation >= 4096
+        if not found.offload:
+            spent = memory.seconds(config, "qlora", found.tokens, found.recompute)
+            for times in range(1, 9):
+                tokens = max(512, -(-4096 // times))
+                for k in range(found.recompute if tokens == found.tokens else 33):
+                    if memory.seconds(config, "qlora", tokens, k) / tokens >= (
+                        spent / found.tokens
+                    ):
+                        break
+                    cost = memory.estimate(
+                        config,
+                        "qlora",
+                        tokens,
+                        recompute=k,
+                        fast=True,
+                        accumulating=times > 1,
+                        optimizer="adamw_8bit",
+                    )
+                    assert cost.total > room * memory.GIB
+
+
+def test_a_t4_recomputes_nothing_at_2048_tokens():
+    found = memory.plan(seven_b(), "qlora", 16, longest=512, update=2048, room=T4)
+    assert (found.tokens, found.accumulation) == (2048, 1)
+    assert (found.recompute, found.offload, found.fast) == (0, False, True)
+    assert "2,048 tokens at a time, 1 times an update; no layers" in str(found)
+
+
+def test_a_small_card_keeps_inputs_in_ram():
+    room = 4.9 * memory.GIB
+    found = memory.plan(seven_b(), "qlora", 16, longest=2048, update=2048, room=room)
+    assert found.offload and found.recompute == 32
+    assert "32 layers recomputed, their inputs and the embeddings in RAM" in str(found)
+
+
+@given(
+    longest=st.integers(1, 4096),
+    update=st.integers(1, 40_000),
+    room=st.floats(4.5, 80),
+    rank=st.sampled_from([4, 64]),
+    method=st.sampled_from(models.METHODS),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_plan_fits_or_says_why_not(longest, update, room, rank, method):
+    try:
+        found = memory.plan(
+            seven_b(),
+            method,
+            rank,
+            longest=longest,
+            update=update,
+            room=room * memory.GIB,
+        )
+    except MemoryError as error:
+        assert f"{method} at rank {rank} needs" in str(error)
+        return
+    assert found.cost.total <= room * memory.GIB and found.tokens >= longest
+    assert found.fast == (method != "full")
+
+
+# --- before a download ----------------------------------------------------------------
+
+
+def test_what_fits_is_told_in_numbers(tmp_path, capsys):
+    config = AutoConfig.from_pretrained(models.location("demo"))
+    memory.preflight(config, models.location("demo"), memory.Memory(weights=1e6))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"RAM: needs 2\.5 GiB of \d+\.\d free", line)
+
+
+def test_what_does_not_fit_is_told_with_the_change(monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    def full(_):
+        return SimpleNamespace(free=5 * memory.GIB)
+
+    monkeypatch.setattr("shutil.disk_usage", full)
+    monkeypatch.setattr("colab_utils.auth.can_read", lambda *_: False)
+    monkeypatch.setattr(
+        "colab_utils.runtime.detect", lambda: SimpleNamespace(device="cpu")
+    )
+    with pytest.raises(MemoryError) as error:
+        memory.preflight(seven_b(), "some/one", memory.Memory(weights=1e15))
+    text = str(error.value)
+    assert "RAM has" in text and "restart the session" in text
+    assert "disk has 5.0 GiB free and 12.6 are needed: delete files" in text
+    assert "some/one can't be downloaded" in text
 
 
 def test_names_that_are_unknown_are_named():
@@ -162,14 +314,10 @@ def test_names_that_are_unknown_are_named():
 
 
 def test_gib_add_up():
-    cost = memory.Memory(weights=2**30, gradients=2**29, optimizer=0, activations=2**29)
-    assert cost.as_gib() == {
-        "weights": 1.0,
-        "gradients": 0.5,
-        "optimizer": 0.0,
-        "activations": 0.5,
-        "total": 2.0,
-    }
+    cost = memory.Memory(weights=2**30, gradients=2**29, working=2**29, reserve=2**30)
+    found = cost.as_gib()
+    assert (found["weights"], found["gradients"], found["total"]) == (1.0, 0.5, 3.0)
+    assert (cost.peak, cost.held) == (2 * 2**30, 1.5 * 2**30)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is the GPU's here")
@@ -177,9 +325,11 @@ def test_the_peak_grows_with_what_is_held():
     import psutil
 
     used = psutil.Process().memory_info().rss / memory.GIB
-    more = int((memory.peak() - used + 0.1) * 2**28)  # so many float32 reach a new peak
-    before = memory.peak()
+    more = int(
+        (measuring.peak() - used + 0.1) * 2**28
+    )  # so many float32 reach a new peak
+    before = measuring.peak()
     held = torch.ones(more)
-    assert before + 0.05 < memory.peak() < before + 0.2
+    assert before + 0.05 < measuring.peak() < before + 0.2
     del held
-    memory.release()
+    measuring.release()

@@ -300,3 +300,24 @@ def test_parameters_are_counted_as_the_weights_they_hold(model, adapted):
     assert models.count_parameters(model)[1] == total
     lora = sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
     assert models.count_parameters(adapted) == (lora, total + lora)
+
+
+def test_a_repository_that_is_quantised_is_taken_as_it_is(model, tmp_path, capsys):
+    from transformers import BitsAndBytesConfig
+
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["bnb_4bit_compute_dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    other = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    for quantization in (None, models.quantization_config(), other):
+        again = models.load_model(str(tmp_path), quantization)
+        assert "is quantised already: taken as it is" in capsys.readouterr().out
+        found = dict(again.named_parameters())
+        for name, weight in model.named_parameters():
+            assert torch.equal(found[name], weight), name
+        linear = again.model.layers[0].mlp.up_proj
+        assert linear.compute_dtype == models.torch_dtype()
+        x = torch.randn(2, linear.in_features)
+        expected = model.model.layers[0].mlp.up_proj(x)
+        torch.testing.assert_close(linear(x), expected)

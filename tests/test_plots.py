@@ -23,7 +23,7 @@ def test_token_lengths_are_all_counted_and_the_limit_is_told():
     figure = plots.token_lengths(lengths, 256)
     drawn(figure)
     (axes,) = figure.axes
-    assert axes.get_title() == "90.0% of 100 rows within 256 tokens"
+    assert axes.get_title() == "90 of 100 rows within 256 tokens"
     assert sum(bar.get_height() for bar in axes.patches) == 100
     assert list(axes.lines[0].get_xdata()) == [256, 256]
 
@@ -78,6 +78,12 @@ def test_memory_bars_add_up_in_a_fitting_unit(unit, name):
     assert texts == ["5.0", "100.0", "the card"]
     limit = 14.56 * memory.GIB / unit
     assert axes.lines[0].get_xdata()[0] == pytest.approx(limit)
+
+
+def test_a_limit_beyond_the_bars_is_seen():
+    figure = plots.memory(costs(qlora=5 * 2**30), limit_gib=14.56)
+    drawn(figure)
+    assert figure.axes[0].get_xlim()[1] > 14.56
 
 
 def test_the_limit_is_left_out_unless_given():

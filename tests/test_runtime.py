@@ -395,6 +395,8 @@ def test_quiet_drops_the_known_noise_once(heard):
         "kernels-community: No module named 'kernels'.",
         "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens that "
         "differ from the model config.\nUpdated tokens: {'pad_token_id': 0}.",
+        "trl.trainer.sft_trainer": "You are using packing, but the attention "
+        "implementation is not set to a supported flash attention variant.",
         "huggingface_hub.utils._http": "You are sending unauthenticated requests to "
         "the HF Hub. Please set a HF_TOKEN.",
     }
@@ -413,6 +415,7 @@ def test_quiet_keeps_what_matters(heard):
             "The tokenizer has new PAD/BOS/EOS tokens. Updated tokens: "
             "{'eos_token_id': 5, 'pad_token_id': 0}.",
         ),
+        ("trl.trainer.sft_trainer", "rows were cut"),
         ("huggingface_hub.utils._http", "429: slow down"),
     ]
     for name, message in kept:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from colab_utils import callbacks, runtime, training
+from colab_utils import callbacks, memory, runtime, training
 
 
 def dtypes(trainer) -> set[torch.dtype]:
@@ -43,6 +43,100 @@ def test_a_dtype_that_changes_later_stops_training(make_trainer):
     with pytest.raises(TypeError, match=r"84 trainable .* is torch\.float16.*last"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+# The fast path
+
+
+PLAN = memory.Plan(256, 1, 2, False, True, memory.Memory())
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_training_on_the_fast_path_is_training(make_trainer, packing):
+    usual = {"max_steps": 12, "packing": packing, "max_length": 128}
+    usual |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    plain, fast = (make_trainer("qlora", **usual) for _ in range(2))
+    for trainer in (plain, fast):
+        training.float32_adapters(trainer)
+    training.use_fast_path(fast, PLAN)
+    plain.train()
+    fast.train()
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-3)
+    assert losses(fast)[-1] < 0.8 * losses(fast)[0]
+    for name in ("mean_token_accuracy", "num_tokens"):
+        found, expected = (
+            [e[name] for e in t.state.log_history if name in e] for t in (fast, plain)
+        )
+        assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_rows_that_are_packed_train_on_the_same_tokens(make_trainer):
+    settings = {"packing": True, "max_length": 128, "per_device_train_batch_size": 1}
+    trained = []
+    for changes in ({}, settings):
+        loader = make_trainer("lora", **changes).get_train_dataloader()
+        ids = [b["input_ids"][b["labels"] != -100] for b in loader]
+        trained.append(sorted(torch.cat(ids).tolist()))
+    assert trained[0] == trained[1] and len(trained[0]) > 100
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_packed_rows_do_not_see_each_other_on_the_plain_path(make_trainer, method):
+    settings = {"packing": True, "max_length": 128, "per_device_train_batch_size": 1}
+    trainer = make_trainer(method, **settings)
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    second = int((batch["position_ids"][0] == 0).nonzero()[1])
+    batch["labels"][0, :second] = -100
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        batch["input_ids"][0, :second] = 7
+        again = trainer.compute_loss(trainer.model, dict(batch))
+    assert again.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_the_plain_path_is_back_when_asked_for(make_trainer):
+    trainer = make_trainer("qlora")
+    training.float32_adapters(trainer)
+    training.use_fast_path(trainer, PLAN)
+    training.use_plain_path(trainer)
+    trainer.train()
+    assert "entropy" in trainer.state.log_history[0]  # TRL found logits
+
+
+def test_what_the_fast_path_cannot_train_is_recomputed_plainly(make_trainer, capsys):
+    trainer = make_trainer("full")
+    training.use_fast_path(trainer, PLAN)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("plain path: its embeddings, norms or head are trained")
+    assert lines[1] == "plain path: 6 of 6 layers are recomputed"
+    layers = trainer.model.model.layers
+    assert all(layer.gradient_checkpointing for layer in layers)
+    trainer.train()
+    training.use_plain_path(trainer)
+    assert not any(layer.gradient_checkpointing for layer in layers)
+
+
+def test_what_is_saved_after_the_fast_path_is_an_ordinary_adapter(
+    make_trainer, tokenizer, tmp_path
+):
+    from peft import PeftModel
+
+    from colab_utils import models
+
+    trainer = make_trainer("lora")
+    training.float32_adapters(trainer)
+    training.use_fast_path(trainer, PLAN)
+    trainer.train()
+    training.save(trainer, tokenizer, tmp_path)
+    again = PeftModel.from_pretrained(models.load_model("demo"), tmp_path).eval()
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    with torch.no_grad():
+        expected = trainer.model.eval()(**batch).logits
+        torch.testing.assert_close(again(**batch).logits, expected)
 
 
 # Resuming
@@ -321,3 +415,23 @@ def test_a_loss_that_is_no_number_stops_training(make_trainer, headless):
 def test_a_loss_that_is_a_number_goes_on(logs):
     state = SimpleNamespace(global_step=1)
     callbacks.CheckLoss().on_log(None, state, None, logs=logs)
+
+
+def test_a_loss_that_stays_0_stops_training():
+    check, state = callbacks.CheckLoss(), SimpleNamespace(global_step=7)
+    for loss in (0.0, 0.0, 0.5, 0.0, 0.0):
+        check.on_log(None, state, None, logs={"loss": loss, "grad_norm": 0.0})
+    with pytest.raises(FloatingPointError, match=r"0 for the third time at step 7"):
+        check.on_log(None, state, None, logs={"loss": 0.0, "grad_norm": 0.0})
+
+
+def test_a_row_without_trained_tokens_stops_training(make_trainer, headless):
+    rows = [{"input_ids": [1, 5, 6, 2], "labels": [-100] * 4}] * 8
+    ready = {"assistant_only_loss": False, "max_steps": 8}
+    ready["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    trainer = make_trainer("qlora", rows=rows, **ready)
+    training.float32_adapters(trainer)
+    training.use_fast_path(trainer, PLAN)
+    training.show_progress(trainer)
+    with pytest.raises(FloatingPointError, match=r"nothing to learn"):
+        trainer.train()

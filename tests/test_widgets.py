@@ -210,3 +210,41 @@ def test_the_model_behind_the_box(headless, capsys, model, tokenizer):
     lines = capsys.readouterr().out.splitlines()
     (answer,) = generation.answers(model, tokenizer, ["Why?"], 8)
     assert lines[1] == f"model: {answer}"
+
+
+# --- the planner ----------------------------------------------------------------------
+
+
+def llama_2_7b():
+    from transformers import AutoConfig
+
+    shape = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
+    return AutoConfig.for_model("llama", **shape)
+
+
+def test_headless_the_planner_shows_its_first_position(headless, capsys):
+    figure = widgets.planner(llama_2_7b(), 14.2 * 2**30)
+    assert figure.axes[0].get_xlabel() == "GiB"
+    assert "tokens at a time" in capsys.readouterr().out
+
+
+def test_the_bar_moves_with_the_sliders(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("HEADLESS", "0")
+    box = widgets.planner(llama_2_7b(), 14.2 * 2**30)
+    sliders, picture, text = box.children
+    assert [one.description for one in sliders.children] == [
+        "method",
+        "rank",
+        "length",
+        "rows",
+    ]
+    method, rank, length, rows = sliders.children
+    first = bytes(picture.value), text.value
+    assert first[0].startswith(b"\x89PNG") and "no layers recomputed" in first[1]
+    rank.value = 128
+    assert (bytes(picture.value), text.value) != first
+    length.value, rows.value = 4096, 4
+    assert "layers recomputed" in text.value and "no layers" not in text.value
+    method.value = "full"
+    assert "Use METHOD = 'qlora'" in text.value

@@ -1,0 +1,201 @@
+"""The fast path: a whole Llama layer with its LoRA as one step of autograd.
+
+`apply` replaces the forward pass of training, `remove` brings transformers' own back;
+the adapters stay PEFT's. What makes it fast: documents stand one after another, without
+padding or masks; layers that share an input share a matrix product; a 4-bit weight is
+unpacked in one kernel; element-wise work is fused; and only `recompute` layers are
+computed again in the backward pass, as many as memory demands.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from colab_utils import layers, ops
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedModel
+
+CHUNK = 512  # tokens whose logits exist at a time
+
+
+@dataclass
+class Output(CausalLMOutputWithPast):
+    """The loss and, as trainers log it, the share of right predictions."""
+
+    token_accuracy: torch.Tensor | None = None
+
+
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why the fast path can't train this model, or None."""
+    inner = _llama(model)
+    if inner is None:
+        return "the model is no LlamaForCausalLM"
+    config = inner.config
+    if config.hidden_act != "silu" or config.attention_dropout:
+        return "its activation is not silu, or its attention has dropout"
+    outside = [p for name, p in inner.named_parameters() if ".layers." not in name]
+    norms = [p for name, p in inner.named_parameters() if "norm" in name]
+    if any(p.requires_grad for p in outside + norms):
+        return "its embeddings, norms or head are trained"
+    names = sum(layers.GROUPS, ())
+    for module in inner.model.layers:
+        for name, linear in zip(names, layers.linears(module, names), strict=True):
+            if problem := _problem(linear):
+                return f"{name} {problem}"
+    return None
+
+
+def _problem(linear: Any) -> str | None:
+    """What keeps the fast path from computing a linear layer."""
+    base = getattr(linear, "base_layer", linear)
+    if base.bias is not None:
+        return "has a bias"
+    if base.weight.requires_grad:
+        return "is trained as a whole"
+    if base is linear:
+        return None
+    if len(linear.active_adapters) != 1 or linear.merged or linear.disable_adapters:
+        return "has not exactly one active adapter"
+    (name,) = linear.active_adapters
+    if name not in linear.lora_A:
+        return None
+    if type(linear.lora_dropout[name]) is not torch.nn.Identity:
+        return "has LoRA dropout"
+    if linear.lora_variant.get(name) is not None or linear.lora_bias[name]:
+        return "has another kind of LoRA (DoRA, a bias, ...)"
+    return None
+
+
+def apply(model: PreTrainedModel, recompute: int = 0, offload: bool = False) -> bool:
+    """Train `model` on the fast path from now on; False, and a line, if it can't be.
+
+    The first `recompute` layers are computed again in the backward pass. With `offload`
+    their inputs wait in CPU memory meanwhile, and the embeddings stay there. `remove`
+    undoes it; what is trained and saved are PEFT's own adapters.
+    """
+    remove(model)
+    if reason := why_not(model):
+        print(f"plain path: {reason}")
+        return False
+    inner = _llama(model)
+    if inner.device.type == "cuda" and not ops.has_triton():
+        print("no Triton here: element-wise work is done in plain torch, slower")
+    inner._fast = _Saving(recompute, offload)
+    inner.forward = types.MethodType(_forward, inner)
+    return True
+
+
+def remove(model: PreTrainedModel) -> None:
+    """Undo `apply`: the model computes as transformers and PEFT wrote it."""
+    inner = _llama(model)
+    if inner is not None and "_fast" in vars(inner):
+        del inner.forward, inner._fast
+        _bring_embeddings_back(inner)
+        layers.forget()
+
+
+class _Saving(NamedTuple):
+    """How the fast path saves memory: see `apply`."""
+
+    recompute: int
+    offload: bool
+
+
+def _llama(model: PreTrainedModel) -> LlamaForCausalLM | None:
+    from transformers import LlamaForCausalLM
+
+    return next((m for m in model.modules() if type(m) is LlamaForCausalLM), None)
+
+
+def _bring_embeddings_back(inner: LlamaForCausalLM) -> None:
+    inner.model.embed_tokens.to(inner.lm_head.weight.device)
+
+
+# What a forward pass may be given, beside ids and labels, to be on the fast path. The
+# documents' lengths of newer collators (cu_seq_lens) say what position_ids say, too.
+KNOWN = {"attention_mask", "position_ids", "num_items_in_batch"}
+KNOWN |= {"cu_seq_lens_q", "cu_seq_lens_k"}
+LIGERS = ("skip_logits", "return_token_accuracy", "use_token_scaling")
+
+
+def _forward(self: LlamaForCausalLM, input_ids=None, labels=None, **kwargs: Any):
+    """What `apply` puts in place of the model's forward pass."""
+    for name in LIGERS:  # a trainer that expects no logits asks for these
+        kwargs.pop(name, None)
+    if not self.training or labels is None or input_ids is None:
+        _bring_embeddings_back(self)
+        return type(self).forward(self, input_ids=input_ids, labels=labels, **kwargs)
+    if other := {k for k, v in kwargs.items() if torch.is_tensor(v)} - KNOWN:
+        raise TypeError(
+            f"The fast path does not know the input {', '.join(sorted(other))}. Train "
+            "without it, or call kernels.remove(model) for the plain path."
+        )
+    ids, targets, positions, documents = flatten(
+        input_ids, labels, kwargs.get("attention_mask"), kwargs.get("position_ids")
+    )
+    x = hidden(self, ids, positions, documents)
+    kept = (targets != -100).nonzero().squeeze(1)
+    x = x[kept]
+    total, right = ops.CrossEntropy.apply(x, self.lm_head.weight, targets[kept], CHUNK)
+    count = kwargs.get("num_items_in_batch")
+    loss = total / (max(len(kept), 1) if count is None else count)
+    return Output(loss=loss, token_accuracy=right / max(len(kept), 1))
+
+
+def flatten(
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ops.Documents]:
+    """Rows of a batch, padded or packed, as one row of T tokens without padding.
+
+    Returns ids, targets (the next token's label, -100 at a document's end), positions,
+    each (T,), and where the documents begin.
+    """
+    if positions is None:
+        whole = torch.ones_like(ids) if mask is None else mask
+        positions = whole.cumsum(-1) - 1
+    elif positions.shape != ids.shape:
+        positions = positions.expand_as(ids)
+    if mask is not None:
+        keep = mask.bool()
+        ids, labels, positions = (t[keep] for t in (ids, labels, positions))
+    ids, labels, positions = (t.flatten() for t in (ids, labels, positions))
+    starts = (positions == 0).nonzero().squeeze(1)
+    ends = torch.cat([starts, starts.new_tensor([len(ids)])]).int()
+    targets = torch.full_like(labels, -100)
+    targets[:-1] = torch.where(positions[1:] == 0, -100, labels[1:])
+    longest = int(ends.diff().max())
+    return ids, targets, positions, ops.Documents(ends, longest)
+
+
+def hidden(
+    model: LlamaForCausalLM,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    documents: ops.Documents,
+) -> torch.Tensor:
+    """The output of the last norm (T, width) for tokens (T,)."""
+    llama, saving = model.model, model._fast
+    tied = llama.embed_tokens.weight is model.lm_head.weight
+    if saving.offload and not tied:
+        llama.embed_tokens.cpu()  # here: a trainer may have moved all of the model
+    x = llama.embed_tokens(ids.to(llama.embed_tokens.weight.device)).to(ids.device)
+    cos, sin = (t[0] for t in llama.rotary_emb(x, positions[None]))
+    for i, module in enumerate(llama.layers):
+        given = [
+            pair for group in layers.GROUPS for pair in layers.pairs(module, group)
+        ]
+        again = i < saving.recompute
+        layer = layers.Layer(
+            module, model.config, cos, sin, documents, again, saving.offload
+        )
+        x = layers.Step.apply(x, layer, *sum(given, ()))
+    return layers.Norm.apply(x, llama.norm.weight, llama.norm.variance_epsilon)

@@ -1,0 +1,280 @@
+"""A whole Llama layer with its LoRA, and its gradient by hand, as one autograd step.
+
+Layers that share an input (q, k, v; gate, up) share a matrix product; what is added is
+added in place; the backward pass makes again what is cheap to make (norms, SwiGLU) and
+keeps the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from colab_utils import ops
+
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"))
+GROUPS += (("down_proj",),)
+
+
+def linears(module: torch.nn.Module, names: tuple[str, ...]) -> list[Any]:
+    """The linear layers of a decoder layer with these names."""
+    parts = module.self_attn, module.mlp
+    return [getattr(parts[not hasattr(parts[0], name)], name) for name in names]
+
+
+def pairs(module: torch.nn.Module, group: tuple[str, ...]) -> list[tuple]:
+    """A (r, inputs) and B (outputs, r) of every linear in the group that has them."""
+    found = []
+    for linear in linears(module, group):
+        name = _adapter(linear)
+        if name:
+            found.append((linear.lora_A[name].weight, linear.lora_B[name].weight))
+    return found
+
+
+def _adapter(linear: Any) -> str | None:
+    name = linear.active_adapters[0] if hasattr(linear, "base_layer") else None
+    return name if name and name in linear.lora_A else None
+
+
+class Norm(torch.autograd.Function):
+    """The last RMSNorm."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return ops.norm(x, weight, eps)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = grad.clone()
+        dx = ops.norm_backward(grad, x, weight, torch.zeros_like(x), ctx.eps)
+        return (
+            dx,
+            None,
+            None,
+        )
+
+
+_buffers: dict[Any, torch.Tensor] = {}
+
+
+def forget() -> None:
+    """Give back the memory that layers use in turn."""
+    _buffers.clear()
+
+
+def _buffer(name: str, shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    """Memory that every layer uses in turn: (shape) of a tensor that only grows."""
+    size, key = shape[0] * shape[1], (name, like.device, like.dtype)
+    if key not in _buffers or _buffers[key].numel() < size:
+        _buffers[key] = like.new_empty(size)
+    return _buffers[key][:size].view(shape)
+
+
+class _Group:
+    """Linear layers that share an input, as one: y = x W^T + (x A^T) B^T.
+
+    W (outputs, inputs) is theirs one above the other, A (ranks, inputs) too and scaled
+    by alpha / r; B (outputs, ranks) has theirs as blocks on its diagonal.
+    """
+
+    def __init__(self, module: torch.nn.Module, names: tuple[str, ...], like):
+        self.linears = linears(module, names)
+        bases = [getattr(one, "base_layer", one) for one in self.linears]
+        self.weights = [base.weight for base in bases]
+        self.outputs = [base.out_features for base in bases]
+        self.inputs, self.like = bases[0].in_features, like
+        self.blocks = []  # (first output, outputs, first rank, rank, scale) of adapters
+        row = rank = 0
+        for linear, outputs in zip(self.linears, self.outputs, strict=True):
+            if name := _adapter(linear):
+                r = linear.lora_A[name].weight.shape[0]
+                scale = linear.scaling[name]
+                self.blocks.append((row, outputs, rank, r, scale))
+                rank += r
+            row += outputs
+        self.rank, self.rows = rank, row
+
+    def weight(self) -> torch.Tensor:
+        """W in the compute dtype; the next group's overwrites it."""
+        out, row = None, 0
+        for weight, outputs in zip(self.weights, self.outputs, strict=True):
+            if len(self.weights) == 1 and not hasattr(weight, "quant_state"):
+                return weight
+            if out is None:
+                out = _buffer("weight", (self.rows, self.inputs), self.like)
+            part = out[row : row + outputs]
+            if hasattr(weight, "quant_state"):
+                ops.dequantise(weight, part)
+            else:
+                part.copy_(weight)
+            row += outputs
+        return out
+
+    def adapters(self, given: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of the whole group in the compute dtype."""
+        a = self.like.new_empty(self.rank, self.inputs)
+        b = self.like.new_zeros(self.rows, self.rank)
+        parts = []
+        for row, rows, at, r, _ in self.blocks:
+            parts += [a[at : at + r], b[row : row + rows, at : at + r]]
+        torch._foreach_copy_(parts, given)
+        for _, _, at, r, scale in self.blocks:
+            if scale != 1:
+                a[at : at + r] *= scale
+        return a, b
+
+    def forward(self, x, given, residual=None):
+        """y (T, outputs) [+ residual], and what A makes of x (T, ranks)."""
+        w = self.weight()
+        y = x @ w.T if residual is None else torch.addmm(residual, x, w.T)
+        if not self.rank:
+            return y, None
+        a, b = self.adapters(given)
+        low = x @ a.T
+        y.addmm_(low, b.T)
+        return y, low
+
+    def low(self, x, given):
+        """What A makes of x, computed again."""
+        return x @ self.adapters(given)[0].T if self.rank else None
+
+    def backward(self, grad, given, need=True):
+        """Gradient for x (or None) and for what A makes of x."""
+        dx = grad @ self.weight() if need else None
+        if not self.rank:
+            return dx, None
+        a, b = self.adapters(given)
+        d_low = grad @ b
+        if need:
+            dx.addmm_(d_low, a)
+        return dx, d_low
+
+    def grad_b(self, grad, low) -> list[torch.Tensor]:
+        """Gradient for every B."""
+        if not self.rank:
+            return []
+        d_b = _mm32(grad.T, low)
+        return [d_b[i : i + n, j : j + r] for i, n, j, r, _ in self.blocks]
+
+    def grad_a(self, d_low, x) -> list[torch.Tensor]:
+        """Gradient for every A."""
+        if not self.rank:
+            return []
+        d_a = _mm32(d_low.T, x)
+        return [d_a[j : j + r] * scale for _, _, j, r, scale in self.blocks]
+
+
+def _mm32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b, at least in float32 where the sum is kept."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
+
+
+class Layer:
+    """One decoder layer on one batch: the computation and its gradient by hand."""
+
+    def __init__(self, module, config, cos, sin, documents, again, offload):
+        self.module, self.cos, self.sin, self.documents = module, cos, sin, documents
+        self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
+        self.norms = (module.input_layernorm, module.post_attention_layernorm)
+        self.eps = config.rms_norm_eps
+        self.again, self.offload = again, again and offload
+
+    def split(self, given: tuple) -> list[list]:
+        """The adapters' tensors by group."""
+        parts, given = [], list(given)
+        for names in GROUPS:
+            count = 2 * len(pairs(self.module, names))
+            parts.append(given[:count])
+            given = given[count:]
+        return parts
+
+    def forward(self, x, given, output=True):
+        """The layer's output (or None) and what its gradient needs."""
+        qkv_of, o_of, up_of, down_of = (_Group(self.module, g, x) for g in GROUPS)
+        parts = self.split(given)
+        n = ops.norm(x, self.norms[0].weight, self.eps)
+        qkv, low1 = qkv_of.forward(n, parts[0])
+        del n
+        ops.rotate(qkv, self.cos, self.sin, self.heads + self.kv)
+        out, *extra = ops.attention(qkv, self.heads, self.kv, self.documents)
+        h, low2 = o_of.forward(out, parts[1], residual=x)
+        n = ops.norm(h, self.norms[1].weight, self.eps)
+        both, low3 = up_of.forward(n, parts[2])
+        del n
+        y = low4 = None
+        if output:
+            y, low4 = down_of.forward(ops.swiglu(both), parts[3], residual=h)
+        return y, [x, qkv, out, h, both, low1, low2, low3, low4, *extra]
+
+    def backward(self, grad, saved, given, need):
+        """Gradients for the input (or None) and for every adapter tensor."""
+        x, qkv, out, h, both, low1, low2, low3, low4, *extra = saved
+        saved.clear()  # so that memory is given back on the way
+        qkv_of, o_of, up_of, down_of = (_Group(self.module, g, x) for g in GROUPS)
+        parts = self.split(given)
+        d, d_low = down_of.backward(grad, parts[3])
+        ops.swiglu_backward(d, both)
+        low4 = down_of.low(d, parts[3]) if low4 is None else low4
+        b4, a4 = down_of.grad_b(grad, low4), down_of.grad_a(d_low, d)
+        del d
+        d, d_low = up_of.backward(both, parts[2])
+        b3 = up_of.grad_b(both, low3)
+        dh = ops.norm_backward(d, h, self.norms[1].weight, grad, self.eps)
+        a3 = up_of.grad_a(d_low, d)
+        del both, d
+        d, d_low = o_of.backward(dh, parts[1])
+        b2 = o_of.grad_b(dh, low2)
+        a2 = o_of.grad_a(d_low, out)
+        where = (self.heads, self.kv, self.documents)
+        d = ops.attention_backward(d, qkv, *where, out, *extra)
+        ops.rotate(d, self.cos, self.sin, self.heads + self.kv, -1)
+        del out, h
+        dqkv, b1 = d, qkv_of.grad_b(d, low1)
+        d, d_low = qkv_of.backward(dqkv, parts[0], need)
+        del dqkv, qkv
+        if need:
+            dx = ops.norm_backward(d, x, self.norms[0].weight, dh, self.eps)
+        else:
+            dx, d = None, ops.norm(x, self.norms[0].weight, self.eps)
+        a1 = qkv_of.grad_a(d_low, d)
+        grads = [(a1, b1), (a2, b2), (a3, b3), (a4, b4)]
+        return dx, [
+            g for a, b in grads for pair in zip(a, b, strict=True) for g in pair
+        ]
+
+
+class Step(torch.autograd.Function):
+    """A layer in autograd: input and adapters in, output out."""
+
+    @staticmethod
+    def forward(ctx, x, layer, *given):
+        y, saved = layer.forward(x, given)
+        ctx.layer = layer
+        if layer.again:
+            saved = (x,)
+            if layer.offload:
+                saved = (torch.empty_like(x, device="cpu", pin_memory=x.is_cuda),)
+                saved[0].copy_(x, non_blocking=True)
+        ctx.save_for_backward(*given, *saved)
+        ctx.count = len(given)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        given = ctx.saved_tensors[: ctx.count]
+        saved = list(ctx.saved_tensors[ctx.count :])
+        layer = ctx.layer
+        if layer.again:
+            x = saved[0].to(grad.device, non_blocking=True)
+            _, saved = layer.forward(x, given, output=False)
+            del x
+        need = ctx.needs_input_grad[0]
+        dx, grads = layer.backward(grad.contiguous(), saved, given, need)
+        return dx, None, *grads

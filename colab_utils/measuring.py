@@ -1,0 +1,106 @@
+"""What a run takes in memory, measured: tensor by tensor, and at its peak."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from colab_utils.costs import GIB, Memory
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, Trainer
+
+
+def held(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory:
+    """Bytes in use, found by one forward and backward pass on the first batch.
+
+    Weights, gradients and optimizer states are counted tensor by tensor, activations
+    (here with checkpoints and logits) as the storage that autograd saves. Call it after
+    training: before, there are no optimizer states. `batch` is measured instead of the
+    first one. What comes and goes within a layer is not counted: on a GPU see `peak`.
+    """
+    import torch
+
+    model, seen, kept = trainer.model, set(), []
+
+    def new(tensor: torch.Tensor) -> int:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0
+        seen.add(storage.data_ptr())
+        return storage.nbytes()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append((new(tensor), tensor))  # alive, so that no address is seen twice
+        return tensor
+
+    constants = []
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            constants += [state.absmax, state.code]
+            constants += (
+                [state.state2.absmax, state.state2.code] if state.nested else []
+            )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adapters = sum(map(new, trained)) if hasattr(model, "peft_config") else 0
+    scales = sum(map(new, constants))
+    weights = sum(map(new, [*model.parameters(), *model.buffers()]))
+    batch = batch or next(iter(trainer.get_train_dataloader()))
+    with (
+        _training(model),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        trainer.compute_loss_context_manager(),
+    ):
+        loss = trainer.compute_loss(model, trainer._prepare_inputs(batch))
+    trainer.accelerator.backward(loss)
+    gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+    model.zero_grad()
+    states = trainer.optimizer.state.values() if trainer.optimizer else ()
+    optimizer = sum(
+        t.nbytes for state in states for t in state.values() if torch.is_tensor(t)
+    )
+    return Memory(
+        weights=weights,
+        constants=scales,
+        adapters=adapters,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=sum(size for size, _ in kept),
+    )
+
+
+@contextmanager
+def _training(model: PreTrainedModel) -> Iterator[None]:
+    before = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def release() -> None:
+    """Give back the memory whose names are deleted; `peak` of a GPU begins anew."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> float:
+    """Peak GiB: allocated by torch since `release` on a GPU, else resident in RAM."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

@@ -1,0 +1,218 @@
+"""Plan a run so that it fits the card by computation: what, how much at once, how."""
+
+from __future__ import annotations
+
+import bisect
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colab_utils import auth, costs, runtime
+from colab_utils.costs import (
+    GIB,
+    METHODS,
+    Memory,
+    adapter_parameters,
+    at_loss,
+    estimate,
+)
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+__all__ = [
+    "GIB",
+    "METHODS",
+    "Memory",
+    "Plan",
+    "adapter_parameters",
+    "at_loss",
+    "estimate",
+    "inference",
+    "plan",
+    "preflight",
+    "ram_to_load",
+    "ram_to_merge",
+]
+
+# A T4 sustains about 24 TFLOP/s in float16 and 260 GB/s. Only the ratio decides a plan.
+FLOPS, BANDWIDTH = 24e12, 260e9
+SMALLEST = 256  # tokens of a micro-batch: below, unpacking the weights takes over
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: tokens at a time, how often before an update, how to save memory.
+
+    `tokens` are those of one micro-batch, a packed row; `recompute` counts the layers
+    whose activations are computed again, `offload` keeps even their inputs in RAM.
+    """
+
+    tokens: int
+    accumulation: int
+    recompute: int
+    offload: bool
+    fast: bool
+    cost: Memory
+
+    def __str__(self) -> str:
+        kept = ", their inputs and the embeddings in RAM" if self.offload else ""
+        return (
+            f"{self.tokens:,} tokens at a time, {self.accumulation} times an update; "
+            f"{self.recompute or 'no'} layers recomputed{kept}; "
+            f"{self.cost.total / GIB:.2f} GiB at the peak"
+        )
+
+
+def seconds(config: LlamaConfig, method: str, tokens: int, recompute: int) -> float:
+    """About how long a T4 computes on one micro-batch of so many tokens.
+
+    Two operations a weight and token forward, twice that backward (three times where
+    all weights are trained), once more for what is recomputed; and each pass over 4-bit
+    weights unpacks all of them.
+    """
+    linear, _ = costs.parameters(config)
+    head = config.vocab_size * config.hidden_size
+    again = recompute / config.num_hidden_layers
+    passes = 3 if method == "full" else 2
+    work = 2.0 * tokens * (passes * (linear + head) + again * linear)
+    unpacked = 2.5 * linear * (2 + again) if method == "qlora" else 0.0
+    return work / FLOPS + unpacked / BANDWIDTH
+
+
+def plan(
+    config: LlamaConfig,
+    method: str,
+    rank: int,
+    *,
+    longest: int,
+    update: int,
+    room: float,
+    fast: bool = True,
+    half: bool = True,
+    optimizer: str = "adamw_8bit",
+) -> Plan:
+    """The fastest way to train that fits `room` bytes.
+
+    `longest` is the longest row in tokens, `update` how many tokens one update should
+    see. Tried are micro-batches from `longest` to `update`, each with as few recomputed
+    layers as fit, and inputs kept in RAM where recomputing all is not enough. Raises
+    MemoryError, with the numbers and what to change, when nothing fits.
+    """
+    fast, layers = fast and method != "full", config.num_hidden_layers
+
+    def way(times: int, recompute: int, offload: bool = False) -> Plan:
+        tokens = max(longest, -(-update // times))
+        cost = estimate(
+            config,
+            method,
+            tokens,
+            rank,
+            recompute=recompute,
+            offload=offload,
+            fast=fast,
+            accumulating=times > 1,
+            half=half,
+            optimizer=optimizer,
+        )
+        return Plan(tokens, times, recompute, offload, fast, cost)
+
+    def fits(one: Plan) -> bool:
+        return one.cost.total <= room
+
+    def slowness(one: Plan) -> tuple[bool, float]:
+        spent = seconds(config, method, one.tokens, one.recompute)
+        return one.offload, spent / one.tokens
+
+    fitting = []
+    for times in range(1, max(1, update // max(longest, SMALLEST)) + 1):
+        fewest = bisect.bisect_left(
+            range(layers + 1), True, key=lambda k: fits(way(times, k))
+        )
+        found = way(times, fewest) if fewest <= layers else way(times, layers, half)
+        fitting += [found] if fits(found) else []
+        if fits(found) and not found.recompute:
+            break  # smaller ones would only unpack the weights more often
+    if not fitting:
+        raise MemoryError(
+            f"{method} at rank {rank} needs {found.cost.total / GIB:.1f} GiB for rows "
+            f"of {longest:,} tokens, at its leanest, and there are {room / GIB:.1f}. "
+            "Use METHOD = 'qlora', a smaller RANK or MODEL, or set MAX_TOKENS lower in "
+            "01_create_dataset."
+        )
+    return min(fitting, key=slowness)
+
+
+def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
+    """Check card, RAM, disk and access before a download; print the numbers.
+
+    `model` is a folder or a Hub id, `cost` what `estimate` or `plan` found. Raises
+    MemoryError with all that is wrong: what is needed, what is there, what to change.
+    """
+    import psutil
+    import torch
+
+    machine, problems = runtime.detect(), []
+    ram = ram_to_load(config) + (0 if machine.device == "cuda" else cost.total)
+    needs = [("RAM", ram, psutil.virtual_memory().available, "restart the session")]
+    if machine.device == "cuda":
+        free, card = torch.cuda.mem_get_info()
+        change = "choose a smaller MODEL, RANK or MAX_TOKENS"
+        if cost.total <= card:
+            change = "something else holds memory: restart the session"
+        needs.insert(0, (machine.accelerator, cost.total, free, change))
+    if not Path(model).is_dir() and not _downloaded(model):
+        from huggingface_hub import constants
+
+        size, cache = 2.0 * sum(costs.parameters(config)), Path(constants.HF_HUB_CACHE)
+        there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        free = shutil.disk_usage(there).free
+        needs.append(("disk", size, free, f"delete files, of which some in {there}"))
+        if not auth.can_read(model, auth.token()):
+            problems.append(f"{model} can't be downloaded (the line above says why)")
+    for name, need, have, change in needs:
+        print(f"{name}: needs {need / GIB:.1f} GiB of {have / GIB:.1f} free")
+        if need > have:
+            problems.append(
+                f"{name} has {have / GIB:.1f} GiB free and {need / GIB:.1f} are "
+                f"needed: {change}"
+            )
+    if problems:
+        raise MemoryError("This would not fit. " + "; ".join(problems) + ".")
+
+
+def _downloaded(model: str) -> bool:
+    """Whether the Hub's cache holds the weights already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(model, name), str) for name in names)
+
+
+def inference(config: LlamaConfig, method: str, tokens: int, rank: int = 16) -> Memory:
+    """Bytes at the peak of generating, with `tokens` tokens in the cache of all rows.
+
+    `activations` is the cache of keys and values; 16-bit, the adapter included.
+    """
+    (_, keys) = costs.linear_shapes(config)[1]
+    adapters = 0.0 if method == "full" else 2.0 * adapter_parameters(config, rank)
+    return replace(
+        costs.weights(config, "lora" if method == "full" else method, 2, False),
+        adapters=adapters,
+        activations=2.0 * 2 * keys * config.num_hidden_layers * tokens,
+        logits=6.0 * config.vocab_size,
+        working=2.0 * config.hidden_size * config.intermediate_size,
+        reserve=costs.RESERVE,
+    )
+
+
+def ram_to_load(config: LlamaConfig) -> float:
+    """Bytes of RAM that loading takes: Python with its libraries, and a few tensors."""
+    return 2.5 * GIB + 4 * 2.0 * config.vocab_size * config.hidden_size
+
+
+def ram_to_merge(config: LlamaConfig) -> float:
+    """Bytes of RAM that `merging.merge` takes: the same, and one weight in 32 bits."""
+    widest = max(i * o for i, o in costs.linear_shapes(config))
+    return 1.0 * GIB + 3 * 4.0 * max(widest, config.vocab_size * config.hidden_size)

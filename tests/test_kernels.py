@@ -1,0 +1,286 @@
+"""The fast path computes what transformers and PEFT compute, gradients included."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+from colab_utils import kernels, layers, models, ops
+
+# transformers computes norms and the loss in float32 whatever the model's dtype is.
+NOISE = 1e-5
+
+SHAPES = {
+    "plain": {},
+    "grouped heads": {"num_key_value_heads": 2},
+    "tied, wide heads": {"tie_word_embeddings": True, "head_dim": 48},
+}
+LORAS = {
+    "all linears": {"target_modules": "all-linear"},
+    "queries and values": {"target_modules": ["q_proj", "v_proj"]},
+    "ranks of its own": {
+        "target_modules": "all-linear",
+        "rank_pattern": {"k_proj": 2, "up_proj": 8},
+        "alpha_pattern": {"o_proj": 1},
+        "use_rslora": True,
+    },
+    "later layers": {
+        "target_modules": ["q_proj", "o_proj"],
+        "layers_to_transform": [1, 2],
+    },
+}
+
+
+def small_llama(dtype=torch.float64, **changes):
+    """A Llama of three layers with random weights."""
+    torch.manual_seed(0)
+    usual = {
+        "vocab_size": 256,
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
+    config = LlamaConfig(**usual | changes)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def with_lora(model, **settings):
+    """The model with an adapter whose B is not zero, or A would get no gradient."""
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **settings)
+    torch.manual_seed(1)
+    model = get_peft_model(model, config).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def padded(lengths: list[int], vocabulary: int = 256) -> dict[str, torch.Tensor]:
+    """Rows of random tokens, padded on the right; half of the tokens are trained on."""
+    draw = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, vocabulary, (len(lengths), max(lengths)), generator=draw)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    trained = mask & (torch.rand(ids.shape, generator=draw) < 0.5)
+    labels = torch.where(trained, ids, -100)
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+
+def packed(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same rows one after another, as TRL packs them."""
+    mask = batch["attention_mask"].bool()
+    positions = torch.arange(mask.shape[1]).expand_as(mask)[mask]
+    labels = batch["labels"][mask].clone()
+    labels[positions == 0] = -100
+    rows = {"input_ids": batch["input_ids"][mask], "labels": labels}
+    return {k: v[None] for k, v in {**rows, "position_ids": positions}.items()}
+
+
+def gradients(model, batch, **kwargs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradient of every adapter tensor."""
+    model.zero_grad()
+    loss = model(**batch, use_cache=False, **kwargs).loss
+    loss.backward()
+    named = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    return loss.detach(), {n: p.grad.clone() for n, p in named}
+
+
+def assert_equal(found, expected, rel: float) -> None:
+    assert found[0] == pytest.approx(expected[0].item(), rel=rel)
+    assert found[1].keys() == expected[1].keys()
+    for name, grad in expected[1].items():
+        error = (found[1][name] - grad).norm() / grad.norm()
+        assert grad.norm() > 0 and error < rel, (name, error)
+
+
+@pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_gradients_are_pefts(shape, lora):
+    model = with_lora(small_llama(**shape), **lora)
+    batch = padded([11, 7, 2, 16])
+    expected = gradients(model, batch)
+    assert kernels.apply(model)
+    assert_equal(gradients(model, batch), expected, NOISE)
+    kernels.remove(model)
+    assert_equal(gradients(model, batch), expected, 1e-12)
+
+
+@pytest.mark.parametrize(("recompute", "offload"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_saving_memory_changes_nothing(recompute, offload, tied):
+    model = with_lora(
+        small_llama(tie_word_embeddings=tied), **LORAS["ranks of its own"]
+    )
+    batch = padded([11, 7])
+    kernels.apply(model)
+    expected = gradients(model, batch)
+    kernels.apply(model, recompute, offload)
+    assert_equal(gradients(model, batch), expected, 1e-12)
+
+
+def test_recomputed_layers_keep_only_their_input():
+    model, batch = with_lora(small_llama(), target_modules="all-linear"), padded([64])
+
+    def held(recompute: int) -> int:
+        kernels.apply(model, recompute)
+        seen = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes(), tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model(**batch)
+        return sum(size for size, _ in seen.values())
+
+    sizes = [held(k) for k in (0, 1, 2, 3)]
+    one = sizes[0] - sizes[1]
+    assert one > 0 and sizes[1] - sizes[2] == sizes[2] - sizes[3] == one
+
+
+def test_packed_rows_are_the_rows_one_by_one():
+    model = with_lora(small_llama(), target_modules="all-linear")
+    batch = padded([9, 2, 16, 5])
+    count = (packed(batch)["labels"] != -100).sum()
+    total, grads = 0, {}
+    for row in range(4):
+        n = int(batch["attention_mask"][row].sum())
+        one = {k: v[row : row + 1, :n] for k, v in batch.items()}
+        loss, found = gradients(model, one, num_items_in_batch=count)
+        total = total + loss
+        grads = {k: grads.get(k, 0) + g for k, g in found.items()}
+    kernels.apply(model)
+    together = gradients(model, packed(batch), num_items_in_batch=count)
+    assert_equal(together, (total, grads), NOISE)
+
+
+def test_a_document_does_not_see_another():
+    model = with_lora(small_llama(), target_modules="all-linear")
+    kernels.apply(model)
+    batch = packed(padded([9, 6]))
+    batch["labels"][0, :9] = -100  # the loss of the second document alone
+    first = gradients(model, batch)
+    batch["input_ids"][0, :9] = 7
+    assert_equal(gradients(model, batch), first, 1e-12)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_gradients_beside_4_bit_weights(tmp_path, grouped):
+    name = "demo"
+    if grouped:
+        config = AutoConfig.from_pretrained(models.location("demo"))
+        config.num_key_value_heads = 1
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).half().save_pretrained(tmp_path)
+        name = str(tmp_path)
+    model = models.load_model(name, models.quantization_config())
+    model = with_lora(model, target_modules="all-linear")
+    batch = padded([40, 13, 64, 30], vocabulary=1024)
+    expected = gradients(model, batch)
+    assert kernels.apply(model, recompute=2)
+    assert_equal(gradients(model, batch), expected, NOISE)
+    assert_equal(gradients(model, packed(batch)), expected, NOISE)
+
+
+def test_the_loss_reports_how_many_tokens_were_right(model, tokenizer):
+    model = copy.deepcopy(model)
+    model = with_lora(model, target_modules="all-linear")
+    batch = padded([30, 20], vocabulary=1024)
+    with torch.no_grad():
+        logits = model(**batch).logits[:, :-1]
+    targets = batch["labels"][:, 1:]
+    right = (logits.argmax(-1) == targets)[targets != -100].float().mean()
+    kernels.apply(model)
+    assert model(**batch).token_accuracy == pytest.approx(right.item())
+
+
+def test_a_batch_without_trained_tokens_has_no_loss():
+    model = with_lora(small_llama(), target_modules="all-linear")
+    kernels.apply(model)
+    batch = padded([5]) | {"labels": torch.full((1, 5), -100)}
+    loss = model(**batch).loss
+    loss.backward()
+    assert loss == 0
+
+
+def test_evaluation_and_generation_are_transformers_own():
+    model = with_lora(small_llama(torch.float32), target_modules="all-linear")
+    batch = padded([8, 8])
+    model.eval()
+    with torch.no_grad():
+        expected = model(**batch)
+        kernels.apply(model, recompute=3, offload=True)
+        found = model(**batch)
+        assert torch.equal(found.logits, expected.logits)
+        ids = model.generate(input_ids=batch["input_ids"], max_new_tokens=4)
+    assert ids.shape == (2, 12)
+
+
+def test_an_input_that_is_unknown_is_refused():
+    model = with_lora(small_llama(), target_modules="all-linear")
+    kernels.apply(model)
+    with pytest.raises(TypeError, match=r"not know the input cache_position\. Train"):
+        model(**padded([4]), cache_position=torch.arange(4))
+
+
+REASONS = {
+    "dropout": ({}, {"lora_dropout": 0.1}, "q_proj has LoRA dropout"),
+    "DoRA": ({}, {"use_dora": True}, "q_proj has another kind of LoRA"),
+    "bias": ({"mlp_bias": True}, {}, "gate_proj has a bias"),
+    "head": ({}, {"modules_to_save": ["lm_head"]}, "embeddings, norms or head are"),
+    "activation": ({"hidden_act": "gelu"}, {}, "activation is not silu"),
+}
+
+
+@pytest.mark.parametrize(("shape", "lora", "reason"), REASONS.values(), ids=REASONS)
+def test_what_is_not_supported_stays_plain(shape, lora, reason, capsys):
+    model = with_lora(small_llama(**shape), target_modules="all-linear", **lora)
+    model.eval()  # dropout draws, and must draw the same twice
+    batch = padded([6, 4])
+    expected = gradients(model, batch)
+    assert not kernels.apply(model)
+    assert f"plain path: {reason}" in capsys.readouterr().out.replace("its ", "")
+    assert_equal(gradients(model, batch), expected, 1e-12)
+
+
+def test_other_models_and_full_fine_tuning_stay_plain(capsys):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    small = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32, n_positions=8)
+    assert not kernels.apply(GPT2LMHeadModel(small))
+    assert not kernels.apply(small_llama())
+    assert capsys.readouterr().out.splitlines() == [
+        "plain path: the model is no LlamaForCausalLM",
+        "plain path: its embeddings, norms or head are trained",
+    ]
+
+
+def test_removing_brings_everything_back():
+    model = with_lora(small_llama(), target_modules="all-linear")
+    kernels.apply(model, offload=True)
+    gradients(model, padded([8]))
+    assert layers._buffers
+    kernels.remove(model)
+    inner = model.get_base_model()
+    assert "forward" not in vars(inner) and not layers._buffers
+    kernels.remove(model)  # once more does no harm
+
+
+def test_the_cross_entropy_in_chunks_is_torchs():
+    torch.manual_seed(0)
+    x = torch.randn(37, 16, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(50, 16, dtype=torch.float64)
+    targets = torch.randint(50, (37,))
+    expected = torch.nn.functional.cross_entropy(x @ head.T, targets, reduction="sum")
+    (grad,) = torch.autograd.grad(expected, x)
+    for chunk in (5, 37, 64):
+        total, _ = ops.CrossEntropy.apply(x, head, targets, chunk)
+        (found,) = torch.autograd.grad(total * 3, x)
+        torch.testing.assert_close(total, expected)
+        torch.testing.assert_close(found, 3 * grad)
