@@ -35,6 +35,29 @@ def token_lengths(rows: list[Row], tokenizer: Tokenizer) -> list[int]:
     return lengths
 
 
+def set_aside(row: Row, reason: str) -> Rejected:
+    """A row that is not used, with its line number and why."""
+    return reject(row["line"], reason, prompt_of(row))
+
+
+def drop_marked(
+    rows: list[Row], tokenizer: Tokenizer
+) -> tuple[list[Row], list[Rejected]]:
+    """Split off the rows whose text holds a special token, such as `</s>`.
+
+    The tokenizer would take it for the real end, and the model learn to stop there.
+    """
+    kept, rejected = [], []
+    for row in rows:
+        text = "".join(turn["content"] for turn in row["messages"])
+        marks = [mark for mark in tokenizer.all_special_tokens if mark in text]
+        if marks:
+            rejected.append(set_aside(row, f"holds the mark {marks[0]}"))
+        else:
+            kept.append(row)
+    return kept, rejected
+
+
 def drop_long(
     rows: list[Row], lengths: list[int], max_tokens: int
 ) -> tuple[list[Row], list[Rejected]]:
@@ -48,7 +71,7 @@ def drop_long(
             kept.append(row)
         else:
             reason = f"too long: {length} tokens, the limit is {max_tokens}"
-            rejected.append(reject(row["line"], reason, prompt_of(row)))
+            rejected.append(set_aside(row, reason))
     if not kept:
         raise ValueError(
             f"No row is left: all {len(rows)} are longer than {max_tokens} tokens (the "
@@ -58,17 +81,20 @@ def drop_long(
 
 
 def normalised(text: str) -> str:
-    """Lower case, words only (if any): "Hello,  World!" becomes "hello world"."""
+    """Lower case, words only (if any): "Hello,  C++!" becomes "hello c++"."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", text) or text.split())
+    return " ".join(re.findall(r"\w+[+#]*", text) or text.split())
 
 
-def drop_exact(rows: list[Row]) -> list[Row]:
+def drop_exact(rows: list[Row]) -> tuple[list[Row], list[Rejected]]:
     """Keep the first of the rows that say the same, letter for letter."""
     seen: dict[str, Row] = {}
+    rejected = []
     for row in rows:
-        seen.setdefault(json.dumps(row["messages"], sort_keys=True), row)
-    return list(seen.values())
+        first = seen.setdefault(json.dumps(row["messages"], sort_keys=True), row)
+        if first is not row:
+            rejected.append(set_aside(row, f"repeats line {first['line']}"))
+    return list(seen.values()), rejected
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -123,6 +149,11 @@ def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], lis
     """
     import numpy as np
 
+    if not rows:
+        raise ValueError(
+            "No row is left to split: the steps before have dropped all of them. Look "
+            "at the reasons in `rejected`, and at MAX_ROWS."
+        )
     prompts = [prompt_of(row) for row in rows]
     group = np.array(near_duplicates(prompts), int)
     about = np.array([row.get("country", "") for row in rows])

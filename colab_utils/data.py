@@ -6,7 +6,9 @@ wants them, and `line`, where they came from.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -27,10 +29,16 @@ SHAPES = {
 }
 # What is put under the prompt, where there is any.
 CONTEXTS = ("input", "context")
+# What is said before all turns, where there is any.
+SYSTEMS = ("system", "system_prompt")
 # What rows of the demo world know beyond their messages.
 DEMO_COLUMNS = ("country", "attribute")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 DOLLY = "databricks/databricks-dolly-15k"
+
+
+USED = {name for prompt, answers in SHAPES.values() for name in (prompt, *answers)}
+USED |= {*CONTEXTS, *SYSTEMS, *DEMO_COLUMNS}
 
 
 class BadRow(ValueError):
@@ -74,6 +82,12 @@ def load(source: str) -> tuple[list[Row], list[Rejected]]:
             rejected.append(reject(line, str(error), raw))
     if not rows:
         raise ValueError(_nothing_left(source, columns, rejected))
+    unused = [f"{plain(name)[:40]} ({n:,} rows)" for name, n in columns.items()]
+    unused = [
+        text for text, name in zip(unused, columns, strict=True) if name not in USED
+    ]
+    if unused:
+        print(f"columns not used: {', '.join(unused[:12])}")
     return rows, rejected
 
 
@@ -83,11 +97,21 @@ def _nothing_left(source: str, columns: Counter, rejected: list[Rejected]) -> st
     found = ", ".join(plain(name)[:40] for name, _ in columns.most_common(12)) or "none"
     reasons = Counter(r.reason for r in rejected).most_common(3)
     why = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+    advice = "Correct these rows in the file"
+    for start, other in ADVICE.items():
+        if reasons and reasons[0][0].startswith(start):
+            advice = other
     return (
         f"No row of {source} can be used ({why}). Columns found: {found}. Known "
-        f"shapes: {', '.join(SHAPES)}, each with an optional context. Rename your "
-        "columns to one of them."
+        f"shapes: {', '.join(SHAPES)}, each with an optional context. {advice}."
     )
+
+
+ADVICE = {
+    "its columns": "Rename your columns to one of them",
+    "not an object": "Give every row columns; a list of rows goes into a .json file",
+    "not JSON": "If the file is one JSON list, name it .json",
+}
 
 
 def to_row(raw: object, line: int) -> Row:
@@ -109,9 +133,11 @@ def to_messages(raw: object) -> list[dict[str, str]]:
     """
     if not isinstance(raw, dict):
         raise BadRow(f"not an object with columns, but {type(raw).__name__}")
-    for prompt, answers in SHAPES.values():
-        answer = next((name for name in answers if name in raw), None)
-        if prompt not in raw or (answers and answer is None):
+    # Tables put together of several have empty columns for the rows of the others.
+    filled = {name for name, value in raw.items() if not _blank(value)}
+    for present, (prompt, answers) in itertools.product((filled, raw), SHAPES.values()):
+        answer = next((name for name in answers if name in present), None)
+        if prompt not in present or (answers and answer is None):
             continue
         if answer is None or isinstance(raw[prompt], list):
             turns = _turns(raw[prompt]) + (_turns(raw[answer]) if answer else [])
@@ -127,6 +153,9 @@ def to_messages(raw: object) -> list[dict[str, str]]:
         for name in contexts:
             if not _blank(raw.get(name)):
                 asked["content"] += "\n\n" + _text(raw[name], name)
+        said = next((name for name in SYSTEMS if name in filled), None)
+        if said and turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": _text(raw[said], said)})
         return turns
     raise BadRow("its columns fit no known shape")
 
@@ -135,7 +164,7 @@ def _blank(value: object) -> bool:
     """Whether a cell is empty, or what a missing number looks like in a table."""
     if isinstance(value, str):
         return not value.strip()
-    return value is None or (isinstance(value, float) and value != value)
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _text(value: object, column: str) -> str:
@@ -157,11 +186,13 @@ def _turns(value: object) -> list[dict[str, str]]:
         raise BadRow("a conversation must be a list of messages")
     turns = []
     for turn in value:
-        role = _text(turn.get("role", turn.get("from")), "role")
+        role = turn.get("from") if _blank(turn.get("role")) else turn["role"]
+        role = _text(role, "role")
         role = SHAREGPT_ROLES.get(role, role)
         if role not in ("system", "user", "assistant"):
             raise BadRow(f"unknown role {plain(role)[:40]}")
-        content = turn.get("content", turn.get("value"))
+        content = turn.get("content")
+        content = turn.get("value") if _blank(content) else content
         turns.append({"role": role, "content": _text(content, f"{role} message")})
     return turns
 
@@ -225,7 +256,7 @@ def save(
     empty = [name for name, rows in files.items() if not rows]
     if empty or not files:
         raise ValueError(f"Nothing is saved: {', '.join(empty) or 'it'} has no rows.")
-    part = folder.with_name(f"{folder.name}.part")
+    part = folder.with_name(f".{folder.name}.part")
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         old.rename(folder)  # a run was ended between the two moves below
@@ -261,13 +292,16 @@ def _check_replaceable(folder: Path) -> None:
     """Refuse to replace a folder that `save` did not make, such as the one of all."""
     if not folder.exists():
         return
-    made_here = (folder / "recipe.json").is_file() and (
-        folder / "train.jsonl"
-    ).is_file()
-    if not made_here or any(path.is_dir() for path in folder.iterdir()):
+    made = recipes.read(folder) if (folder / "recipe.json").is_file() else {}
+    ours = {"recipe.json", "README.md", *made.get("sha256", ())}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if others or "train.jsonl" not in ours:
+        what = "is no dataset that was saved here"
+        if made.get("kind") == "dataset":
+            what = f"holds {others[0]}, which was not saved here"
         raise FileExistsError(
-            f"{folder} exists and is not a dataset that was saved here. Choose another "
-            "DATASET_NAME, or move that folder away."
+            f"{folder} {what}, and would be replaced. Choose another DATASET_NAME, or "
+            "move that away."
         )
 
 

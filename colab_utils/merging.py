@@ -83,12 +83,18 @@ def merge(base: Path, adapter: Path, out: Path) -> Path:
     Reads and writes safetensors a tensor at a time: memory holds one weight, whatever
     the model's size. Written beside `out` and renamed at the end, so that a run that is
     cut leaves nothing half made. Raises ValueError when the adapter doesn't fit the
-    base and OSError when the disk is too small.
+    base, FileExistsError when `out` is no model's folder, and OSError when the disk is
+    too small.
     """
     pairs, scale = read_adapter(adapter)
     shards = find_shards(base)
     _check_fit(shards, pairs)
-    part = out.with_name(out.name + ".part")
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise FileExistsError(
+            f"{out} holds something else than a model, and would be replaced. Choose "
+            "another MODEL_NAME, or move that folder away."
+        )
+    part = out.with_name(f".{out.name}.part")
     if part.exists():  # of a run that was cut
         shutil.rmtree(part)
     part.mkdir(parents=True)

@@ -78,6 +78,16 @@ def _token(name: str) -> str | None:
     return None if Path(location(name)).is_dir() else auth.token()
 
 
+def _check_folder(name: str, *files: str) -> None:
+    """Raise FileNotFoundError for a local folder that has none of the files."""
+    path = Path(location(name))
+    if path.is_dir() and not any((path / file).is_file() for file in files):
+        raise FileNotFoundError(
+            f"{path} holds no model that can be loaded: {' or '.join(files)} is "
+            "missing. MODEL is the folder that save_pretrained wrote, or a Hub id."
+        )
+
+
 def torch_dtype() -> torch.dtype:
     """The dtype to compute in here, as torch's object: `torch.float16` on a T4."""
     import torch
@@ -108,6 +118,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
+    _check_folder(name, "tokenizer.json", "tokenizer.model")
     key = _token(name)
     with auth.hub_errors(name, key):
         tokenizer = AutoTokenizer.from_pretrained(location(name), token=key)
@@ -135,6 +146,7 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _check_folder(name, "config.json")
     key = _token(name)
     with auth.hub_errors(name, key):
         config = AutoConfig.from_pretrained(location(name), token=key)

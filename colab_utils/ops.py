@@ -162,15 +162,23 @@ def _rows(documents: Documents, tokens: int) -> tuple[tuple[int, int], Any, int]
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents
 ) -> torch.Tensor:
-    """The same, one document after another."""
-    bounds = documents.starts.tolist()
-    parts = [
-        torch.nn.functional.scaled_dot_product_attention(
-            *(t[a:b].transpose(0, 1) for t in (q, k, v)), is_causal=True
-        ).transpose(0, 1)
-        for a, b in itertools.pairwise(bounds)
-    ]
-    return torch.cat(parts)
+    """The same on a CPU: documents as padded rows, or one by one where that is less."""
+    starts, longest = documents
+    lengths, place = starts.diff()[:, None], torch.arange(longest)
+    if len(lengths) * longest > 4 * len(q):
+        bounds = itertools.pairwise(starts.tolist())
+        parts = (_causal(*(t[None, a:b] for t in (q, k, v)))[0] for a, b in bounds)
+        return torch.cat(list(parts))
+    index = (starts[:-1, None] + place).clamp(max=len(q) - 1)
+    # What fills up a row comes after its tokens, and they don't look ahead.
+    return _causal(*(t[index] for t in (q, k, v)))[place < lengths]
+
+
+def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention of rows (rows, tokens, heads, D)."""
+    given = (t.transpose(1, 2) for t in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True)
+    return out.transpose(1, 2)
 
 
 def attention_backward(

@@ -221,6 +221,55 @@ def workspace(drive: bool = False) -> Path:
     return path
 
 
+def _check_name(kind: str, name: str) -> None:
+    parameter = MAKERS[kind][1]
+    plain = isinstance(name, str) and re.fullmatch(r"[^/\\\x00-\x1f]{1,80}", name)
+    if not plain or ".." in name or name != name.strip(" .") or name.endswith(".part"):
+        raise ValueError(
+            f"{parameter} = {name!r} is no plain name: it names a folder in "
+            f"workspace/{kind}, so it has 1 to 80 characters, no slash and no '..', "
+            "and neither begins nor ends with a dot or a space."
+        )
+
+
+def new_artefact(kind: str, name: str) -> Path:
+    """The folder `<workspace>/<kind>/<name>` that a notebook is about to make.
+
+    Raises ValueError for a name that is no plain folder name, and FileExistsError when
+    something stands there that the notebook did not make: it would be replaced.
+    """
+    _check_name(kind, name)
+    folder = workspace() / kind / name
+    ours = any((folder / name).exists() for name in ("recipe.json", "checkpoints"))
+    if not ours and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} holds something that was not made here, and would be replaced. "
+            f"Choose another {MAKERS[kind][1]}, or move that folder away."
+        )
+    return folder
+
+
+def require(**given: tuple) -> None:
+    """Check parameters: NAME=(value, lowest, highest), or NAME=(value, *choices).
+
+    Raises ValueError with the parameter's name, its value and what it may be.
+
+    >>> require(RANK=(16, 1, 1024), METHOD=("qlora", "qlora", "lora", "full"))
+    """
+    for name, (value, *allowed) in given.items():
+        if isinstance(allowed[0], str):
+            good, may = value in allowed, f"one of {', '.join(map(repr, allowed))}"
+        else:
+            low, high = allowed
+            kind = (int, float) if isinstance(low, float) else int
+            good = isinstance(value, kind) and not isinstance(value, bool)
+            good = good and low <= value <= high
+            number = "a number" if isinstance(low, float) else "a whole number"
+            may = f"{number} from {low:g} to {high:g}"
+        if not good:
+            raise ValueError(f"{name} = {value!r}, but it must be {may}.")
+
+
 def artefact(kind: str, name: str) -> Path:
     """The finished folder `<workspace>/<kind>/<name>`; its recipe.json is there.
 
@@ -231,12 +280,7 @@ def artefact(kind: str, name: str) -> Path:
     if kind not in MAKERS:
         raise ValueError(f"kind is {kind!r}; it can be one of: {', '.join(MAKERS)}")
     notebook, parameter = MAKERS[kind]
-    plain = re.fullmatch(r"[^/\\\0]{1,80}", name) and name.strip(" .")
-    if not plain or ".." in name:
-        raise ValueError(
-            f"{parameter} = {name!r} is no plain name: it names a folder in "
-            f"workspace/{kind}, so it has no slash, no '..', and 1 to 80 characters."
-        )
+    _check_name(kind, name)
     parent = workspace() / kind
     if (parent / name / "recipe.json").is_file():
         return parent / name

@@ -52,6 +52,7 @@ def test_texts_are_compared_by_pairs_of_words():
     assert curate.normalised("Hello,  World!") == "hello world"
     assert curate.normalised("ﬁne ＡＢＣ Straße") == "fine abc strasse"
     assert curate.normalised(" ?! ") == "?!"
+    assert curate.normalised("C# or C++?") == "c# or c++"
     assert curate.shingles("To be, or") == {"to be", "be or"}
     assert curate.shingles("One") == {"one"}
     assert curate.shingles("??") != curate.shingles("!!")
@@ -65,7 +66,16 @@ def test_exact_repeats_keep_their_first():
         row("a", line=3),
         row("a", "no", line=4),
     ]
-    assert [r["line"] for r in curate.drop_exact(rows)] == [1, 2, 4]
+    kept, rejected = curate.drop_exact(rows)
+    assert [r["line"] for r in kept] == [1, 2, 4]
+    assert [(r.line, r.reason) for r in rejected] == [(3, "repeats line 1")]
+
+
+def test_a_mark_in_a_text_is_found(tokenizer):
+    rows = [row("What ends a <s>entence?"), row("fine", line=2), row("a", "b</s>c")]
+    kept, rejected = curate.drop_marked(rows, tokenizer)
+    assert [r["line"] for r in kept] == [2]
+    assert [r.reason for r in rejected] == ["holds the mark <s>", "holds the mark </s>"]
 
 
 def brute_force(texts: list[str], threshold: float) -> list[int]:
@@ -154,7 +164,7 @@ def test_what_belongs_together_stays_on_one_side(texts, seed, share, draw):
     try:
         train, test = curate.split(rows, share, seed)
     except ValueError as error:
-        assert f"{len(rows)} rows can't be split" in str(error)
+        assert f"{len(rows) or 'No'} row" in str(error)
         return
     assert sorted(r["line"] for r in train + test) == list(range(len(rows)))
     assert curate.split(rows, share, seed) == (train, test)
@@ -195,7 +205,8 @@ def test_the_planted_flaws_are_found_and_no_good_row_is_lost(tmp_path, tokenizer
     rows, too_long = curate.drop_long(rows, curate.token_lengths(rows, tokenizer), 256)
     rejected += too_long
     assert len(too_long) == 1 and len({r.line for r in rejected}) == 6
-    unique = curate.drop_exact(rows)
+    unique, repeats = curate.drop_exact(rows)
+    assert len(repeats) == 30
     assert len(rows) - len(unique) == 30
     kept = without_near(unique)
     assert len(unique) - len(kept) == 20

@@ -292,7 +292,7 @@ def test_only_a_dataset_is_replaced(tmp_path, name):
     (datasets / "notes").mkdir()
     (datasets / "notes" / "recipe.json").write_text("{}")
     before = sorted(datasets.rglob("*"))
-    with pytest.raises(FileExistsError, match="not a dataset that was saved here"):
+    with pytest.raises(FileExistsError, match="is no dataset that was saved here"):
         data.save(datasets / name, {"train": [ROW]}, [], "")
     assert sorted(datasets.rglob("*")) == before
 
@@ -338,7 +338,7 @@ for n in itertools.count(1):
     state = found(folder)
     if state == "none":
         assert found(Path("datasets/.mine.old")) == "old"
-        assert found(Path("datasets/mine.part")) == "new"
+        assert found(Path("datasets/.mine.part")) == "new"
     save("next")
     assert found(folder) == "next" and os.listdir("datasets") == ["mine"]
     print("state:", state)
@@ -364,3 +364,61 @@ def test_a_killed_save_leaves_the_old_dataset_or_the_new(tmp_path):
     # Only between two renames it is under another name, where the next save finds it.
     order = ["old"] * states.count("old") + ["none"] + ["new"] * states.count("new")
     assert states == order
+
+
+# --- what an attack found -------------------------------------------------------------
+
+
+def test_a_file_that_was_put_beside_a_dataset_is_never_deleted(tmp_path):
+    folder = tmp_path / "datasets" / "mine"
+    data.save(folder, {"train": [ROW]}, [], "")
+    (folder / "my_notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds my_notes\.txt, which was not"):
+        data.save(folder, {"train": [ROW]}, [], "")
+    assert (folder / "my_notes.txt").read_text() == "mine"
+    (folder / "my_notes.txt").unlink()
+    data.save(folder, {"train": [ROW]}, [], "")
+
+
+def test_a_system_prompt_is_used_and_other_columns_are_named(tmp_path, capsys):
+    rows = [{"question": "q", "answer": "a", "system": "Be kind.", "history": []}] * 2
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    (first, _), _ = data.load(str(path))
+    assert first["messages"][0] == {"role": "system", "content": "Be kind."}
+    assert capsys.readouterr().out == "columns not used: history (2 rows)\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "q", "output": "", "response": "a"},
+        {"messages": None, "question": "q", "answer": "a"},
+        {"prompt": None, "completion": None, "question": "q", "answer": "a"},
+        {"messages": [{"role": None, "from": "human", "content": None, "value": "q"}]},
+    ],
+)
+def test_empty_columns_do_not_hide_full_ones(row):
+    if row.get("messages"):
+        row["messages"].append({"role": "assistant", "content": "a"})
+    said = [turn["content"] for turn in data.to_messages(row)]
+    assert said == ["q", "a"]
+
+
+def test_infinity_is_no_answer():
+    with pytest.raises(data.BadRow, match="answer is empty"):
+        data.to_messages({"question": "q", "answer": float("inf")})
+
+
+@pytest.mark.parametrize(
+    ("lines", "advice"),
+    [
+        ('{"q": "x", "a": "y"}', "Rename your columns"),
+        ('[\n {"question": "q",\n "answer": "a"}\n]', r"name it \.json"),
+        ('{"question": "", "answer": "a"}', "Correct these rows"),
+    ],
+)
+def test_the_advice_fits_the_reason(tmp_path, lines, advice):
+    (tmp_path / "rows.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match=advice):
+        data.load(str(tmp_path / "rows.jsonl"))

@@ -280,7 +280,7 @@ def test_an_interrupted_merge_leaves_an_older_model(base, adapter, monkeypatch, 
 
 def test_an_older_model_is_replaced(base, adapter, older):
     (older / "older.safetensors").write_text("x")
-    left = older.with_name(older.name + ".part")  # of a run that was killed
+    left = older.with_name(f".{older.name}.part")  # of a run that was killed
     left.mkdir()
     (left / "junk.safetensors").write_text("x")
     assert merging.merge(base, adapter, older) == older
@@ -361,3 +361,12 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     assert size > 380
     # A few copies of one weight of 16 MiB, in 16 and 32 bits: not the model.
     assert float(run.stdout.splitlines()[-1]) < size / 2
+
+
+def test_a_folder_that_is_no_model_is_never_replaced(tmp_path, trained):
+    _, adapter = trained["qlora"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "ch1.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="something else than a model"):
+        merging.merge(models.folder("demo"), adapter, tmp_path)
+    assert (tmp_path / "thesis" / "ch1.tex").exists()

@@ -186,7 +186,8 @@ def test_without_a_token_the_reader_learns_how_to_get_one(tmp_path, hub):
 
 def test_a_wrong_token_is_named_as_the_reason(tmp_path, hub):
     assert push(tmp_path, "me/mine", hub, HF_TOKEN=WRONG)[-1] == (
-        "PermissionError: The hub refused the token: it is wrong, expired or revoked. "
+        "PermissionError: mine is saved, but not pushed to me/mine: "
+        "The hub refused the token: it is wrong, expired or revoked. "
         f"Next: {auth.MAKE} and replace the old one ({auth.STORE})."
     )
 

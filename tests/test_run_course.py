@@ -328,7 +328,7 @@ def test_a_secret_stays_out_of_the_copies(tmp_path: Path) -> None:
     assert "A token stood in 01_first.ipynb" in result.stdout
     files = [*(tmp_path / "runs" / "latest").resolve().rglob("*.*")]
     texts = [path.read_text() for path in files] + [result.stdout, result.stderr]
-    assert any("it is *** ***" in text for text in texts)
+    assert any("it is *** hf_***" in text for text in texts)
     assert len(texts) == 5
     for text in texts:
         assert "not-a-real" not in text
@@ -346,3 +346,26 @@ def test_without_symlinks_the_newest_run_is_printed(tmp_path: Path, capsys) -> N
     (tmp_path / "latest").mkdir()  # as a copy by a tool that knows no links leaves it
     run_course.point_latest(folder)
     assert str(folder) in capsys.readouterr().out
+
+
+def test_a_token_in_the_wrong_place_is_never_printed(tmp_path: Path) -> None:
+    token = "hf_oauth_" + "Zz9" * 12
+    folder = tmp_path / "notebooks"
+    write(folder, "01_first.ipynb", "HUB_NAME = ''", "print(HUB_NAME)")
+    result = run(folder, "--parameters", f"HUB_NAME=u/{token}")
+    assert result.returncode == 0
+    texts = [p.read_text() for p in (tmp_path / "runs").rglob("*.*") if p.is_file()]
+    assert not any(token in text for text in [*texts, result.stdout, result.stderr])
+    result = run(folder, "--dataset", f"/tmp/{token}.csv")
+    assert result.returncode == 2 and token not in result.stdout + result.stderr
+
+
+def test_notebooks_find_what_earlier_ones_made_in_a_given_workspace(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "notebooks"
+    write(folder, "01_first.ipynb", "", "import os\nprint(os.environ['WORKSPACE'])")
+    given = tmp_path / "mine"
+    run(folder, WORKSPACE=str(given))
+    page = tmp_path / "runs" / "latest" / "01_first.html"
+    assert str(given) in page.read_text()

@@ -438,3 +438,47 @@ def test_the_noise_is_what_the_libraries_really_say():
         assert text in source and "getLogger(__name__)" in source.replace(
             "logging.get_logger(__name__)", "getLogger(__name__)"
         )
+
+
+# --- parameters and names -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", "../x", "a/b", "a\\b", "a\n", ".x", "x.part", 7, None]
+)
+def test_a_name_that_is_no_folder_is_refused_before_and_after(headless, name):
+    for find in (runtime.new_artefact, runtime.artefact):
+        with pytest.raises(ValueError, match=r"ADAPTER_NAME = .* is no plain name"):
+            find("adapters", name)
+
+
+def test_what_was_not_made_here_is_never_replaced(headless):
+    folder = runtime.new_artefact("models", "mine")
+    assert folder == headless / "models" / "mine" and not folder.exists()
+    folder.mkdir(parents=True)
+    assert runtime.new_artefact("models", "mine") == folder
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"Choose another MODEL_NAME"):
+        runtime.new_artefact("models", "mine")
+    (folder / "recipe.json").write_text("{}")  # a model that stands there is replaced
+    assert runtime.new_artefact("models", "mine") == folder
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ((0, 1, 1024), "X = 0, but it must be a whole number from 1 to 1024."),
+        ((2.5, 1, 9), "X = 2.5, but it must be a whole number from 1 to 9."),
+        ((True, 1, 9), "X = True, but it must be a whole number from 1 to 9."),
+        (("10%", 0.0, 1.0), "X = '10%', but it must be a number from 0 to 1."),
+        (("foo", "a", "b"), "X = 'foo', but it must be one of 'a', 'b'."),
+    ],
+)
+def test_a_parameter_out_of_range_is_named(rule, message):
+    with pytest.raises(ValueError) as error:
+        runtime.require(X=rule)
+    assert str(error.value) == message
+
+
+def test_parameters_within_their_range_pass():
+    runtime.require(A=(1, 1, 9), B=(0.5, 0.0, 1.0), C=(1, 0.0, 1.0), D=("a", "a", "b"))

@@ -17,7 +17,6 @@ import html
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from course_report import recipe, summarise, table
+
+from colab_utils import auth
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = {".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt"}
@@ -43,9 +44,12 @@ def existing_path(value: str) -> str:
 
     Raises CourseError for what looks like a file and is none.
     """
-    path = Path(value).expanduser()
-    if value != "demo" and path.exists():
-        return str(path.resolve())
+    try:
+        path = Path(value).expanduser()
+        if value != "demo" and path.exists():
+            return str(path.resolve())
+    except (OSError, RuntimeError) as error:
+        raise CourseError(f"{value[:200]} is no path: {error}.") from error
     looks_local = path.suffix.lower() in SUFFIXES or value.startswith((".", "/", "~"))
     if looks_local and "://" not in value:
         raise CourseError(f"{value} does not exist (looked for {path.absolute()}).")
@@ -188,7 +192,7 @@ def without_secrets(text: str) -> str:
         if len(secret) >= 8:
             for written in (secret, json.dumps(secret)[1:-1], html.escape(secret)):
                 text = text.replace(written, "***")
-    return re.sub(r"hf_[A-Za-z0-9]{30,}", "***", text)
+    return auth.scrub(text, None)
 
 
 def whole_model(workspace: Path) -> bool:
@@ -198,9 +202,12 @@ def whole_model(workspace: Path) -> bool:
 
 def new_folder(out: Path) -> Path:
     """A folder named by the time; two runs of one second get two."""
-    while (folder := out.absolute() / time.strftime("%Y%m%d-%H%M%S")).exists():
-        time.sleep(0.1)
-    folder.mkdir(parents=True)
+    try:
+        while (folder := out.absolute() / time.strftime("%Y%m%d-%H%M%S")).exists():
+            time.sleep(0.1)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CourseError(f"Nothing can be written to {out}: {error}.") from error
     return folder
 
 
@@ -224,8 +231,10 @@ def run_course(options: argparse.Namespace) -> int:
     known = known_parameters(paths, extra)
     given |= extra
     folder = new_folder(options.out)
+    # One that is given may hold what earlier notebooks made.
+    workspace = Path(os.environ.get("WORKSPACE") or folder / "workspace").absolute()
     os.environ |= {
-        "WORKSPACE": str(folder / "workspace"),
+        "WORKSPACE": str(workspace),
         "HEADLESS": "1",
         # Threads that wait don't spin, or a busy machine takes many times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -233,7 +242,9 @@ def run_course(options: argparse.Namespace) -> int:
     }
     os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
     print(
-        f"run {folder}", ", ".join(f"{k} = {v!r}" for k, v in given.items()), sep="\n"
+        f"run {folder}",
+        without_secrets(", ".join(f"{k} = {v!r}" for k, v in given.items())),
+        sep="\n",
     )
     runs: dict[str, Any] = {}
     failure = None
@@ -241,7 +252,7 @@ def run_course(options: argparse.Namespace) -> int:
         with this_interpreter():
             for number, path in enumerate(paths, start=1):
                 print(f"[{number}/{len(paths)}] {path.stem} ...", flush=True)
-                if path.stem.startswith("04") and whole_model(folder / "workspace"):
+                if path.stem.startswith("04") and whole_model(workspace):
                     print("      left out: full fine-tuning leaves nothing to merge")
                     continue
                 mine = {k: v for k, v in given.items() if k in known[path]}
@@ -251,7 +262,7 @@ def run_course(options: argparse.Namespace) -> int:
                     print(without_secrets(f"\n{failure}\n\nAll of it: {page}"))
                     break
     finally:
-        summary = summarise(folder / "workspace", runs)
+        summary = summarise(workspace, runs)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         point_latest(folder)
         print(table(summary))
@@ -275,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_course(options)
     except CourseError as error:
-        print(error, file=sys.stderr)
+        print(without_secrets(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         # The cell that was running would be reported once more, with its traceback.
