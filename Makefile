@@ -15,7 +15,7 @@ ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format badges demo clean
+.PHONY: help run test check format badges demo bench clean
 
 help: ## Print this
 	@echo "make <target>, one of:"
@@ -44,6 +44,9 @@ badges: $(READY) ## Point badges, set-up cells and README to this repository (fo
 
 demo: $(READY) ## Build the demo world anew: facts, tokenizer, model
 	$(BIN)/python -m colab_utils.demo.build
+
+bench: $(READY) ## Measure speed and memory on a GPU: CHECKPOINT=folder UNSLOTH_PATH=folder
+	$(BIN)/python bench/run.py "$(or $(CHECKPOINT),/tmp/llama-2-7b-shape)"
 
 clean: ## Remove .venv and caches; runs/ and workspace/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

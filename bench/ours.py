@@ -10,6 +10,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import emulate
 from peft import LoraConfig
+from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
 from colab_utils import memory, models, training
@@ -21,6 +22,7 @@ def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list)
     lora = LoraConfig(
         r=o["r"], lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
     )
+    training.prepare_fast_path(AutoConfig.from_pretrained(checkpoint))
     trainer = SFTTrainer(
         model=models.load_model(checkpoint, models.quantization_config()),
         processing_class=models.load_tokenizer(checkpoint),

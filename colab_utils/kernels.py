@@ -9,6 +9,7 @@ computed again in the backward pass, as many as memory demands.
 
 from __future__ import annotations
 
+import threading
 import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from colab_utils import layers, ops
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedModel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 CHUNK = 512  # tokens whose logits exist at a time
 
@@ -89,6 +90,17 @@ def apply(model: PreTrainedModel, recompute: int = 0, offload: bool = False) -> 
     inner._fast = _Saving(recompute, offload)
     inner.forward = types.MethodType(_forward, inner)
     return True
+
+
+def prepare(config: LlamaConfig, dtype: torch.dtype) -> threading.Thread | None:
+    """Compile the GPU kernels in the background, best while the model is loaded."""
+    if not torch.cuda.is_available() or not ops.has_triton():
+        return None
+    from colab_utils import triton_ops
+
+    thread = threading.Thread(target=triton_ops.compile_for, args=(config, dtype))
+    thread.start()
+    return thread
 
 
 def remove(model: PreTrainedModel) -> None:

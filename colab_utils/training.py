@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from colab_utils import runtime
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
+    from transformers import LlamaConfig, PreTrainedModel, Trainer
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from colab_utils.memory import Plan
@@ -40,6 +40,17 @@ def float32_adapters(trainer: Trainer) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     trainer.add_callback(CheckFloat32())
+
+
+def prepare_fast_path(config: LlamaConfig) -> None:
+    """Begin to compile the fast path's GPU kernels; call it before the model is loaded.
+
+    On a CPU there is nothing to compile.
+    """
+    from colab_utils import kernels, models
+
+    if kernels.prepare(config, models.torch_dtype()):
+        print("the fast path's kernels are compiled while the model is loaded")
 
 
 def use_fast_path(trainer: Trainer, plan: Plan) -> None:

@@ -6,9 +6,14 @@ in torch, for CPUs and as the reference: tests compare the two.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 BYTES = 1024  # of packed 4-bit weights that one program unpacks
 
@@ -125,7 +130,7 @@ def rotate(
         sin,
         x.stride(0),
         half,
-        sign,
+        float(sign),  # an integer would be compiled in, once for each sign
         heads,
         H=triton.next_power_of_2(heads),
         D=triton.next_power_of_2(half),
@@ -171,3 +176,29 @@ def swiglu_backward(grad: torch.Tensor, both: torch.Tensor) -> None:
     """Overwrite `both` with its gradient, and `grad` with swiglu(both)."""
     rows, width = grad.shape
     _swiglu_backward[(rows, triton.cdiv(width, 1024))](grad, both, width, N=1024)
+
+
+def compile_for(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") -> None:
+    """Run each kernel once on one token of a model's shapes, so that it is compiled.
+
+    Triton compiles for what it is called with: dtypes, and which sizes divide by 16.
+    """
+    import bitsandbytes.functional as bnb
+
+    width, inner = config.hidden_size, config.intermediate_size
+    size = config.head_dim or width // config.num_attention_heads
+    kept = config.num_key_value_heads
+    turned = config.num_attention_heads + kept
+
+    def ones(*shape: int) -> torch.Tensor:
+        return torch.ones(shape, dtype=dtype, device=device)
+
+    x, weight = ones(1, width), ones(width)
+    norm_backward(norm(x, weight, config.rms_norm_eps), x, weight, x, 1e-5)
+    rotate(ones(1, (turned + kept) * size), ones(1, size), ones(1, size), turned, 1)
+    both = ones(1, 2 * inner)
+    swiglu_backward(swiglu(both), both)
+    packed, state = bnb.quantize_4bit(
+        ones(64, 64), quant_type="nf4", compress_statistics=True
+    )
+    nf4(packed, state, ones(64, 64))

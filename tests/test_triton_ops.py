@@ -54,6 +54,12 @@ for heads, kept in ((6, 3), (4, 1)):
         ops.rotate(b, cos, sin, heads, sign)
         close(a, b)
 """,
+    "all of them for a model": """
+from transformers import AutoConfig
+from colab_utils import models
+config = AutoConfig.from_pretrained(models.location("demo"))
+triton_ops.compile_for(config, torch.float32, "cpu")
+""",
     "swiglu": """
 both = torch.randn(3, 2 * 1100)
 close(triton_ops.swiglu(both), ops.swiglu(both))

@@ -1,0 +1,59 @@
+"""Draw bench/results/figure.png: GPU time by kind of kernel, and peak memory, a way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+COLOURS = {
+    "products": "#2563eb",
+    "attention": "#f59e0b",
+    "unpacking": "#10b981",
+    "other": "#9ca3af",
+    "copies": "#f472b6",
+}
+
+
+def name(row: dict) -> str:
+    """How a way is called in the figure."""
+    if row["way"] == "unsloth":
+        return "Unsloth" + ("" if row["gc"] == "unsloth" else ", no checkpointing")
+    names = {"fast": "ours", "lean": "ours, leanest", "plain": "transformers + PEFT"}
+    names["published"] = "the published notebook"
+    return names[row["way"]]
+
+
+def main() -> None:
+    rows = json.loads((RESULTS / "speed.json").read_text())
+    usual = {"mix": 1, "seq": 2048, "r": 16}
+    rows = [r for r in rows if "gpu_ms" in r and usual.items() <= r.items()]
+    rows.sort(key=lambda row: -row["gpu_ms"])
+    labels = [name(row) for row in rows]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 0.5 * len(rows) + 1.6), sharey=True, layout="constrained"
+    )
+    start = [0.0] * len(rows)
+    for kind, colour in COLOURS.items():
+        sizes = [row["kinds_ms"].get(kind, 0.0) for row in rows]
+        left.barh(labels, sizes, left=start, color=colour, label=kind)
+        start = [a + b for a, b in zip(start, sizes, strict=True)]
+    for y, row in enumerate(rows):
+        left.text(row["gpu_ms"], y, f" {row['gpu_ms']:.0f}", va="center")
+        right.text(row["peak_gib"], y, f" {row['peak_gib']:.1f}", va="center")
+    right.barh(labels, [row["peak_gib"] for row in rows], color="#2563eb")
+    right.axvline(14.2, color="#dc2626", ls="--")
+    left.set(xlabel=f"GPU ms for 2,048 tokens ({rows[0]['card']})")
+    right.set(xlabel="peak, GiB allocated (the line: what a T4 leaves)")
+    left.set_xlim(0, 1.12 * max(start))
+    right.set_xlim(0, 15.5)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    figure.savefig(RESULTS / "figure.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

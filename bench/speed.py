@@ -1,0 +1,227 @@
+"""GPU time of a training step, by kind of kernel, for one way to train.
+
+    python bench/speed.py WAY CHECKPOINT [key=value ...]
+
+WAY: fast, lean, plain (ours), published (the Llama-2 notebook that everyone copied),
+unsloth (needs its own environment: the versions stand in README.md). CHECKPOINT: a
+folder with a model. Keys: seq tokens a row, bs rows a micro-batch, ga accumulation,
+mix=1 documents of realistic lengths, packed (0: one of `seq` tokens), r rank, steps,
+prof steps whose kernels are summed, recompute layers (plain, fast), gc for unsloth
+(unsloth, true, false). Adds a line to bench/results/speed.json.
+
+The sum of kernel times is what carries over to a slower card: the wall clock of a fast
+one is bound by launches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+WAY, CHECKPOINT = sys.argv[1:3]
+OPTIONS: dict[str, Any] = {"seq": 2048, "bs": 1, "ga": 1, "mix": 1, "r": 16}
+OPTIONS |= {"steps": 20, "warm": 3, "prof": 8, "recompute": 0, "gc": "unsloth"}
+for pair in sys.argv[3:]:
+    key, value = pair.split("=")
+    OPTIONS[key] = type(OPTIONS[key])(value)
+OPTIONS["prof"] = min(OPTIONS["prof"], OPTIONS["steps"] - 2)
+if WAY == "unsloth":
+    import unsloth  # noqa: F401  (it changes the others, so it comes first)
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import emulate
+import torch
+from datasets import Dataset
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+GPU = torch.cuda.is_available()
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+KINDS = {
+    "attention": ("fmha", "attention", "flash"),
+    "products": ("gemm", "cutlass", "cublas", "nvjet", "xmma"),
+    "unpacking": ("dequant",),
+    "copies": ("memcpy", "memset"),
+}
+
+
+def documents() -> Dataset:
+    """Random tokens, the same for every way; lengths exp(N(5, 0.8)) in 16 ... 1,024."""
+    o, draw = OPTIONS, torch.Generator().manual_seed(0)
+    words = json.loads((Path(CHECKPOINT) / "config.json").read_text())["vocab_size"]
+    rows = o["bs"] * o["ga"] * (o["steps"] + o["warm"] + 1)
+    lengths = torch.full((rows,), o["seq"])
+    if o["mix"]:
+        noise = torch.randn(rows * o["seq"] // 120, generator=draw)
+        lengths = (noise * 0.8 + 5).exp().clamp(16, min(1024, o["seq"])).long()
+    ids = [torch.randint(3, words - 1, (n,), generator=draw).tolist() for n in lengths]
+    return Dataset.from_dict({"input_ids": ids})
+
+
+class Clock(TrainerCallback):
+    """Time of the first step and of later ones; kernel times of some in the middle."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.prof = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if GPU:
+            torch.cuda.synchronize()
+            if state.global_step == OPTIONS["warm"]:
+                torch.cuda.reset_peak_memory_stats()
+            if OPTIONS["prof"] and state.global_step == OPTIONS["warm"] + 2:
+                self.prof = profile(activities=[ProfilerActivity.CUDA])
+                self.prof.__enter__()
+        self.began = time.time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if GPU:
+            torch.cuda.synchronize()
+        self.seconds.append(time.time() - self.began)
+        if self.prof and state.global_step == OPTIONS["warm"] + 2 + OPTIONS["prof"]:
+            self.prof.__exit__(None, None, None)
+
+
+def published(checkpoint, o, ds, config, callbacks):
+    """Rank 64 on queries and values, norms in 32 bits, everything recomputed."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    from colab_utils import models, training
+
+    emulate.t4()
+    model = models.load_model(checkpoint, models.quantization_config())
+    lora = LoraConfig(r=64, lora_alpha=16, lora_dropout=0.1, task_type="CAUSAL_LM")
+    lora.target_modules = {"q_proj", "v_proj"}
+    settings = config | {"optim": "paged_adamw_32bit" if GPU else "adamw_torch"}
+    trainer = SFTTrainer(
+        model=get_peft_model(prepare_model_for_kbit_training(model), lora),
+        processing_class=models.load_tokenizer(checkpoint),
+        train_dataset=ds,
+        callbacks=callbacks,
+        args=SFTConfig(**settings, gradient_checkpointing=True),
+    )
+    training.float32_adapters(trainer)
+    return trainer
+
+
+def unsloth_peer(checkpoint, o, ds, config, callbacks):
+    """Unsloth as its notebooks call it."""
+    from unsloth import FastLanguageModel
+
+    from colab_utils import layers
+
+    emulate.limit()
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        checkpoint,
+        max_seq_length=o["seq"],
+        dtype=torch.float16,
+        load_in_4bit=True,
+        local_files_only=True,
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=o["r"],
+        target_modules=[name for group in layers.GROUPS for name in group],
+        lora_alpha=16,
+        lora_dropout=0,
+        bias="none",
+        random_state=0,
+        use_gradient_checkpointing={"true": True, "false": False}.get(o["gc"], o["gc"]),
+    )
+    return SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=ds,
+        callbacks=callbacks,
+        args=SFTConfig(**config),
+    )
+
+
+def kind_of(kernel: str) -> str:
+    """Which of KINDS a kernel is, by its name."""
+    name = kernel.lower()
+    found = (k for k, words in KINDS.items() if any(word in name for word in words))
+    return next(found, "other")
+
+
+def measure() -> dict[str, Any]:
+    """Train, and return what was measured."""
+    o, clock = OPTIONS, Clock()
+    config = {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": o["bs"],
+        "gradient_accumulation_steps": o["ga"],
+        "max_steps": o["steps"] + o["warm"],
+        "learning_rate": 2e-4,
+        "fp16": GPU,
+        "bf16": False,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "max_length": o["seq"],
+        "optim": "adamw_8bit" if GPU else "adamw_torch",
+        "packing": bool(o["mix"]),
+        "disable_tqdm": True,
+        "use_cpu": not GPU,
+    }
+    if not o["mix"]:
+        config["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    if WAY in ("published", "unsloth"):
+        build = published if WAY == "published" else unsloth_peer
+    else:
+        import ours
+
+        build = getattr(ours, WAY)
+    trainer = build(CHECKPOINT, o, documents(), config, [clock])
+    tokens, compute_loss = [], trainer.compute_loss
+
+    def counted(model, inputs, *args, **kwargs):
+        mask = inputs.get("attention_mask")
+        count = inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        tokens.append((trainer.state.global_step, count))
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = counted
+    trainer.train()
+    log = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found = {"way": WAY, **o, "first_step_s": round(clock.seconds[0], 2)}
+    found |= {"step_s": round(statistics.median(clock.seconds[o["warm"] :]), 4)}
+    found |= {"loss_first": log[0], "loss_last": log[-1]}
+    if GPU:
+        found["card"] = torch.cuda.get_device_name()
+        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    if clock.prof:
+        first, last = o["warm"] + 2, o["warm"] + 2 + o["prof"]
+        seen = sum(count for step, count in tokens if first <= step < last)
+        kinds: dict[str, float] = {}
+        for event in clock.prof.key_averages():
+            spent = event.self_device_time_total / 1e3 / o["prof"]
+            kinds[kind_of(event.key)] = kinds.get(kind_of(event.key), 0.0) + spent
+        total = sum(kinds.values())
+        found["gpu_ms"] = round(total, 1)
+        found["tokens"] = round(seen / o["prof"])
+        found["gpu_tokens_s"] = round(seen / o["prof"] / total * 1e3)
+        found["kinds_ms"] = {k: round(v, 1) for k, v in kinds.items() if v}
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        result = measure()
+    except torch.cuda.OutOfMemoryError as error:
+        result = {"way": WAY, **OPTIONS, "out_of_memory": str(error)[:160]}
+    print("SPEED", json.dumps(result), flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    RESULTS.write_text(json.dumps([*earlier, result], indent=1) + "\n")
