@@ -35,28 +35,25 @@ def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list)
     return trainer
 
 
-def fast(checkpoint, o, ds, config, callbacks):
+def planned(given: tuple, recompute: int, offload: bool = False, fast: bool = True):
+    """The trainer of `given`, with this plan."""
+    trainer, o = trainer_of(*given), given[1]
+    tokens, cost = o["bs"] * o["seq"], memory.Memory()
+    plan = memory.Plan(tokens, o["ga"], recompute, offload, fast, cost)
+    training.use_fast_path(trainer, plan)
+    return trainer
+
+
+def fast(*given: Any):
     """The fast path; recompute=K layers."""
-    trainer = trainer_of(checkpoint, o, ds, config, callbacks)
-    tokens, recompute = o["bs"] * o["seq"], int(o.get("recompute", 0))
-    plan = memory.Plan(tokens, o["ga"], recompute, False, True, memory.Memory())
-    training.use_fast_path(trainer, plan)
-    return trainer
+    return planned(given, int(given[1].get("recompute", 0)))
 
 
-def lean(checkpoint, o, ds, config, callbacks):
+def lean(*given: Any):
     """The fast path at its leanest: all recomputed, inputs and embeddings in RAM."""
-    trainer = trainer_of(checkpoint, o, ds, config, callbacks)
-    layers = trainer.model.config.num_hidden_layers
-    plan = memory.Plan(o["bs"] * o["seq"], o["ga"], layers, True, True, memory.Memory())
-    training.use_fast_path(trainer, plan)
-    return trainer
+    return planned(given, 10**6, offload=True)
 
 
-def plain(checkpoint, o, ds, config, callbacks):
+def plain(*given: Any):
     """transformers and PEFT as they are, recompute=K layers."""
-    trainer = trainer_of(checkpoint, o, ds, config, callbacks)
-    tokens, recompute = o["bs"] * o["seq"], int(o.get("recompute", 0))
-    plan = memory.Plan(tokens, o["ga"], recompute, False, False, memory.Memory())
-    training.use_fast_path(trainer, plan)
-    return trainer
+    return planned(given, int(given[1].get("recompute", 0)), fast=False)

@@ -1,94 +1,71 @@
-"""Merge a LoRA adapter into its base, one tensor at a time: W + (alpha / r) B A."""
+"""Merge a LoRA adapter into its base, some rows at a time: W + (alpha / r) B A."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from colab_utils import runtime
+from colab_utils.adapters import Update, read_adapter
 
 if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
 
-# Options of LoRA that change the formula; merging them is not written yet.
-UNSUPPORTED = (
-    "use_dora",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "fan_in_fan_out",
-    "layer_replication",
-    "alora_invocation_tokens",
-)
-# Starts of A and B that leave the base's weights as they are; others change them.
-INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+BLOCK = 16 << 20  # bytes that are read, or computed in 32 bits, at a time
+# What transformers quantises: every linear layer but the head.
+QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, tuple], float]:
-    """The (A, B) of each adapted weight, by the weight's name, and the scale alpha / r.
-
-    Raises FileNotFoundError for a folder without an adapter and ValueError for a kind
-    of adapter that can't be merged here.
-    """
-    from safetensors.torch import load_file
-
-    if not (folder / "adapter_config.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds no adapter. 02_finetune_qlora makes one with METHOD = "
-            '"qlora" or "lora"; after "full" there is nothing to merge.'
-        )
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    odd = [name for name in UNSUPPORTED if config.get(name)]
-    if config["peft_type"] != "LORA":
-        odd.insert(0, config["peft_type"])
-    if config.get("bias", "none") != "none":  # PEFT trains it, and may not save it
-        odd.append("bias")
-    if config.get("init_lora_weights") not in INITS:
-        odd.append(f"init_lora_weights={config['init_lora_weights']}")
-    tensors = load_file(folder / "adapter_model.safetensors")
-    pairs = {}
-    for name in list(tensors):
-        stem = name.removesuffix(".lora_A.weight")
-        if stem != name and f"{stem}.lora_B.weight" in tensors:
-            weight = stem.removeprefix("base_model.model.") + ".weight"
-            a, b = tensors.pop(name), tensors.pop(f"{stem}.lora_B.weight")
-            pairs[weight] = (a.float(), b.float())
-    odd += list(tensors)[:1]  # a whole layer, an adapted embedding, ...
-    if odd or not pairs:
-        kind = ", ".join(odd) or "it is empty"
-        raise ValueError(f"Can't merge this adapter: {kind}. Plain LoRA can be merged.")
-    root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    return pairs, config["lora_alpha"] / root
-
-
-def merged_weight(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float
-) -> torch.Tensor:
+def merged_weight(weight: torch.Tensor, update: Update, first: int = 0) -> torch.Tensor:
     """W + scale B A, computed in 32 bits and rounded once to the dtype of W.
 
-    Shapes: W (out, in), A (r, in), B (out, r). Source: Hu et al. 2021, section 4.
+    `weight` may be some rows of W, from row `first` on. Source: Hu et al. 2021,
+    section 4.
     """
-    return (b.float() @ a.float()).mul_(scale).add_(weight).to(weight.dtype)
+    import torch
+
+    rows = slice(first, first + len(weight))
+    out = (update.b[rows] @ update.a).mul_(update.scale).add_(weight)
+    if update.lengths is not None:
+        out.mul_((update.lengths[rows] / torch.linalg.norm(out, dim=1)).view(-1, 1))
+    return out.to(weight.dtype)
 
 
-def merge(base: Path, adapter: Path, out: Path) -> Path:
+def dequantised(weight: torch.Tensor) -> torch.Tensor:
+    """What QLoRA trained on: W in 4 bits (NF4, constants quantised too) and back.
+
+    On a GPU where there is one, for there it was quantised when it was loaded.
+    """
+    import bitsandbytes.functional as bnb
+    import torch
+
+    there = weight.to("cuda" if torch.cuda.is_available() else "cpu")
+    packed, state = bnb.quantize_4bit(there, quant_type="nf4", compress_statistics=True)
+    return bnb.dequantize_4bit(packed, state).to(weight.device)
+
+
+def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Path:
     """Write a model folder: `base` with `adapter` merged in, config and tokenizer.
 
-    Reads and writes safetensors a tensor at a time: memory holds one weight, whatever
-    the model's size. Written beside `out` and renamed at the end, so that a run that is
-    cut leaves nothing half made. Raises ValueError when the adapter doesn't fit the
-    base, FileExistsError when `out` is no model's folder, and OSError when the disk is
-    too small.
+    `weights` are the base's "original" ones, or "dequantized": as 4 bits hold them,
+    which is what QLoRA trained beside. Reads and writes safetensors some rows at a
+    time: memory does not grow with the model. Written beside `out` and renamed at the
+    end, so that a run that is cut leaves nothing half made. Raises ValueError when the
+    adapter doesn't fit the base, FileExistsError when `out` is no model's folder, and
+    OSError when the disk is too small.
     """
-    pairs, scale = read_adapter(adapter)
+    if weights not in ("original", "dequantized"):
+        raise ValueError(f"weights = {weights!r}; it can be: original, dequantized.")
+    updates, replaced = read_adapter(adapter)
     shards = find_shards(base)
-    _check_fit(shards, pairs)
+    _check_fit(shards, updates, replaced)
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise FileExistsError(
             f"{out} holds something else than a model, and would be replaced. Choose "
@@ -98,9 +75,16 @@ def merge(base: Path, adapter: Path, out: Path) -> Path:
     if part.exists():  # of a run that was cut
         shutil.rmtree(part)
     part.mkdir(parents=True)
+    size = sum(shard.stat().st_size for shard in shards)
     try:
-        _check_disk(part, sum(shard.stat().st_size for shard in shards))
-        _write(base, shards, adapter, part, pairs, scale)
+        _check_disk(part, size)
+        with runtime.progress(
+            None, "merging", total=size, unit="B", unit_scale=True
+        ) as bar:
+            for shard in shards:
+                target, grid = part / shard.name, weights == "dequantized"
+                _merge_shard(shard, target, updates, replaced, grid, bar)
+        _copy_others(base, adapter, part)
         if out.exists():
             shutil.rmtree(out)
         part.rename(out)
@@ -120,21 +104,8 @@ def _check_disk(folder: Path, size: int) -> None:
         )
 
 
-def _write(
-    base: Path,
-    shards: list[Path],
-    adapter: Path,
-    part: Path,
-    pairs: dict[str, tuple],
-    scale: float,
-) -> None:
-    """The merged weights, the base's config and the adapter's tokenizer."""
-    size = sum(shard.stat().st_size for shard in shards)
-    with runtime.progress(
-        None, "merging", total=size, unit="B", unit_scale=True
-    ) as bar:
-        for shard in shards:
-            _merge_shard(shard, part / shard.name, pairs, scale, bar)
+def _copy_others(base: Path, adapter: Path, part: Path) -> None:
+    """The base's config and the adapter's tokenizer."""
     for file in (*base.glob("*.json"), *base.glob("tokenizer.model")):
         # Not how the base was made, nor the index of weights in another format.
         if file.name not in ("recipe.json", "pytorch_model.bin.index.json"):
@@ -163,8 +134,9 @@ def find_shards(base: Path) -> list[Path]:
         )
     if not shards:
         raise FileNotFoundError(
-            f"{base} holds no safetensors weights. A model that has other files only "
-            "must be loaded and saved once with save_pretrained."
+            f"{base} holds no safetensors weights. Where it has .bin files, write it "
+            'anew:\npython -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{base}', dtype='auto').save_pretrained('NEW FOLDER')\""
         )
     return shards
 
@@ -183,50 +155,106 @@ def tensors_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     return iter(sorted(entries, key=lambda item: item[1]["data_offsets"][0]))
 
 
-def _check_fit(shards: list[Path], pairs: dict[str, tuple]) -> None:
+def _check_fit(
+    shards: list[Path], updates: dict[str, Update], replaced: dict[str, torch.Tensor]
+) -> None:
     found = {name: entry for shard in shards for name, entry in tensors_of(shard)}
-    missing = sorted(set(pairs) - set(found))
+    missing = sorted({*updates, *replaced} - set(found))
     if missing:
+        tied = "; its head is its embeddings" if "lm_head" in missing[0] else ""
         raise ValueError(
             f"{len(missing)} adapted weights are not in the base model (the first is "
-            f"{missing[0]}): is it the base that the adapter was trained on?"
+            f"{missing[0]}{tied}): is it the base that the adapter was trained on?"
         )
-    for name, (a, b) in pairs.items():
-        dtype, shape = found[name]["dtype"], tuple(found[name]["shape"])
+    wanted = {n: (u.b.shape[0], u.a.shape[1]) for n, u in updates.items()}
+    wanted |= {name: tuple(tensor.shape) for name, tensor in replaced.items()}
+    for name, shape in wanted.items():
+        dtype, there = found[name]["dtype"], tuple(found[name]["shape"])
         if dtype not in DTYPES:
             raise ValueError(
                 f"{name} is stored as {dtype} in the base: merge into the base's "
                 "16-bit weights, not into quantised ones."
             )
-        wanted = (b.shape[0], a.shape[1])
-        if shape != wanted:
+        if there != shape:
             raise ValueError(
-                f"{name} is {shape} in the base, the adapter wants {wanted}: is it the "
+                f"{name} is {there} in the base, the adapter wants {shape}: is it the "
                 "base that the adapter was trained on?"
             )
 
 
 def _merge_shard(
-    source: Path, target: Path, pairs: dict[str, tuple], scale: float, bar: tqdm
+    source: Path,
+    target: Path,
+    updates: dict[str, Update],
+    replaced: dict[str, torch.Tensor],
+    grid: bool,
+    bar: tqdm,
 ) -> None:
-    """Copy a safetensors file, replacing the weights that have an adapter."""
-    import torch
+    """Copy a safetensors file, changing the weights that have an adapter.
 
+    With `grid` the quantised weights are first brought to what 4 bits can hold.
+    """
     _, begin = _header(source)
     with source.open("rb") as old, target.open("wb") as new:
         new.write(old.read(begin))
         for name, entry in tensors_of(source):
             first, last = entry["data_offsets"]
-            if last == first:
-                continue
             old.seek(begin + first)
-            data = bytearray(last - first)
-            if old.readinto(data) != len(data):
-                raise ValueError(f"{source} is cut short: download the model again.")
-            if name in pairs:
-                dtype = getattr(torch, DTYPES[entry["dtype"]])
-                weight = torch.frombuffer(data, dtype=dtype).view(entry["shape"])
-                weight.copy_(merged_weight(weight, *pairs[name], scale))
             new.seek(begin + first)
-            new.write(data)
-            bar.update(last - first)
+            rounded = grid and QUANTISED.fullmatch(name)
+            if name in replaced:
+                chunks = iter([_bytes(replaced[name], _dtype(entry))])
+            elif name in updates or rounded:
+                chunks = _changed(old, source, entry, updates.get(name), bool(rounded))
+            else:
+                chunks = _blocks(old, last - first, BLOCK, source)
+            for data in chunks:
+                new.write(data)
+                bar.update(len(data))
+
+
+def _dtype(entry: dict[str, Any]) -> torch.dtype:
+    import torch
+
+    return getattr(torch, DTYPES[entry["dtype"]])
+
+
+def _bytes(tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
+    import torch
+
+    return tensor.to(dtype).contiguous().view(torch.uint8).flatten().numpy().data
+
+
+def _changed(
+    file: BinaryIO, path: Path, entry: dict[str, Any], update: Update | None, grid: bool
+) -> Iterator[bytearray]:
+    """A weight's new bytes, some rows at a time."""
+    import torch
+
+    first, last = entry["data_offsets"]
+    width = (last - first) // entry["shape"][0]  # bytes of a row
+    # Parts of equal size: a product of very few rows would be summed in another order.
+    height, row = entry["shape"][0], 0
+    parts = math.ceil(height / max(64, BLOCK // width))
+    step = math.ceil(height / parts)
+    # 4 bits have constants that are quantised over the whole weight
+    block = last - first if grid else step * width
+    for data in _blocks(file, last - first, block, path):
+        rows = torch.frombuffer(data, dtype=_dtype(entry)).view(-1, *entry["shape"][1:])
+        if grid:
+            rows.copy_(dequantised(rows))
+        for i in range(0, len(rows) if update else 0, step):
+            some = rows[i : i + step]
+            some.copy_(merged_weight(some, update, row + i))
+        row += len(rows)
+        yield data
+
+
+def _blocks(file: BinaryIO, size: int, block: int, path: Path) -> Iterator[bytearray]:
+    """The next `size` bytes of a file, `block` at a time."""
+    while size:
+        data = bytearray(min(size, block))
+        if file.readinto(data) != len(data):
+            raise ValueError(f"{path} is cut short: download the model again.")
+        yield data
+        size -= len(data)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colab_utils import auth, demo, recipes, runtime
+from colab_utils.costs import METHODS  # noqa: F401  (the notebooks' name for it)
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted licence
 OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
 LINEARS = "all-linear"  # PEFT's name for every linear layer but the head
-METHODS = ("qlora", "lora", "full")
 
 # Llama 2's own format (Touvron et al. 2023, appendix A.3.3), with `generation` marks
 # around what the assistant says: only that is trained on.

@@ -49,6 +49,13 @@ def make_adapter(base: Path, folder: Path, tokenizer, **options) -> Path:
     if options.get("init_lora_weights"):  # B begins at zero: nothing would be merged
         path = folder / "adapter_model.safetensors"
         save_file({n: torch.randn(t.shape) for n, t in load_file(path).items()}, path)
+    if options.get("modules_to_save"):  # as if it had been trained
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if ".lora_" not in name:
+                tensor += 0.1 * torch.randn(tensor.shape)
+        save_file(tensors, path)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -85,7 +92,8 @@ def assert_merged(out: Path, base: Path, adapter: Path, dtype: torch.dtype) -> N
         assert torch.equal(found[name], tensor), name
     old = weights(base)
     changed = {name for name in old if not torch.equal(old[name], found[name])}
-    assert changed == set(merging.read_adapter(adapter)[0])
+    updates, replaced = merging.read_adapter(adapter)
+    assert changed == {*updates, *replaced} and updates
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -108,10 +116,19 @@ def test_the_merge_is_pefts_bit_for_bit(tokenizer, tmp_path, dtype, shard):
         {"lora_alpha": 7, "r": 3},
         {"target_modules": ["v_proj"], "layers_to_transform": [1]},
         {"init_lora_weights": "gaussian"},
+        {"use_dora": True},
+        {"use_dora": True, "use_rslora": True, "target_modules": ["down_proj"]},
+        {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 7}},
+        {"alpha_pattern": {"^model.layers.0.mlp.down_proj": 2, "v_proj": 5}},
+        {"rank_pattern": {"q_proj": 2}, "use_rslora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["embed_tokens", "o_proj"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
     ],
     ids=str,
 )
-def test_plain_lora_in_all_its_kinds(base, tokenizer, tmp_path, options):
+def test_lora_in_all_its_kinds(base, tokenizer, tmp_path, options):
     adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **options)
     out = merging.merge(base, adapter, tmp_path / "out")
     assert_merged(out, base, adapter, torch.float16)
@@ -120,14 +137,9 @@ def test_plain_lora_in_all_its_kinds(base, tokenizer, tmp_path, options):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"use_dora": True}, "use_dora"),
         ({"bias": "lora_only"}, "bias"),
         ({"lora_bias": True}, "lora_B.bias"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
-        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
-        ({"trainable_token_indices": [5]}, "token_adapter|embed_tokens"),
+        ({"trainable_token_indices": [5]}, "trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
     ],
     ids=str,
@@ -188,12 +200,13 @@ def test_a_trained_adapter_is_merged(trained, tmp_path):
 
 
 def test_one_merged_weight(adapter, base):
-    pairs, scale = merging.read_adapter(adapter)
-    assert scale == 12 / 4
-    name, (a, b) = next(iter(pairs.items()))
+    updates, _ = merging.read_adapter(adapter)
+    name, update = next(iter(updates.items()))
+    assert update.scale == 12 / 4
     weight = weights(base)[name]
-    expected = (weight.double() + scale * b.double() @ a.double()).half()
-    found = merging.merged_weight(weight, a, b, scale)
+    expected = weight.double() + 3 * update.b.double() @ update.a.double()
+    expected = expected.half()
+    found = merging.merged_weight(weight, update)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
 
@@ -370,3 +383,76 @@ def test_a_folder_that_is_no_model_is_never_replaced(tmp_path, trained):
     with pytest.raises(FileExistsError, match="something else than a model"):
         merging.merge(models.folder("demo"), adapter, tmp_path)
     assert (tmp_path / "thesis" / "ch1.tex").exists()
+
+
+# --- rows, and what 4 bits hold -------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [1, 30_000, 100_000])
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
+def test_rows_at_a_time_change_nothing(
+    base, tokenizer, tmp_path, monkeypatch, block, options
+):
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **options)
+    monkeypatch.setattr(merging, "BLOCK", block)
+    out = merging.merge(base, adapter, tmp_path / "out")
+    assert_merged(out, base, adapter, torch.float16)
+
+
+def test_the_weights_that_qlora_trained_beside(base, tokenizer, tmp_path):
+    import bitsandbytes.functional as bnb
+
+    targets = {"target_modules": ["q_proj"]}
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **targets)
+    out = merging.merge(base, adapter, tmp_path / "out", weights="dequantized")
+    model = models.load_model(str(base), models.quantization_config())
+    quantised = {n: p for n, p in model.named_parameters() if hasattr(p, "quant_state")}
+    found, old = weights(out), weights(base)
+    updates, _ = merging.read_adapter(adapter)
+    assert len(quantised) == 14 and set(updates) < set(quantised)
+    for name, tensor in old.items():
+        expected = tensor
+        if name in quantised:
+            weight = quantised[name]
+            expected = bnb.dequantize_4bit(weight.data, weight.quant_state).half()
+            assert not torch.equal(expected, tensor)
+        if name in updates:
+            expected = merging.merged_weight(expected, updates[name])
+        assert torch.equal(found[name], expected), name
+
+
+def test_the_dequantised_merge_is_the_trained_function(trained, tmp_path):
+    _, folder = trained["qlora"]
+    apart, _ = models.load_adapter(folder)
+    ids = torch.arange(3, 60)[None]
+    errors = {}
+    for kind in ("original", "dequantized"):
+        out = merging.merge(models.folder("demo"), folder, tmp_path / kind, kind)
+        with torch.inference_mode():
+            expected = apart(ids).logits
+            found = models.load_model(str(out)).eval()(ids).logits
+        errors[kind] = ((found - expected).norm() / expected.norm()).item()
+    assert errors["dequantized"] < 0.1 * errors["original"]
+
+
+def test_other_weights_are_no_choice(base, adapter, tmp_path):
+    with pytest.raises(ValueError, match="'4bit'; it can be: original, dequantized"):
+        merging.merge(base, adapter, tmp_path / "out", weights="4bit")
+
+
+def test_a_tied_head_is_named(tokenizer, tmp_path):
+    config = AutoConfig.from_pretrained(models.location("demo"))
+    config.num_hidden_layers, config.tie_word_embeddings = 1, True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    targets = {"target_modules": ["q_proj", "lm_head"]}
+    adapter = make_adapter(tmp_path / "base", tmp_path / "a", tokenizer, **targets)
+    with pytest.raises(
+        ValueError, match=r"lm_head\.weight; its head is its embeddings"
+    ):
+        merging.merge(tmp_path / "base", adapter, tmp_path / "out")
+
+
+def test_bin_files_are_refused_with_the_command_that_converts(adapter, tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match=r"python -c .*save_pretrained"):
+        merging.merge(tmp_path, adapter, tmp_path / "out")
