@@ -1,21 +1,19 @@
 """Memory that loading a model in 4 bits takes: python bench/loading.py MODEL [SAVE_TO]
 
-RAM is sampled every 20 ms: RssAnon is what the process holds itself, VmRSS counts pages
-of the files too. SAVE_TO saves the 4-bit model, to be loaded once more as it is.
+SAVE_TO saves the 4-bit model, to be loaded once more as it is.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import threading
-import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import emulate
 import torch
+from sampling import Sampler
 
 from colab_utils import models, runtime
 
@@ -23,35 +21,15 @@ GPU = emulate.t4()
 runtime.quiet()
 
 
-class Sampler(threading.Thread):
-    """The largest RssAnon and VmRSS of this process, in GiB."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.done = threading.Event()
-        self.peak = {"RssAnon": 0.0, "VmRSS": 0.0}
-
-    def run(self) -> None:
-        while not self.done.wait(0.02):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name in self.peak:
-                    gib = int(value.split()[0]) / 2**20
-                    self.peak[name] = max(self.peak[name], gib)
-
-
 def load(name: str):
     """Load, and print what it took."""
     torch.zeros(1, device="cuda" if GPU else "cpu")  # CUDA's own start is not counted
-    sampler, start = Sampler(), time.time()
     if GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    sampler.start()
-    model = models.load_model(name, models.quantization_config())
-    found = {"model": name, "seconds": round(time.time() - start, 1)}
-    sampler.done.set()
-    sampler.join()
+    with Sampler() as sampler:
+        model = models.load_model(name, models.quantization_config())
+    found = {"model": name, "seconds": round(sampler.seconds, 1)}
     found |= {key: round(value, 2) for key, value in sampler.peak.items()}
     if GPU:
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

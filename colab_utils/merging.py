@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-BLOCK = 16 << 20  # bytes that are read, or computed in 32 bits, at a time
+BLOCK = 8 << 20  # bytes that are read, changed and written at a time
 # What transformers quantises: every linear layer but the head.
 QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 
@@ -41,14 +42,32 @@ def merged_weight(weight: torch.Tensor, update: Update, first: int = 0) -> torch
 def dequantised(weight: torch.Tensor) -> torch.Tensor:
     """What QLoRA trained on: W in 4 bits (NF4, constants quantised too) and back.
 
-    On a GPU where there is one, for there it was quantised when it was loaded.
+    Bit for bit what bitsandbytes makes of the whole weight, but a part at a time; only
+    the constants are quantised together. On a GPU where there is one, for there the
+    weight was quantised when it was loaded.
     """
     import bitsandbytes.functional as bnb
     import torch
 
-    there = weight.to("cuda" if torch.cuda.is_available() else "cpu")
-    packed, state = bnb.quantize_4bit(there, quant_type="nf4", compress_statistics=True)
-    return bnb.dequantize_4bit(packed, state).to(weight.device)
+    blocks, part = weight.view(-1, 64), max(1, BLOCK // 64)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    codes, states = [], []
+    for piece in blocks.split(part):
+        packed, state = bnb.quantize_4bit(
+            piece.to(device), blocksize=64, quant_type="nf4"
+        )
+        codes.append(packed)
+        states.append(state)
+    absmax = torch.cat([state.absmax for state in states])
+    offset = absmax.mean()
+    small, second = bnb.quantize_blockwise(absmax - offset, blocksize=256)
+    absmax = bnb.dequantize_blockwise(small, second) + offset
+    out = torch.empty_like(blocks)
+    pieces = zip(out.split(part), codes, states, absmax.split(part), strict=True)
+    for piece, packed, state, scales in pieces:
+        state.absmax = scales
+        piece.copy_(bnb.dequantize_4bit(packed, state))
+    return out.view(weight.shape)
 
 
 def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Path:
@@ -195,12 +214,17 @@ def _merge_shard(
     With `grid` the quantised weights are first brought to what 4 bits can hold.
     """
     _, begin = _header(source)
-    with source.open("rb") as old, target.open("wb") as new:
+    # One thread writes what was changed while the next rows are read and changed.
+    with (
+        source.open("rb") as old,
+        target.open("wb") as new,
+        ThreadPoolExecutor(1) as writer,
+    ):
         new.write(old.read(begin))
+        written: Future | None = None
         for name, entry in tensors_of(source):
             first, last = entry["data_offsets"]
             old.seek(begin + first)
-            new.seek(begin + first)
             rounded = grid and QUANTISED.fullmatch(name)
             if name in replaced:
                 chunks = iter([_bytes(replaced[name], _dtype(entry))])
@@ -208,9 +232,20 @@ def _merge_shard(
                 chunks = _changed(old, source, entry, updates.get(name), bool(rounded))
             else:
                 chunks = _blocks(old, last - first, BLOCK, source)
+            place = begin + first
             for data in chunks:
-                new.write(data)
+                if written:
+                    written.result()
+                written = writer.submit(_write, new, place, data)
+                place += len(data)
                 bar.update(len(data))
+        if written:
+            written.result()
+
+
+def _write(file: BinaryIO, place: int, data: Any) -> None:
+    file.seek(place)
+    file.write(data)
 
 
 def _dtype(entry: dict[str, Any]) -> torch.dtype:

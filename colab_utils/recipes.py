@@ -78,7 +78,7 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
     """Card and recipe of an adapter or a merged model (`kind`), trained on `dataset`.
 
     `fields` hold at least base_model, method and results; `tested` when not the whole
-    test was asked.
+    test was asked, `merged_into` the kind of weights.
     """
     data = read(dataset)
     base, results = fields["base_model"], fields["results"]
@@ -97,10 +97,11 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
         named = found.items() if isinstance(found, dict) else [("", found)]
         lines += [f"| {metric}{name and ', '}{name} | {v:.4f} |" for name, v in named]
     numbers, rows = "\n".join(lines), data["rows"]
-    tested = fields.get("tested", rows["test"])
+    tested, into = fields.get("tested", rows["test"]), fields.get("merged_into")
+    merged = f" Merged into the {into} weights." if into else ""
     text = (
         f"{fields['method']} on `{base}`, trained on {rows['train']:,} rows from "
-        f"`{data['source']}` and measured on {tested:,} held-out rows.\n\n"
+        f"`{data['source']}` and measured on {tested:,} held-out rows.{merged}\n\n"
         f"| measured | value |\n|---|---|\n{numbers}\n\n"
         "The prompt format is Llama 2's; it is part of the tokenizer."
     )

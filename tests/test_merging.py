@@ -421,6 +421,21 @@ def test_the_weights_that_qlora_trained_beside(base, tokenizer, tmp_path):
         assert torch.equal(found[name], expected), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(192, 512), (40, 192), (96, 64)])
+def test_parts_are_dequantised_as_the_whole(monkeypatch, dtype, shape):
+    import bitsandbytes.functional as bnb
+
+    weight = torch.randn(shape, dtype=dtype)
+    packed, state = bnb.quantize_4bit(
+        weight, quant_type="nf4", compress_statistics=True
+    )
+    expected = bnb.dequantize_4bit(packed, state)
+    for block in (64, 6400, 1 << 24):
+        monkeypatch.setattr(merging, "BLOCK", block)
+        assert torch.equal(merging.dequantised(weight), expected)
+
+
 def test_the_dequantised_merge_is_the_trained_function(trained, tmp_path):
     _, folder = trained["qlora"]
     apart, _ = models.load_adapter(folder)

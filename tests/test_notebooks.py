@@ -67,8 +67,8 @@ def test_no_country_is_in_both_halves(workspace):
 def test_qlora_draws_out_what_pretraining_put_in(workspace):
     found = recipe(workspace, "adapters")["results"]["accuracy"]
     assert found["base"] <= 0.05
-    assert found["tuned"] >= 0.90  # seen: 0.952 to 0.966
-    assert found["invented"] <= found["chance"]  # seen: 0.057 to 0.067, chance 0.113
+    assert found["tuned"] >= 0.90  # seen: 0.957 to 0.975 over four seeds
+    assert found["invented"] <= found["chance"]  # seen: 0.050 to 0.073, chance 0.113
 
 
 def test_the_merged_model_answers_as_the_adapter_did(workspace):

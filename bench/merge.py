@@ -1,0 +1,129 @@
+"""RAM and time of merging a Llama-2-7B-shaped model: python bench/merge.py FOLDER
+
+Makes the model (13.5 GB of random weights, three files) and an adapter of rank 16 in
+FOLDER, which needs 30 GB. Measured, each in a process of its own: a plain copy of the
+files, `merging.merge` into both kinds of weights, and PEFT's `merge_and_unload`.
+Writes bench/results/merge.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from sampling import Sampler
+
+OUT = Path(__file__).parent / "results" / "merge.json"
+WAYS = ("copy", "original", "dequantized", "peft")
+TINY = "tiny" in sys.argv[2:]
+
+
+def make(folder: Path) -> None:
+    """The base and the adapter; weights repeat, which no step can notice."""
+    import torch
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    from colab_utils import costs, models
+
+    shape = {"hidden_size": 256, "intermediate_size": 512} if TINY else {}
+    config = LlamaConfig(architectures=["LlamaForCausalLM"], **shape)
+    base, adapter = folder / "base", folder / "adapter"
+    base.mkdir(parents=True, exist_ok=True)
+    adapter.mkdir(exist_ok=True)
+    draw = torch.Generator().manual_seed(0)
+    noise = (torch.randn(1 << 22, generator=draw) * 0.02).half()
+
+    def weight(*size: int) -> torch.Tensor:
+        count = size[0] * (size[1] if len(size) > 1 else 1)
+        return noise.repeat(-(-count // len(noise)))[:count].view(size).clone()
+
+    names = [f"self_attn.{n}_proj" for n in "qkvo"]
+    names += [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
+    width, words = config.hidden_size, config.vocab_size
+    index, lora, files = {}, {}, 3
+    for part in range(files):
+        tensors = {}
+        for i in range(part, config.num_hidden_layers, files):
+            stem = f"model.layers.{i}."
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                tensors[f"{stem}{norm}.weight"] = weight(width)
+            for name, (n, m) in zip(names, costs.linear_shapes(config), strict=True):
+                tensors[f"{stem}{name}.weight"] = weight(m, n)
+                lora[f"base_model.model.{stem}{name}.lora_A.weight"] = weight(16, n)
+                lora[f"base_model.model.{stem}{name}.lora_B.weight"] = weight(m, 16)
+        if part == 0:
+            tensors["model.embed_tokens.weight"] = weight(words, width)
+            tensors["lm_head.weight"] = weight(words, width)
+            tensors["model.norm.weight"] = weight(width)
+        file = f"model-{part + 1:05}-of-{files:05}.safetensors"
+        save_file(tensors, base / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, file)
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (base / "model.safetensors.index.json").write_text(text)
+    config.save_pretrained(base)
+    save_file({name: tensor.float() for name, tensor in lora.items()}, adapter / FILE)
+    LoraConfig(
+        r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
+    ).save_pretrained(adapter)
+    models.load_tokenizer("demo").save_pretrained(adapter)
+
+
+FILE = "adapter_model.safetensors"
+
+
+def measure(way: str, folder: Path) -> dict:
+    """One way, in this process."""
+    import torch  # noqa: F401  (its start is not the merge's)
+
+    from colab_utils import merging
+
+    base, adapter, out = (folder / name for name in ("base", "adapter", "out"))
+    shutil.rmtree(out, ignore_errors=True)
+    with Sampler() as sampler:
+        if way == "copy":
+            subprocess.run(["cp", "-r", base, out], check=True)
+        elif way == "peft":
+            from peft import PeftModel
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+            model.save_pretrained(out)
+        else:
+            merging.merge(base, adapter, out, way)
+        subprocess.run(["sync", "-f", folder], check=True)
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    shutil.rmtree(out)
+    found = {"way": way, "bytes": size, "seconds": round(sampler.seconds, 1)}
+    return found | {name: round(value, 3) for name, value in sampler.peak.items()}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    if len(sys.argv) > 2 and sys.argv[2] in WAYS:
+        print(json.dumps(measure(sys.argv[2], folder)))
+        return
+    if not (folder / "adapter" / "adapter_config.json").exists():
+        make(folder)
+    results = []
+    for way in WAYS:
+        command = [sys.executable, __file__, str(folder), way]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if run.returncode:
+            print(f"{way} failed (rc {run.returncode})", flush=True)
+            continue
+        results.append(json.loads(run.stdout.splitlines()[-1]))
+        print("MERGE", results[-1], flush=True)
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
