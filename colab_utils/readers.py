@@ -167,7 +167,8 @@ def _csv(text: str, path: Path) -> Iterator[tuple[int, Any] | Rejected]:
     names: list[str] = []
     at = 0
     while at < len(lines):
-        reader = csv.reader(lines[at:], delimiter=delimiter, strict=True)
+        rest = map(lines.__getitem__, range(at, len(lines)))  # lines[at:], not copied
+        reader = csv.reader(rest, delimiter=delimiter, strict=True)
         begin = at
         try:
             for fields in reader:
@@ -210,7 +211,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any] | Rejected]:
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name} is not a Parquet file: {error}") from error
+        raise ValueError(f"{path.name} can't be read as Parquet: {error}") from error
     for start in range(0, table.num_rows, 1000):
         chunk = table.slice(start, 1000)
         try:

@@ -228,7 +228,7 @@ def test_what_is_shown_of_a_row_is_short_and_ascii():
         ("a.csv", "a,b,a\n1,2,3\n", "two columns of the same name: a"),
         ("a.csv", '"a,b\n1,2\n', "The header of a.csv can't be read"),
         ("a.jsonl", GOOD.encode("utf-16"), "UTF-16 text; save it as UTF-8"),
-        ("a.parquet", b"PAR1 but no", "a.parquet is not a Parquet file"),
+        ("a.parquet", b"PAR1 but no", "a.parquet can't be read as Parquet"),
     ],
 )
 def test_broken_files(tmp_path, name, content, sentence):
