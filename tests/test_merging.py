@@ -388,7 +388,7 @@ def test_a_folder_that_is_no_model_is_never_replaced(tmp_path, trained):
 # --- rows, and what 4 bits hold -------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", [1, 30_000, 100_000])
+@pytest.mark.parametrize("block", [4096, 30_000, 100_000])
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
 def test_rows_at_a_time_change_nothing(
     base, tokenizer, tmp_path, monkeypatch, block, options
