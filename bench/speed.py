@@ -3,8 +3,8 @@
     python bench/speed.py WAY CHECKPOINT [key=value ...]
 
 WAY: fast, lean, plain (ours), published (the Llama-2 notebook that everyone copied),
-unsloth (needs its own environment: the versions stand in README.md). CHECKPOINT: a
-folder with a model. Keys: seq tokens a row, bs rows a micro-batch, ga accumulation,
+unsloth (in an environment of its own: 2026.10.9 with trl 1.15.0 and datasets 4.8.5 were
+measured before). CHECKPOINT: a folder with a model. Keys: seq tokens a row, bs rows a micro-batch, ga accumulation,
 mix=1 documents of realistic lengths, packed (0: one of `seq` tokens), r rank, steps,
 prof steps whose kernels are summed, recompute layers (plain, fast), gc for unsloth
 (unsloth, true, false). Adds a line to bench/results/speed.json.
