@@ -3,11 +3,12 @@
     python bench/speed.py WAY CHECKPOINT [key=value ...]
 
 WAY: fast, lean, plain (ours), published (the Llama-2 notebook that everyone copied),
-unsloth (in an environment of its own: 2026.10.9 with trl 1.15.0 and datasets 4.8.5 were
-measured before). CHECKPOINT: a folder with a model. Keys: seq tokens a row, bs rows a micro-batch, ga accumulation,
-mix=1 documents of realistic lengths, packed (0: one of `seq` tokens), r rank, steps,
-prof steps whose kernels are summed, recompute layers (plain, fast), gc for unsloth
-(unsloth, true, false). Adds a line to bench/results/speed.json.
+unsloth (in an environment of its own; 2026.10.9 goes with trl 1.15.0 and datasets
+4.8.5). CHECKPOINT: a folder with a model. Keys: seq tokens a row, bs rows a
+micro-batch, ga accumulation, mix=1 documents of realistic lengths, packed (0: one of
+`seq` tokens), r rank, steps, prof steps whose kernels are summed, recompute layers
+(plain, fast), gc for unsloth (unsloth, true, false). Adds a line to
+bench/results/speed.json.
 
 The sum of kernel times is what carries over to a slower card: the wall clock of a fast
 one is bound by launches.
