@@ -276,20 +276,20 @@ def can_read(repo_id: str, token: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def hub_errors(repo_id: str, token: str | None) -> Iterator[None]:
+def hub_errors(repo_id: str, token: str | None, before: str = "") -> Iterator[None]:
     """Turn what the hub refuses into a built-in error with a sentence for the reader.
 
     Raises PermissionError (no token, a wrong one, or no licence), FileNotFoundError (no
-    such repository or file) or ConnectionError; other errors pass. No message holds the
-    token.
+    such repository or file) or ConnectionError; other errors pass, or become an OSError
+    where a text is to stand `before` each message. No message holds the token.
     """
     try:
         yield
     except _hub_types() as error:
         leaks = any(scrub(str(e), token) != str(e) for e in _chain(error))
         refusal = _refusal(error, repo_id, bool(token))
-        if refusal is None and not leaks:
+        if refusal is None and not leaks and not before:
             raise
         kind, text = refusal or (OSError, f"{type(error).__name__}: {error}")
         # A traceback also shows the original, unless that one holds the token.
-        raise kind(scrub(text, token)) from (None if leaks else error)
+        raise kind(scrub(before + text, token)) from (None if leaks else error)

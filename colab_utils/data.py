@@ -297,7 +297,7 @@ def _check_replaceable(folder: Path) -> None:
     others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
     if others or "train.jsonl" not in ours:
         what = "is no dataset that was saved here"
-        if made.get("kind") == "dataset":
+        if others and made.get("kind") == "dataset":
             what = f"holds {others[0]}, which was not saved here"
         raise FileExistsError(
             f"{folder} {what}, and would be replaced. Choose another DATASET_NAME, or "

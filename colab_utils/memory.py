@@ -97,7 +97,8 @@ def plan(
 
     `longest` is the longest row in tokens, `update` how many tokens one update should
     see. Tried are micro-batches from `longest` to `update`, each with as few recomputed
-    layers as fit, and inputs kept in RAM where recomputing all is not enough. Raises
+    layers as fit, and, on the fast path of a GPU, inputs kept in RAM where recomputing
+    all is not enough. Raises
     MemoryError, with the numbers and what to change, when nothing fits.
     """
     fast, layers = fast and method != "full", config.num_hidden_layers
@@ -130,7 +131,11 @@ def plan(
         fewest = bisect.bisect_left(
             range(layers + 1), True, key=lambda k: fits(way(times, k))
         )
-        found = way(times, fewest) if fewest <= layers else way(times, layers, half)
+        found = (
+            way(times, fewest)
+            if fewest <= layers
+            else way(times, layers, half and fast)
+        )
         fitting += [found] if fits(found) else []
         if fits(found) and not found.recompute:
             break  # smaller ones would only unpack the weights more often

@@ -130,17 +130,14 @@ def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
     from huggingface_hub import HfApi
 
     api = HfApi(token=key)
-    try:
-        with auth.hub_errors(repo_id, key):
-            url = api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
-            api.upload_folder(
-                folder_path=folder,
-                repo_id=url.repo_id,
-                repo_type=kind,
-                ignore_patterns=["checkpoints/*", "rejected.jsonl"],
-            )
-    except OSError as error:
-        kept = f"{folder} is saved, but not pushed to {auth.scrub(repo_id, key)}"
-        raise type(error)(f"{kept}: {error}") from error.__cause__
+    kept = f"{folder} is saved, but not pushed to {repo_id}: "
+    with auth.hub_errors(repo_id, key, before=kept):
+        url = api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=url.repo_id,
+            repo_type=kind,
+            ignore_patterns=["checkpoints/*", "rejected.jsonl"],
+        )
     print(f"pushed to {url} (private, unless it was there and public before)")
     return str(url)

@@ -380,6 +380,12 @@ def test_a_file_that_was_put_beside_a_dataset_is_never_deleted(tmp_path):
     data.save(folder, {"train": [ROW]}, [], "")
 
 
+def test_a_dataset_that_names_no_training_file_is_not_replaced(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"kind": "dataset"}')
+    with pytest.raises(FileExistsError, match="is no dataset that was saved here"):
+        data.save(tmp_path, {"train": [ROW]}, [], "")
+
+
 def test_a_system_prompt_is_used_and_other_columns_are_named(tmp_path, capsys):
     rows = [{"question": "q", "answer": "a", "system": "Be kind.", "history": []}] * 2
     path = tmp_path / "rows.jsonl"

@@ -252,6 +252,19 @@ def test_a_small_card_keeps_inputs_in_ram():
     assert "32 layers recomputed, their inputs and the embeddings in RAM" in str(found)
 
 
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_the_plain_path_keeps_nothing_in_ram(method):
+    config, saving = seven_b(), {"recompute": 32, "optimizer": "adamw_8bit"}
+    least, unreal = (
+        memory.estimate(config, method, 2048, offload=offload, **saving).total
+        for offload in (False, True)
+    )
+    assert unreal < least
+    sizes = {"longest": 2048, "update": 2048, "room": (least + unreal) / 2}
+    with pytest.raises(MemoryError, match="at its leanest"):
+        memory.plan(config, method, 16, fast=False, **sizes)
+
+
 @given(
     longest=st.integers(1, 4096),
     update=st.integers(1, 40_000),

@@ -80,6 +80,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {RIGHT}":
             return self.answer(401, {"error": "Invalid credentials"})
         lines = [json.loads(line) for line in body.splitlines()]
+        if lines[0].get("name") == "odd":
+            return self.answer(418, {"error": "I'm a teapot"})
         self.server.taken.append((self.path, lines))
         address = f"http://127.0.0.1:{self.server.server_port}/datasets/me/mine"
         if "/preupload/" in self.path:
@@ -191,6 +193,12 @@ def test_a_wrong_token_is_named_as_the_reason(tmp_path, hub):
         "The hub refused the token: it is wrong, expired or revoked. "
         f"Next: {auth.MAKE} and replace the old one ({auth.STORE})."
     )
+
+
+def test_a_refusal_that_nobody_foresaw_says_that_the_result_is_saved(tmp_path, hub):
+    text = "\n".join(push(tmp_path, "me/odd", hub, HF_TOKEN=RIGHT))
+    assert "\nOSError: mine is saved, but not pushed to me/odd: " in text
+    assert "418" in text
 
 
 def test_a_push_is_private_and_leaves_out_what_is_not_for_others(tmp_path, hub):
