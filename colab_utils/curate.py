@@ -115,7 +115,8 @@ def near_duplicates(texts: list[str]) -> list[int]:
     """
     from rensa import RMinHash, RMinHashLSH
 
-    parts = list(dict.fromkeys(map(shingles, texts)))
+    sets = list(map(shingles, texts))
+    parts = list(dict.fromkeys(sets))
     index = RMinHashLSH(SIMILAR, SKETCH, BANDS)
     sketches, group = [], list(range(len(parts)))
 
@@ -138,7 +139,7 @@ def near_duplicates(texts: list[str]) -> list[int]:
         sketches.append(sketch)
     named = {part: first_of(i) for i, part in enumerate(parts)}
     first: dict[int, int] = {}
-    return [first.setdefault(named[shingles(text)], i) for i, text in enumerate(texts)]
+    return [first.setdefault(named[part], i) for i, part in enumerate(sets)]
 
 
 def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -35,8 +35,6 @@ SYSTEMS = ("system", "system_prompt")
 DEMO_COLUMNS = ("country", "attribute")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 DOLLY = "databricks/databricks-dolly-15k"
-
-
 USED = {name for prompt, answers in SHAPES.values() for name in (prompt, *answers)}
 USED |= {*CONTEXTS, *SYSTEMS, *DEMO_COLUMNS}
 
@@ -82,9 +80,10 @@ def load(source: str) -> tuple[list[Row], list[Rejected]]:
             rejected.append(reject(line, str(error), raw))
     if not rows:
         raise ValueError(_nothing_left(source, columns, rejected))
-    unused = [f"{plain(name)[:40]} ({n:,} rows)" for name, n in columns.items()]
     unused = [
-        text for text, name in zip(unused, columns, strict=True) if name not in USED
+        f"{plain(name)[:40]} ({n:,} rows)"
+        for name, n in columns.items()
+        if name not in USED
     ]
     if unused:
         print(f"columns not used: {', '.join(unused[:12])}")

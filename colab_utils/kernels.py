@@ -18,11 +18,10 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from colab_utils import layers, ops
+from colab_utils.costs import CHUNK
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-
-CHUNK = 512  # tokens whose logits exist at a time
 
 
 @dataclass
@@ -141,7 +140,8 @@ def _forward(self: LlamaForCausalLM, input_ids=None, labels=None, **kwargs: Any)
     for name in LIGERS:  # a trainer that expects no logits asks for these
         kwargs.pop(name, None)
     if not self.training or labels is None or input_ids is None:
-        _bring_embeddings_back(self)
+        if self._fast.offload:
+            _bring_embeddings_back(self)
         return type(self).forward(self, input_ids=input_ids, labels=labels, **kwargs)
     if other := {k for k, v in kwargs.items() if torch.is_tensor(v)} - KNOWN:
         raise TypeError(

@@ -52,11 +52,7 @@ class Norm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.clone()
         dx = ops.norm_backward(grad, x, weight, torch.zeros_like(x), ctx.eps)
-        return (
-            dx,
-            None,
-            None,
-        )
+        return dx, None, None
 
 
 _buffers: dict[Any, torch.Tensor] = {}
@@ -67,9 +63,9 @@ def forget() -> None:
     _buffers.clear()
 
 
-def _buffer(name: str, shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+def _buffer(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
     """Memory that every layer uses in turn: (shape) of a tensor that only grows."""
-    size, key = shape[0] * shape[1], (name, like.device, like.dtype)
+    size, key = shape[0] * shape[1], (like.device, like.dtype)
     if key not in _buffers or _buffers[key].numel() < size:
         _buffers[key] = like.new_empty(size)
     return _buffers[key][:size].view(shape)
@@ -83,14 +79,14 @@ class _Group:
     """
 
     def __init__(self, module: torch.nn.Module, names: tuple[str, ...], like):
-        self.linears = linears(module, names)
-        bases = [getattr(one, "base_layer", one) for one in self.linears]
+        group = linears(module, names)
+        bases = [getattr(one, "base_layer", one) for one in group]
         self.weights = [base.weight for base in bases]
         self.outputs = [base.out_features for base in bases]
         self.inputs, self.like = bases[0].in_features, like
         self.blocks = []  # (first output, outputs, first rank, rank, scale) of adapters
         row = rank = 0
-        for linear, outputs in zip(self.linears, self.outputs, strict=True):
+        for linear, outputs in zip(group, self.outputs, strict=True):
             if name := _adapter(linear):
                 r = linear.lora_A[name].weight.shape[0]
                 scale = linear.scaling[name]
@@ -106,7 +102,7 @@ class _Group:
             if len(self.weights) == 1 and not hasattr(weight, "quant_state"):
                 return weight
             if out is None:
-                out = _buffer("weight", (self.rows, self.inputs), self.like)
+                out = _buffer((self.rows, self.inputs), self.like)
             part = out[row : row + outputs]
             if hasattr(weight, "quant_state"):
                 ops.dequantise(weight, part)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colab_utils import auth, demo, recipes, runtime
-from colab_utils.costs import METHODS  # noqa: F401  (the notebooks' name for it)
 
 if TYPE_CHECKING:
     import torch

@@ -93,10 +93,10 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(make_trainer, tokenizer, tmp_path_factory):
     """For each method a trainer after two steps, and the folder where it was saved."""
-    from colab_utils import models, recipes, training
+    from colab_utils import memory, recipes, training
 
     made = {}
-    for method in models.METHODS:
+    for method in memory.METHODS:
         folder = tmp_path_factory.mktemp("adapters") / method
         trainer = make_trainer(method)
         training.float32_adapters(trainer)

@@ -41,7 +41,7 @@ def assert_close(found: memory.Memory, measured: memory.Memory) -> None:
         assert getattr(found, name) == pytest.approx(value, rel=rel), name
 
 
-@pytest.mark.parametrize("method", models.METHODS)
+@pytest.mark.parametrize("method", memory.METHODS)
 @pytest.mark.parametrize("shape", [(4, 48, 6), (2, 256)])
 def test_the_estimate_is_what_training_holds(trained, method, shape):
     trainer, _ = trained[method]
@@ -270,7 +270,7 @@ def test_the_plain_path_keeps_nothing_in_ram(method):
     update=st.integers(1, 40_000),
     room=st.floats(4.5, 80),
     rank=st.sampled_from([4, 64]),
-    method=st.sampled_from(models.METHODS),
+    method=st.sampled_from(memory.METHODS),
 )
 @settings(deadline=None, max_examples=60)
 def test_any_plan_fits_or_says_why_not(longest, update, room, rank, method):

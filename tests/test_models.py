@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
-from colab_utils import models
+from colab_utils import memory, models
 
 QUIET = settings(
     deadline=None,
@@ -204,7 +204,7 @@ def test_4_bit_gradients_are_those_of_the_dequantised_weights(
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("method", models.METHODS)
+@pytest.mark.parametrize("method", memory.METHODS)
 def test_a_saved_model_computes_the_same_when_loaded(trained, tokenizer, method):
     trainer, folder = trained[method]
     prompt = ids(tokenizer, turns("Why?"), return_tensors="pt")
@@ -236,7 +236,7 @@ def test_only_qlora_is_loaded_in_4_bits(trained):
         model, _ = models.load_adapter(trained[method][1])
         return any(isinstance(m, bnb.nn.Linear4bit) for m in model.modules())
 
-    assert {method: quantised(method) for method in models.METHODS} == {
+    assert {method: quantised(method) for method in memory.METHODS} == {
         "qlora": True,
         "lora": False,
         "full": False,

@@ -85,6 +85,7 @@ def test_what_is_handed_over_is_complete(workspace):
     for file in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
         assert (model / file).stat().st_size > 0
     assert not (adapter / "checkpoints").exists()
+    assert [path.name for path in model.parent.iterdir()] == ["my-llama"]
 
 
 def test_the_shown_4bit_config_is_the_helpers():
