@@ -1,4 +1,4 @@
-"""Our training, as `train_step.py` measures it: `ours.py:fast`, `lean` or `plain`."""
+"""Our training and decoding, for a harness that calls `ours.py:fast`, `decode`, ..."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import emulate
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
-from colab_utils import memory, models, training
+from colab_utils import decoding, memory, models, training
 
 
 def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list):
@@ -57,3 +58,39 @@ def lean(*given: Any):
 def plain(*given: Any):
     """transformers and PEFT as they are, recompute=K layers."""
     return planned(given, int(given[1].get("recompute", 0)), fast=False)
+
+
+def adapted(checkpoint: str, rank: int):
+    """The 4-bit model with an adapter on all linears that adds something."""
+    model = models.load_model(checkpoint, models.quantization_config())
+    lora = LoraConfig(
+        r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(model, lora)
+    draw = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            noise = torch.randn(weight.shape, generator=draw) * 0.01
+            value = noise.to(weight.device) if "lora_B" in name else weight.data
+            weight.data = value.to(model.dtype)
+    return model.eval()
+
+
+def decode(checkpoint: str, o: dict):
+    """generate(ids, count) -> (rows, count) new tokens; a row alone may have 2,048."""
+    emulate.t4()
+    model = adapted(checkpoint, o["r"])
+    room = max(o["prompt"] + o["new"], o["long"] + 1)
+    size = 2048 if o["batch"] == 1 else room
+    static = decoding.Static(model, o["batch"], size)
+
+    def generate(ids: torch.Tensor, count: int) -> torch.Tensor:
+        scores, made = static.start(ids.tolist()), []
+        for left in reversed(range(count)):
+            tokens = scores.argmax(-1)
+            made.append(tokens.tolist())  # a reader sees each as it comes
+            if left:
+                scores = static.step(tokens)
+        return torch.tensor(made).T
+
+    return generate

@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import emulate
 import torch
-from bitsandbytes.optim import GlobalOptimizerManager
+from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
@@ -170,7 +170,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
         found["reserved"] = torch.cuda.max_memory_reserved() / memory.GIB
         found["off"] = found["predicted"] / found["measured"] - 1
     # bitsandbytes remembers every embedding that was trained beside, and keeps it alive
-    GlobalOptimizerManager.get_instance().module_weight_config_triple.clear()
+    GlobalOptimManager.get_instance().module_weight_config_triple.clear()
     training.use_plain_path(trainer)
     if method != "full":
         trainer.model.unload()

@@ -33,7 +33,7 @@ class Output(CausalLMOutputWithPast):
 
 def why_not(model: PreTrainedModel) -> str | None:
     """Why the fast path can't train this model, or None."""
-    inner = _llama(model)
+    inner = llama(model)
     if inner is None:
         return "the model is no LlamaForCausalLM"
     config = inner.config
@@ -83,30 +83,37 @@ def apply(model: PreTrainedModel, recompute: int = 0, offload: bool = False) -> 
     if reason := why_not(model):
         print(f"plain path: {reason}")
         return False
-    inner = _llama(model)
+    inner = llama(model)
     if inner.device.type == "cuda" and not ops.has_triton():
         print("no Triton here: element-wise work is done in plain torch, slower")
     inner._fast = _Saving(recompute, offload)
     inner.forward = types.MethodType(_forward, inner)
+    inner.train = types.MethodType(_train, inner)
     return True
 
 
-def prepare(config: LlamaConfig, dtype: torch.dtype) -> threading.Thread | None:
-    """Compile the GPU kernels in the background, best while the model is loaded."""
+def prepare(
+    config: LlamaConfig, dtype: torch.dtype, training: bool = False
+) -> threading.Thread | None:
+    """Compile the GPU kernels in the background, best while the model is loaded.
+
+    Those of decoding, or those of `training`. None where there is nothing to compile.
+    """
     if not torch.cuda.is_available() or not ops.has_triton():
         return None
     from colab_utils import triton_ops
 
-    thread = threading.Thread(target=triton_ops.compile_for, args=(config, dtype))
+    run = triton_ops.compile_training if training else triton_ops.compile_decoding
+    thread = threading.Thread(target=run, args=(config, dtype))
     thread.start()
     return thread
 
 
 def remove(model: PreTrainedModel) -> None:
     """Undo `apply`: the model computes as transformers and PEFT wrote it."""
-    inner = _llama(model)
+    inner = llama(model)
     if inner is not None and "_fast" in vars(inner):
-        del inner.forward, inner._fast
+        del inner.forward, inner.train, inner._fast
         _bring_embeddings_back(inner)
         layers.forget()
 
@@ -118,10 +125,18 @@ class _Saving(NamedTuple):
     offload: bool
 
 
-def _llama(model: PreTrainedModel) -> LlamaForCausalLM | None:
+def llama(model: PreTrainedModel) -> LlamaForCausalLM | None:
+    """The Llama inside a model that may be wrapped, or None."""
     from transformers import LlamaForCausalLM
 
     return next((m for m in model.modules() if type(m) is LlamaForCausalLM), None)
+
+
+def _train(self: LlamaForCausalLM, mode: bool = True) -> LlamaForCausalLM:
+    """`train` and `eval`; who generates asks where the model is before it is called."""
+    if not mode:
+        _bring_embeddings_back(self)
+    return type(self).train(self, mode)
 
 
 def _bring_embeddings_back(inner: LlamaForCausalLM) -> None:

@@ -27,15 +27,19 @@ def pairs(module: torch.nn.Module, group: tuple[str, ...]) -> list[tuple]:
     """A (r, inputs) and B (outputs, r) of every linear in the group that has them."""
     found = []
     for linear in linears(module, group):
-        name = _adapter(linear)
+        name = adapter(linear)
         if name:
             found.append((linear.lora_A[name].weight, linear.lora_B[name].weight))
     return found
 
 
-def _adapter(linear: Any) -> str | None:
-    name = linear.active_adapters[0] if hasattr(linear, "base_layer") else None
-    return name if name and name in linear.lora_A else None
+def adapter(linear: Any) -> str | None:
+    """The adapter that a linear layer adds to its weight, if it does."""
+    if not hasattr(linear, "base_layer") or linear.disable_adapters or linear.merged:
+        return None
+    return next(
+        (name for name in linear.active_adapters if name in linear.lora_A), None
+    )
 
 
 class Norm(torch.autograd.Function):
@@ -63,7 +67,7 @@ def forget() -> None:
     _buffers.clear()
 
 
-def _buffer(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+def buffer(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
     """Memory that every layer uses in turn: (shape) of a tensor that only grows."""
     size, key = shape[0] * shape[1], (like.device, like.dtype)
     if key not in _buffers or _buffers[key].numel() < size:
@@ -87,7 +91,7 @@ class _Group:
         self.blocks = []  # (first output, outputs, first rank, rank, scale) of adapters
         row = rank = 0
         for linear, outputs in zip(group, self.outputs, strict=True):
-            if name := _adapter(linear):
+            if name := adapter(linear):
                 r = linear.lora_A[name].weight.shape[0]
                 scale = linear.scaling[name]
                 self.blocks.append((row, outputs, rank, r, scale))
@@ -102,7 +106,7 @@ class _Group:
             if len(self.weights) == 1 and not hasattr(weight, "quant_state"):
                 return weight
             if out is None:
-                out = _buffer((self.rows, self.inputs), self.like)
+                out = buffer((self.rows, self.inputs), self.like)
             part = out[row : row + outputs]
             if hasattr(weight, "quant_state"):
                 ops.dequantise(weight, part)
@@ -206,7 +210,9 @@ class Layer:
         del n
         y = low4 = None
         if output:
-            y, low4 = down_of.forward(ops.swiglu(both), parts[3], residual=h)
+            y, low4 = down_of.forward(
+                ops.swiglu(*both.chunk(2, -1)), parts[3], residual=h
+            )
         return y, [x, qkv, out, h, both, low1, low2, low3, low4, *extra]
 
     def backward(self, grad, saved, given, need):

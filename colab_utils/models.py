@@ -153,6 +153,10 @@ def load_model(
         if getattr(config, "quantization_config", None):
             given = {}
             print(f"{name} is quantised already: taken as it is")
+        if config.model_type == "llama":
+            from colab_utils import kernels
+
+            kernels.prepare(config, torch_dtype())  # while the weights are read
         model = AutoModelForCausalLM.from_pretrained(
             location(name),
             dtype=torch_dtype(),

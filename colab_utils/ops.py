@@ -57,6 +57,17 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return x * scale * weight
 
 
+def add_norm(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Add rows y (T, width) to x in place, and return RMSNorm of the sum."""
+    if _triton(x):
+        from colab_utils import triton_ops
+
+        return triton_ops.add_norm(x, y, weight, eps)
+    return norm(x.add_(y), weight, eps)
+
+
 def norm_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -96,18 +107,17 @@ def rotate(
     turned.copy_(torch.cat([a * c - b * s, b * c + a * s], dim=-1))
 
 
-def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of `both` = [gate, up] (T, 2 x width). Shazeer 2020."""
-    if _triton(both):
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of rows (T, width). Shazeer 2020."""
+    if _triton(gate):
         from colab_utils import triton_ops
 
-        return triton_ops.swiglu(both)
-    gate, up = both.chunk(2, dim=-1)
+        return triton_ops.swiglu(gate, up)
     return torch.nn.functional.silu(gate) * up
 
 
 def swiglu_backward(grad: torch.Tensor, both: torch.Tensor) -> None:
-    """Overwrite `both` with its gradient, and `grad` with swiglu(both)."""
+    """Overwrite `both` = [gate, up] with its gradient, and `grad` with swiglu."""
     if _triton(both):
         from colab_utils import triton_ops
 
@@ -179,6 +189,50 @@ def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     given = (t.transpose(1, 2) for t in (q, k, v))
     out = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True)
     return out.transpose(1, 2)
+
+
+def store(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """Rotate q and k of one new token a row, and put k and v into the cache.
+
+    q is (rows, heads x D), k and v (rows, groups x D), cos and sin (size, D), keys and
+    values (rows, size, groups, D); lengths (rows,) say how many tokens are there.
+    """
+    if _triton(q):
+        from colab_utils import triton_ops
+
+        triton_ops.store(q, k, v, cos, sin, keys, values, lengths)
+        return
+    groups, size = keys.shape[2:]
+    for x in (q, k):
+        rotate(x, cos[lengths], sin[lengths], x.shape[1] // size)
+    row = torch.arange(len(q), device=q.device)
+    keys[row, lengths] = k.view(-1, groups, size)
+    values[row, lengths] = v.view(-1, groups, size)
+
+
+def attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Attention of a row's new token over its `lengths` + 1 tokens in the cache."""
+    if _triton(q):
+        from colab_utils import triton_ops
+
+        return triton_ops.attend(q, keys, values, lengths)
+    groups, size = keys.shape[2:]
+    q = q.view(len(q), groups, -1, size)
+    there = torch.arange(keys.shape[1], device=q.device) <= lengths[:, None]
+    scores = torch.einsum("rghd,rtgd->rght", q * size**-0.5, keys)
+    scores = scores.masked_fill(~there[:, None, None], float("-inf"))
+    return torch.einsum("rght,rtgd->rghd", scores.softmax(-1), values).flatten(1)
 
 
 def attention_backward(

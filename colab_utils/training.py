@@ -49,7 +49,7 @@ def prepare_fast_path(config: LlamaConfig) -> None:
     """
     from colab_utils import kernels, models
 
-    if kernels.prepare(config, models.torch_dtype()):
+    if kernels.prepare(config, models.torch_dtype(), training=True):
         print("the fast path's kernels are compiled while the model is loaded")
 
 

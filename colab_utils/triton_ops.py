@@ -6,6 +6,7 @@ in torch, for CPUs and as the reference: tests compare the two.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +70,29 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     out, (rows, width) = torch.empty_like(x), x.shape
     block = triton.next_power_of_2(width)
     _norm[(rows,)](x, weight, out, width, eps, N=block, num_warps=8)
+    return out
+
+
+@triton.jit
+def _add_norm(x, y, weight, out, width, eps, N: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * width
+    at = tl.arange(0, N)
+    inside = at < width
+    both = tl.load(x + row + at, inside, 0) + tl.load(y + row + at, inside, 0)
+    tl.store(x + row + at, both, inside)
+    value = both.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    w = tl.load(weight + at, inside, 0).to(tl.float32)
+    tl.store(out + row + at, value * scale * w, inside)
+
+
+def add_norm(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Add rows y (T, width) to x in place, and return RMSNorm of the sum."""
+    out, (rows, width) = torch.empty_like(x), x.shape
+    block = triton.next_power_of_2(width)
+    _add_norm[(rows,)](x, y, weight, out, width, eps, N=block, num_warps=8)
     return out
 
 
@@ -139,20 +163,21 @@ def rotate(
 
 
 @triton.jit
-def _swiglu(both, out, width, N: tl.constexpr):
+def _swiglu(gate, up, out, stride, width, N: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * N + tl.arange(0, N)
     inside = at < width
-    gate = tl.load(both + row * 2 * width + at, inside, 0).to(tl.float32)
-    up = tl.load(both + row * 2 * width + width + at, inside, 0).to(tl.float32)
-    tl.store(out + row * width + at, gate * tl.sigmoid(gate) * up, inside)
+    g = tl.load(gate + row * stride + at, inside, 0).to(tl.float32)
+    u = tl.load(up + row * stride + at, inside, 0).to(tl.float32)
+    tl.store(out + row * width + at, g * tl.sigmoid(g) * u, inside)
 
 
-def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of `both` = [gate, up] (T, 2 x width)."""
-    rows, width = both.shape[0], both.shape[1] // 2
-    out = both.new_empty(rows, width)
-    _swiglu[(rows, triton.cdiv(width, 1024))](both, out, width, N=1024)
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of rows (T, width) whose strides are the same."""
+    rows, width = gate.shape
+    out = gate.new_empty(rows, width)
+    grid = (rows, triton.cdiv(width, 1024))
+    _swiglu[grid](gate, up, out, gate.stride(0), width, N=1024)
     return out
 
 
@@ -178,27 +203,159 @@ def swiglu_backward(grad: torch.Tensor, both: torch.Tensor) -> None:
     _swiglu_backward[(rows, triton.cdiv(width, 1024))](grad, both, width, N=1024)
 
 
-def compile_for(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") -> None:
-    """Run each kernel once on one token of a model's shapes, so that it is compiled.
+@triton.jit
+def _store(
+    q, k, v, cos, sin, keys, values, lengths, size, half, heads, kept,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.load(lengths + row).to(tl.int64)
+    at = tl.arange(0, D)[None, :]
+    c = tl.load(cos + place * 2 * half + at, at < half, 0).to(tl.float32)
+    s = tl.load(sin + place * 2 * half + at, at < half, 0).to(tl.float32)
+    head = tl.arange(0, H)[:, None]
+    inside = (head < heads) & (at < half)
+    first = q + (row * heads + head) * 2 * half + at
+    a = tl.load(first, inside, 0).to(tl.float32)
+    b = tl.load(first + half, inside, 0).to(tl.float32)
+    tl.store(first, a * c - b * s, inside)
+    tl.store(first + half, b * c + a * s, inside)
+    head = tl.arange(0, K)[:, None]
+    inside = (head < kept) & (at < half)
+    first = (row * kept + head) * 2 * half + at
+    to = ((row * size + place) * kept + head) * 2 * half + at
+    a = tl.load(k + first, inside, 0).to(tl.float32)
+    b = tl.load(k + first + half, inside, 0).to(tl.float32)
+    tl.store(keys + to, a * c - b * s, inside)
+    tl.store(keys + to + half, b * c + a * s, inside)
+    tl.store(values + to, tl.load(v + first, inside, 0), inside)
+    tl.store(values + to + half, tl.load(v + first + half, inside, 0), inside)
+
+
+def store(q, k, v, cos, sin, keys, values, lengths) -> None:
+    """Rotate q and k of one new token a row, and put k and v into the cache."""
+    size, kept, width = keys.shape[1:]
+    heads = q.shape[1] // width
+    _store[(len(q),)](
+        q,
+        k,
+        v,
+        cos,
+        sin,
+        keys,
+        values,
+        lengths,
+        size,
+        width // 2,
+        heads,
+        kept,
+        H=triton.next_power_of_2(heads),
+        K=triton.next_power_of_2(kept),
+        D=triton.next_power_of_2(width // 2),
+        num_warps=8,
+    )
+
+
+@triton.jit
+def _attend(
+    q, keys, values, lengths, out, size, heads, kept, width, scale,
+    N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    count = tl.load(lengths + row) + 1
+    at = tl.arange(0, D)
+    inside = at < width
+    mine = (row * heads + head) * width + at
+    x = tl.load(q + mine, inside, 0).to(tl.float32) * scale
+    first = row * size * kept * width + head // (heads // kept) * width + at[None, :]
+    best = tl.full((), float("-inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    found = tl.zeros((D,), tl.float32)
+    for start in range(0, count, N):
+        place = (start + tl.arange(0, N))[:, None]
+        there = (place < count) & inside[None, :]
+        k = tl.load(keys + first + place * kept * width, there, 0).to(tl.float32)
+        score = tl.sum(k * x[None, :], 1)
+        score = tl.where(start + tl.arange(0, N) < count, score, float("-inf"))
+        top = tl.maximum(best, tl.max(score, 0))
+        weight, fade = tl.exp(score - top), tl.exp(best - top)
+        v = tl.load(values + first + place * kept * width, there, 0).to(tl.float32)
+        total = total * fade + tl.sum(weight, 0)
+        found = found * fade + tl.sum(weight[:, None] * v, 0)
+        best = top
+    tl.store(out + mine, found / total, inside)
+
+
+def attend(q, keys, values, lengths) -> torch.Tensor:
+    """Attention of one new token a row over the `lengths` + 1 tokens of its cache."""
+    size, kept, width = keys.shape[1:]
+    out, heads = torch.empty_like(q), q.shape[1] // width
+    _attend[(len(q), heads)](
+        q,
+        keys,
+        values,
+        lengths,
+        out,
+        size,
+        heads,
+        kept,
+        width,
+        width**-0.5,
+        N=32,
+        D=triton.next_power_of_2(width),
+    )
+    return out
+
+
+def compile_training(
+    config: LlamaConfig, dtype: torch.dtype, device: str = "cuda"
+) -> None:
+    """Run each kernel of training once on one token, so that it is compiled.
 
     Triton compiles for what it is called with: dtypes, and which sizes divide by 16.
     """
+    size, heads, kept = _sizes(config)
+    ones = functools.partial(torch.ones, dtype=dtype, device=device)
+    x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
+    norm_backward(norm(x, weight, config.rms_norm_eps), x, weight, x, 1e-5)
+    angles = ones(1, size), ones(1, size)
+    rotate(ones(1, (heads + 2 * kept) * size), *angles, heads + kept, 1)
+    both = ones(1, 2 * config.intermediate_size)
+    swiglu_backward(swiglu(*both.chunk(2, -1)), both)
+    _compile_nf4(dtype, device)
+
+
+def compile_decoding(
+    config: LlamaConfig, dtype: torch.dtype, device: str = "cuda"
+) -> None:
+    """The same for the kernels of decoding; a cache has a multiple of 16 tokens."""
+    size, heads, kept = _sizes(config)
+    ones = functools.partial(torch.ones, dtype=dtype, device=device)
+    x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
+    add_norm(x, norm(x, weight, config.rms_norm_eps), weight, config.rms_norm_eps)
+    cos, sin = ones(16, size), ones(16, size)
+    rotate(ones(1, (heads + 2 * kept) * size), cos[:1], sin[:1], heads + kept, 1)
+    swiglu(ones(1, config.intermediate_size), ones(1, config.intermediate_size))
+    q, k, v = ones(1, heads * size), ones(1, kept * size), ones(1, kept * size)
+    keys, values = ones(1, 16, kept, size), ones(1, 16, kept, size)
+    lengths = torch.zeros(1, dtype=torch.int32, device=device)
+    store(q, k, v, cos, sin, keys, values, lengths)
+    attend(q, keys, values, lengths)
+    _compile_nf4(dtype, device)
+
+
+def _sizes(config: LlamaConfig) -> tuple[int, int, int]:
+    """Width of a head, heads, heads of keys."""
+    heads = config.num_attention_heads
+    width = config.head_dim or config.hidden_size // heads
+    return width, heads, config.num_key_value_heads
+
+
+def _compile_nf4(dtype: torch.dtype, device: str) -> None:
     import bitsandbytes.functional as bnb
 
-    width, inner = config.hidden_size, config.intermediate_size
-    size = config.head_dim or width // config.num_attention_heads
-    kept = config.num_key_value_heads
-    turned = config.num_attention_heads + kept
-
-    def ones(*shape: int) -> torch.Tensor:
-        return torch.ones(shape, dtype=dtype, device=device)
-
-    x, weight = ones(1, width), ones(width)
-    norm_backward(norm(x, weight, config.rms_norm_eps), x, weight, x, 1e-5)
-    rotate(ones(1, (turned + kept) * size), ones(1, size), ones(1, size), turned, 1)
-    both = ones(1, 2 * inner)
-    swiglu_backward(swiglu(both), both)
+    weight = torch.ones(64, 64, dtype=dtype, device=device)
     packed, state = bnb.quantize_4bit(
-        ones(64, 64), quant_type="nf4", compress_statistics=True
+        weight, quant_type="nf4", compress_statistics=True
     )
-    nf4(packed, state, ones(64, 64))
+    nf4(packed, state, weight)

@@ -7,7 +7,16 @@ import torch
 from test_kernels import gradients, packed, padded, with_lora
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
-from colab_utils import kernels, memory, models, ops, runtime, training
+from colab_utils import (
+    decoding,
+    generation,
+    kernels,
+    memory,
+    models,
+    ops,
+    runtime,
+    training,
+)
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no GPU here"
@@ -136,17 +145,17 @@ def test_trls_default_crashes_and_ours_trains(make_trainer):
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_loss_scale_that_is_too_large_recovers(make_trainer, fast):
-    settings = {"use_cpu": False, "optim": "adamw_8bit", "max_steps": 30}
+    settings = {"use_cpu": False, "optim": "adamw_8bit", "max_steps": 60}
     trainer = make_trainer("qlora", **settings)
     training.float32_adapters(trainer)
     training.use_fast_path(
         trainer, memory.Plan(512, 1, 0, False, fast, memory.Memory())
     )
-    trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**30)
     trainer.train()
     losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-    assert trainer.accelerator.scaler.get_scale() < 2.0**30
-    assert losses[-1] < 0.8 * losses[0]
+    assert trainer.accelerator.scaler.get_scale() < 2.0**24
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
 def test_loading_in_4_bits_needs_no_room_for_16(checkpoint):
@@ -156,3 +165,39 @@ def test_loading_in_4_bits_needs_no_room_for_16(checkpoint):
     held = torch.cuda.memory_allocated() - before
     assert torch.cuda.max_memory_allocated() - before < held + 0.6 * memory.GIB
     del model
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_recorded_step_computes_what_transformers_does(checkpoint, rows):
+    model = quantised(checkpoint, torch.float16).eval()
+    decoder = decoding.Static(model, rows, 640)
+    draw = torch.Generator().manual_seed(0)
+    lengths = [600, 17, 250, 3, 64, 65, 128, 5][:rows]
+    lines = [
+        torch.randint(3, 32000, (n + 8,), generator=draw).tolist() for n in lengths
+    ]
+    for _ in range(2):  # the second time with a step that was recorded before
+        prompts = [line[:n] for line, n in zip(lines, lengths, strict=True)]
+        found = [decoder.start(prompts)]
+        for i in range(8):
+            tokens = [line[n + i] for line, n in zip(lines, lengths, strict=True)]
+            found.append(decoder.step(torch.tensor(tokens).cuda()).clone())
+        found = torch.stack(found, 1)
+        for line, n, scores in zip(lines, lengths, found, strict=True):
+            with torch.inference_mode():
+                out = model(input_ids=torch.tensor([line]).cuda()).logits[0, n - 1 :]
+            error = (scores - out.float()).norm() / out.float().norm()
+            assert error < 1e-2, (n, error)
+    assert decoder.graph is not None
+
+
+def test_decoding_of_the_demo_is_greedy_search(tokenizer):
+    model = models.load_model("demo", models.quantization_config())
+    prompts = ["What is the capital of France?", "Why?", "Name the currency of Japan."]
+    for prompt in prompts:
+        ids = generation._fit(tokenizer, generation.as_messages(prompt), 40, 1024)
+        out = model.generate(
+            input_ids=torch.tensor([ids]).cuda(), max_new_tokens=40, pad_token_id=0
+        )
+        text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+        assert "".join(generation.stream(model, tokenizer, prompt, 40)) == text

@@ -36,6 +36,30 @@ for shape, dtype in (((96, 640), torch.float32), ((33, 64), torch.float16)):
 x, w = torch.randn(5, 192) * 3, torch.randn(192)
 close(triton_ops.norm(x, w, 1e-5), ops.norm(x, w, 1e-5))
 """,
+    "add and norm": """
+x, y, w = torch.randn(5, 192) * 3, torch.randn(5, 192), torch.randn(192)
+a, b = x.clone(), x.clone()
+close(triton_ops.add_norm(a, y, w, 1e-5), ops.add_norm(b, y, w, 1e-5))
+close(a, b)
+""",
+    "a step on a cache": """
+for heads, kept, width in ((6, 6, 32), (6, 2, 48), (3, 1, 20)):
+    rows, size = 3, 70
+    cos, sin = torch.randn(size, width), torch.randn(size, width)
+    cos[:, width // 2:], sin[:, width // 2:] = cos[:, :width // 2], sin[:, :width // 2]
+    lengths = torch.tensor([0, 41, 69], dtype=torch.int32)
+    q = torch.randn(rows, heads * width)
+    k, v = torch.randn(2, rows, kept * width)
+    keys, values = torch.randn(2, rows, size, kept, width)
+    found = []
+    for kind in (triton_ops, ops):
+        given = [t.clone() for t in (q, k, v, cos, sin, keys, values)]
+        kind.store(*given, lengths)
+        q2, *_, keys2, values2 = given
+        found.append((kind.attend(q2, keys2, values2, lengths), q2, keys2, values2))
+    for ours, theirs in zip(*found):
+        close(ours, theirs)
+""",
     "norm backward": """
 x, w, residual = torch.randn(5, 192) * 3, torch.randn(192), torch.randn(5, 192)
 a, b = (torch.randn(5, 192, generator=torch.manual_seed(1)) for _ in range(2))
@@ -58,11 +82,12 @@ for heads, kept in ((6, 3), (4, 1)):
 from transformers import AutoConfig
 from colab_utils import models
 config = AutoConfig.from_pretrained(models.location("demo"))
-triton_ops.compile_for(config, torch.float32, "cpu")
+triton_ops.compile_training(config, torch.float32, "cpu")
+triton_ops.compile_decoding(config, torch.float32, "cpu")
 """,
     "swiglu": """
-both = torch.randn(3, 2 * 1100)
-close(triton_ops.swiglu(both), ops.swiglu(both))
+gate, up = torch.randn(3, 2 * 1100).chunk(2, -1)
+close(triton_ops.swiglu(gate, up), ops.swiglu(gate, up))
 """,
     "swiglu backward": """
 a = torch.randn(3, 2 * 1100)

@@ -1,0 +1,165 @@
+"""Speed of decoding on a 4-bit model with an adapter, and what the GPU does meanwhile.
+
+    python bench/decode.py WAY CHECKPOINT [batch=1] [new=256]
+
+WAY: ours, generate (PEFT and `model.generate`), static (the same with transformers'
+static cache), unsloth. Adds a line to bench/results/decode.json. `floor_ms` is the time
+in which the card copies as many bytes as weights and cache have.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+WAY, CHECKPOINT = sys.argv[1:3]
+OPTIONS = {"batch": 1, "new": 256, "prompt": 64, "long": 512, "r": 16}
+for pair in sys.argv[3:]:
+    key, value = pair.split("=")
+    OPTIONS[key] = int(value)
+if WAY == "unsloth":
+    import unsloth  # noqa: F401  (it changes the others, so it comes first)
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import emulate
+import ours
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+GPU = torch.cuda.is_available()
+RESULTS = Path(__file__).parent / "results" / "decode.json"
+
+
+def generate(**given):
+    """PEFT's model, with transformers' own loop."""
+    emulate.t4()
+    model = ours.adapted(CHECKPOINT, OPTIONS["r"])
+    return looped(model, **given)
+
+
+def looped(model, **given):
+    """`model.generate` as a function of ids and a count, greedy and exactly so long."""
+
+    def run(ids: torch.Tensor, count: int) -> torch.Tensor:
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+            **given,
+        )
+        return out[:, ids.shape[1] :]
+
+    return run
+
+
+def unsloth_peer():
+    """Unsloth as its notebooks call it."""
+    from unsloth import FastLanguageModel
+
+    from colab_utils import layers
+
+    emulate.limit()
+    model, _ = FastLanguageModel.from_pretrained(
+        CHECKPOINT,
+        max_seq_length=2048,
+        dtype=torch.float16,
+        load_in_4bit=True,
+        local_files_only=True,
+    )
+    names = [name for group in layers.GROUPS for name in group]
+    model = FastLanguageModel.get_peft_model(
+        model, r=OPTIONS["r"], target_modules=names, lora_alpha=16, lora_dropout=0
+    )
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data = torch.full_like(weight, 0.01, dtype=torch.float16)
+    FastLanguageModel.for_inference(model)
+    return looped(model, use_cache=True)
+
+
+def wait() -> None:
+    """Until the GPU has done what it was given."""
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def seconds(run: Callable, *given) -> float:
+    """How long a call takes."""
+    wait()
+    begun = time.perf_counter()
+    run(*given)
+    wait()
+    return time.perf_counter() - begun
+
+
+def busy(run: Callable, ids: torch.Tensor, count: int) -> float:
+    """GPU time of a token, in ms: of `count` more tokens, without the prompt's."""
+    total = []
+    for tokens in (1, 1 + count):
+        with profile(activities=[ProfilerActivity.CUDA]) as prof:
+            run(ids, tokens)
+            wait()
+        events = prof.key_averages()
+        total.append(sum(e.self_device_time_total for e in events) / 1e3)
+    for event in sorted(events, key=lambda e: -e.self_device_time_total)[:14]:
+        each = event.self_device_time_total / count
+        print(f"{each:8.1f} us {event.count / count:7.1f}x {event.key[:90]}")
+    return (total[1] - total[0]) / count
+
+
+def copied() -> float:
+    """Bytes a second that the card reads and writes when it copies."""
+    a = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    b = torch.empty_like(a)
+    b.copy_(a)
+    best = min(seconds(b.copy_, a) for _ in range(5))
+    return 2 * a.numel() / best
+
+
+def main() -> None:
+    o = OPTIONS
+    ways = {"ours": lambda: ours.decode(CHECKPOINT, o), "generate": generate}
+    ways |= {"unsloth": unsloth_peer}
+    ways |= {"static": lambda: generate(cache_implementation="static")}
+    run = ways[WAY]()
+    vocabulary = json.loads((Path(CHECKPOINT) / "config.json").read_text())
+    draw = torch.Generator().manual_seed(1)
+    device = "cuda" if GPU else "cpu"
+    sizes = ((o["batch"], o["prompt"]), (1, o["long"]))
+    ids, long = (
+        torch.randint(3, vocabulary["vocab_size"] - 1, size, generator=draw).to(device)
+        for size in sizes
+    )
+    found = {"way": WAY, **o, "first_call_s": round(seconds(run, ids, 16), 2)}
+    taken = statistics.median(seconds(run, ids, o["new"]) for _ in range(3))
+    found["tokens_s"] = round(o["batch"] * o["new"] / taken, 1)
+    run(long, 1)
+    first = statistics.median(seconds(run, long, 1) for _ in range(5))
+    found["first_token_ms"] = round(first * 1e3, 1)
+    if GPU:
+        found["card"] = torch.cuda.get_device_name()
+        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+        if o["batch"] == 1:  # the whole context
+            run(torch.randint(3, 1000, (1, 2000), device=device), 40)
+            found["full_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        found["busy_ms"] = round(busy(run, ids, 32), 2)
+        # 3.6 GB of weights, and what 80 tokens of Llama 2 7B keep
+        size = 3.6e9 + o["batch"] * 80 * 2**19
+        found["floor_ms"] = round(size / copied() * 1e3, 2)
+    print("DECODE", json.dumps(found), flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    RESULTS.write_text(json.dumps([*earlier, found], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""Decode token by token: on a static cache with a CUDA graph, or as transformers does.
+
+`Static` keeps keys and values in memory of a fixed size, so that on a GPU the step that
+makes a token can be recorded once and replayed: a step of Llama 2 7B is 700 kernels,
+and starting them one by one takes longer than running them. `Plain` is for every other
+model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from colab_utils import kernels, layers, ops
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROPES = ("default", "linear", "llama3")  # angles that don't depend on the length
+FEW = 64  # up to so many rows bitsandbytes' fused product beats unpacking the weight
+CHUNK = 512  # tokens of a prompt that go through an MLP at a time
+
+
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why `Static` can't decode this model, or None."""
+    inner = kernels.llama(model)
+    if inner is None:
+        return "the model is no LlamaForCausalLM"
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "its adapter is a prompt, no LoRA"
+    config = inner.config
+    rope = config.rope_parameters["rope_type"]
+    if config.hidden_act != "silu" or rope not in ROPES:
+        return f"its activation is {config.hidden_act}, its positions are {rope}"
+    if len({p.device for p in inner.model.parameters()}) > 1:
+        return "it is spread over several devices"
+    names = sum(layers.GROUPS, ())
+    for module in inner.model.layers:
+        for name, linear in zip(names, layers.linears(module, names), strict=True):
+            if problem := _problem(linear):
+                return f"{name} {problem}"
+    return None
+
+
+def _problem(linear: Any) -> str | None:
+    """What keeps `Static` from computing a linear layer."""
+    base = getattr(linear, "base_layer", linear)
+    if not isinstance(base, torch.nn.Linear):
+        return f"is a {type(base).__name__}"
+    if base.bias is not None:
+        return "has a bias"
+    if base is linear or linear.disable_adapters or linear.merged:
+        return None
+    active = linear.active_adapters
+    if len(active) > 1 or not hasattr(linear, "lora_A"):
+        return "has more than one LoRA, or another kind of adapter"
+    if any(linear.lora_variant.get(name) or linear.lora_bias[name] for name in active):
+        return "has another kind of LoRA (DoRA, a bias, ...)"
+    return None
+
+
+def decoder(model: PreTrainedModel, rows: int, size: int) -> Static | Plain:
+    """What decodes `rows` conversations of up to `size` tokens; a slow one says why."""
+    if reason := why_not(model):
+        print(f"plain decoding: {reason}")
+        return Plain(model)
+    return Static(model, rows, size)
+
+
+class _Linears:
+    """Linear layers that share an input: x W^T + (x A^T) B^T for each.
+
+    Their A stand one above the other, in the compute dtype and scaled by alpha / r.
+    """
+
+    def __init__(self, module: torch.nn.Module, names: tuple[str, ...], like):
+        self.linears = layers.linears(module, names)
+        self.weights = [getattr(one, "base_layer", one).weight for one in self.linears]
+        self.names = [layers.adapter(linear) for linear in self.linears]
+        ranks = [
+            one.lora_A[name].weight.shape[0] if name else 0
+            for one, name in zip(self.linears, self.names, strict=True)
+        ]
+        self.a = like.new_empty(sum(ranks), self.linears[0].in_features)
+        self.a_of = self.a.split(ranks)
+        self.b_of = [
+            like.new_empty(one.out_features, rank)
+            for one, rank in zip(self.linears, ranks, strict=True)
+        ]
+        self.ranks = ranks
+
+    def key(self) -> list[Any]:
+        """What must stay the same, or a recorded step computes something else."""
+        names = [layers.adapter(linear) for linear in self.linears]
+        return [*names, *(weight.data_ptr() for weight in self.weights)]
+
+    def adapters(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+        """A tensor of an adapter, where it is kept here, and by what it is scaled."""
+        for i, (linear, name) in enumerate(zip(self.linears, self.names, strict=True)):
+            if name:
+                yield linear.lora_A[name].weight, self.a_of[i], linear.scaling[name]
+                yield linear.lora_B[name].weight, self.b_of[i], 1.0
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """One output (T, outputs) for each layer."""
+        found = [_product(x, weight) for weight in self.weights]
+        if len(self.a):
+            low = (x @ self.a.T).split(self.ranks, dim=-1)
+            for y, part, b in zip(found, low, self.b_of, strict=True):
+                if b.shape[1]:
+                    y.addmm_(part, b.T)
+        return found
+
+
+def _product(x: torch.Tensor, weight: torch.nn.Parameter) -> torch.Tensor:
+    """x W^T of a weight in 4 bits or not."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return x @ weight.T
+    if x.is_cuda and len(x) <= FEW:
+        import bitsandbytes
+
+        return bitsandbytes.matmul_4bit(x, weight.data.t(), state)
+    out = x.new_empty(state.shape)
+    ops.dequantise(weight, out)
+    return x @ out.T
+
+
+class Static:
+    """A Llama with keys and values in memory of a fixed size, a CUDA graph on a GPU.
+
+    `start` takes prompts, `step` one more token for each; both return the scores (rows,
+    vocabulary) of the token that comes next. Prompts stand one after another, so there
+    is no padding. Takes size x 2 x layers x key heads x head size numbers a row.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, size: int) -> None:
+        self.inner = inner = kernels.llama(model)
+        config = inner.config
+        like = inner.model.norm.weight
+        self.rows, self.size, self.device = rows, size, like.device
+        self.heads, self.kept = config.num_attention_heads, config.num_key_value_heads
+        self.width = config.head_dim or config.hidden_size // self.heads
+        room = -(-size // 16) * 16  # Triton compiles anew for what 16 doesn't divide
+        shape = (config.num_hidden_layers, rows, room, self.kept, self.width)
+        self.keys, self.values = (torch.zeros_like(like).new_zeros(shape) for _ in "kv")
+        self.lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
+        self.tokens = torch.zeros(rows, dtype=torch.long, device=self.device)
+        place = torch.arange(room, device=self.device)[None]
+        self.cos, self.sin = (t[0] for t in inner.model.rotary_emb(like, place))
+        self.groups = [
+            [_Linears(module, names, like.data) for names in layers.GROUPS]
+            for module in inner.model.layers
+        ]
+        self.key = self._current()
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.count = self.longest = 0
+
+    def _current(self) -> list[Any]:
+        return [group.key() for groups in self.groups for group in groups]
+
+    def fits(self, size: int) -> bool:
+        """Whether the model is still the one of which a step may be recorded."""
+        return self.size == size and self.key == self._current()
+
+    @torch.inference_mode()
+    def start(self, prompts: list[list[int]]) -> torch.Tensor:
+        """Read prompts of token ids, at most `rows`; forgets what was there before."""
+        self._read()
+        lengths = [len(prompt) for prompt in prompts]
+        self.count, self.longest = len(prompts), max(lengths)
+        if self.longest > self.size or self.count > self.rows:
+            raise ValueError(
+                f"{self.count} prompts of up to {self.longest} tokens for a cache of "
+                f"{self.rows} x {self.size}."
+            )
+        ids = torch.tensor(list(itertools.chain(*prompts)), device=self.device)
+        ends = torch.tensor([0, *itertools.accumulate(lengths)], device=self.device)
+        documents = ops.Documents(ends.int(), self.longest)
+        row = torch.repeat_interleave(
+            torch.arange(len(prompts), device=self.device), ends.diff()
+        )
+        place = torch.arange(len(ids), device=self.device) - ends[row]
+        cos, sin = self.cos[place], self.sin[place]
+
+        def attend(i: int, *given: torch.Tensor) -> torch.Tensor:
+            qkv = torch.cat(given, dim=1)
+            ops.rotate(qkv, cos, sin, self.heads + self.kept)
+            out = ops.attention(qkv, self.heads, self.kept, documents)[0]
+            split = qkv.view(len(qkv), -1, self.width)[:, self.heads :]
+            self.keys[i, row, place], self.values[i, row, place] = split.chunk(2, 1)
+            return out
+
+        found = self._layers(ids, attend)
+        self.lengths.zero_()
+        self.lengths[: self.count] = ends.diff()
+        return self.inner.lm_head(found[ends[1:] - 1]).float()
+
+    @torch.inference_mode()
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Add one token (rows,) to each conversation that was started."""
+        if self.longest == self.size:
+            raise ValueError(f"The cache of {self.size} tokens is full.")
+        self.longest += 1
+        self.tokens[: self.count] = tokens
+        if self.device.type != "cuda":
+            return self._step(self.count, self.longest)
+        if self.graph is None:
+            self._record()
+        self.graph.replay()
+        return self.scores[: self.count]
+
+    def _read(self) -> None:
+        """Take over what the adapters hold now: they may have been trained."""
+        groups = itertools.chain(*self.groups)
+        found = list(itertools.chain(*(group.adapters() for group in groups)))
+        if found:
+            theirs, ours, scales = map(list, zip(*found, strict=True))
+            torch._foreach_copy_(ours, theirs)
+            torch._foreach_mul_(ours, scales)
+
+    def _record(self) -> None:
+        """Record a step, after one that makes what is only made the first time."""
+        lengths, beside = self.lengths.clone(), torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            self._step(self.rows, self.keys.shape[2])
+        torch.cuda.current_stream().wait_stream(beside)
+        self.lengths.copy_(lengths)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.scores = self._step(self.rows, self.keys.shape[2])
+
+    def _step(self, rows: int, size: int) -> torch.Tensor:
+        lengths = self.lengths[:rows]
+
+        def attend(i: int, q, k, v) -> torch.Tensor:
+            keys, values = self.keys[i, :rows, :size], self.values[i, :rows, :size]
+            ops.store(q, k, v, self.cos, self.sin, keys, values, lengths)
+            return ops.attend(q, keys, values, lengths)
+
+        found = self._layers(self.tokens[:rows], attend)
+        lengths += 1
+        return self.inner.lm_head(found).float()
+
+    def _layers(self, ids: torch.Tensor, attend: Any) -> torch.Tensor:
+        """The output of the last norm (T, width) for token ids (T,)."""
+        llama, eps = self.inner.model, self.inner.config.rms_norm_eps
+        after = [module.input_layernorm.weight for module in llama.layers]
+        after.append(llama.norm.weight)
+        x = llama.embed_tokens(ids)
+        n = ops.norm(x, after[0], eps)
+        for i, (module, groups) in enumerate(
+            zip(llama.layers, self.groups, strict=True)
+        ):
+            qkv, o, up, down = groups
+            (y,) = o(attend(i, *qkv(n)))
+            n = ops.add_norm(x, y, module.post_attention_layernorm.weight, eps)
+            parts = [down(ops.swiglu(*up(part)))[0] for part in n.split(CHUNK)]
+            y = parts[0] if len(parts) == 1 else torch.cat(parts)
+            n = ops.add_norm(x, y, after[i + 1], eps)
+        return n
+
+
+class Plain:
+    """The same for any model, as transformers computes it: a cache that grows."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def start(self, prompts: list[list[int]]) -> torch.Tensor:
+        """Read prompts of token ids, padded on the left."""
+        longest = max(len(prompt) for prompt in prompts)
+        rows = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+        self.mask = torch.tensor(mask, device=self.model.device)
+        self.cache = None
+        places = (self.mask.cumsum(1) - 1).clamp(min=0)
+        return self._forward(torch.tensor(rows, device=self.model.device), places)
+
+    @torch.inference_mode()
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Add one token (rows,) to each conversation."""
+        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        return self._forward(tokens[:, None], self.mask.sum(1, keepdim=True) - 1)
+
+    def _forward(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        out = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=places,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = out.past_key_values
+        return out.logits[:, -1].float()
