@@ -82,10 +82,11 @@ class _Heard:
     """
 
     def __init__(self, hear: Callable[[str], Any]) -> None:
-        self.out, self.thread, self.hear = sys.stdout, threading.get_ident(), hear
+        self.out, self.hear = sys.stdout, hear
+        self.thread = threading.current_thread()
 
     def write(self, text: str) -> int:
-        if threading.get_ident() != self.thread:
+        if threading.current_thread() is not self.thread:
             return self.out.write(text)
         self.hear(text)
         return len(text)
@@ -108,7 +109,7 @@ def _explain(problem: Exception) -> str:
     memory = ("out of memory", "allocate memory")  # torch's words on a GPU, on a CPU
     if isinstance(problem, MemoryError) or any(words in said for words in memory):
         return (
-            f"The memory ran out. Press Clear, which shortens what the model reads, or "
+            "The memory ran out. Press Clear, which shortens what the model reads, or "
             f"choose a smaller length; then send again.\n{said.splitlines()[0]}"
         )
     return f"{said}\nYour message is back in the field below."
@@ -141,6 +142,7 @@ def chat_box(
     # browser does that by itself where the order is reversed.
     past, now = widgets.HTML(), widgets.HTML()
     past.layout.flex = now.layout.flex = "0 0 auto"
+    past.layout.margin = "0"
     now.layout.margin = "0 0 auto"  # a short conversation stands at the top
     log = widgets.Box([now, past])
     log.layout = widgets.Layout(
@@ -162,19 +164,14 @@ def chat_box(
     for button in (send, stop, clear):
         button.layout.width = "72px"
     choice = widgets.ToggleButtons(options=["tuned", "base"])
-    choice.style.button_width = "72px"
-    heat = widgets.FloatSlider(
-        temperature,
-        min=0,
-        max=max(2, temperature),
-        step=0.05,
-        description="temperature",
-    )
-    length = widgets.IntSlider(
-        max_new_tokens, min=1, max=max(1024, max_new_tokens), description="length"
-    )
-    for slider in (heat, length):
+    choice.layout.width, choice.style.button_width = "auto", "60px"
+    heat = widgets.FloatSlider(temperature, min=0, max=max(2, temperature), step=0.05)
+    length = widgets.IntSlider(max_new_tokens, min=1, max=max(1024, max_new_tokens))
+    for slider, name in ((heat, "temperature"), (length, "length")):
+        slider.description = name
         slider.continuous_update = False
+        slider.layout.flex, slider.layout.width = "1 1 200px", "auto"
+        slider.style.description_width = "85px"
 
     answering = threading.Lock()  # held while the model answers
     halted, entered = threading.Event(), threading.Event()
@@ -211,7 +208,7 @@ def chat_box(
             told.value += _bubble("error", _explain(error))
         finally:
             if not answer and chat.messages is messages:
-                entry.value = text
+                entry.value = f"{text} {entry.value}".strip()  # with what waits there
             draw()
             send.disabled, stop.disabled = False, True
             answering.release()
@@ -225,7 +222,8 @@ def chat_box(
             answering.release()
             return
         halted.clear()
-        entry.value, told.value, send.disabled, stop.disabled = "", "", True, False
+        send.disabled, stop.disabled = True, False
+        entry.value = told.value = ""
         settings = {
             "tuned": choice.value == "tuned",
             "temperature": heat.value,
