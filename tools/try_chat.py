@@ -1,8 +1,10 @@
 """Try the chat box of notebook 03 in JupyterLab with a browser; keep screenshots.
 
-    python tools/try_chat.py --out shots     # after: pip install jupyterlab playwright
+    pip install jupyterlab playwright      # and Chromium
+    python tools/try_chat.py
 
-Needs an adapter in the workspace (run notebook 02), and Chromium.
+Needs the adapter that notebook 02 leaves in the workspace. The versions of ipywidgets
+and JupyterLab are those of the Python that runs this.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+
+from colab_utils import runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +52,8 @@ def slowly(messages, tuned, temperature, max_new_tokens):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     if words == "note":
         print("2 turns were left out: the context is full.")
+    if words == "Wait.":
+        time.sleep(2)
     for piece in reply(messages, tuned, temperature, max_new_tokens):
         time.sleep(0.2)
         yield piece
@@ -77,8 +83,7 @@ def lab(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += [f"--port={port}", f"--ServerApp.root_dir={folder}"]
     command += [f"--IdentityProvider.token={token}"]
-    environment = {"WORKSPACE": str(ROOT / "workspace"), **os.environ}
-    environment |= {"HEADLESS": "0", "CI": "", "PYTHONPATH": paths}
+    environment = {**os.environ, "HEADLESS": "0", "CI": "", "PYTHONPATH": paths}
     environment["JUPYTER_CONFIG_DIR"] = str(folder / ".settings")  # not yours
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -101,7 +106,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "chat")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     options = parser.parse_args()
+    os.environ.setdefault("WORKSPACE", str(ROOT / "workspace"))
+    runtime.artefact("adapters", "my-adapter")  # says what to run if it is missing
     options.out.mkdir(parents=True, exist_ok=True)
+    for old in options.out.glob("*.png"):
+        old.unlink()
     from playwright.sync_api import expect, sync_playwright
 
     with tempfile.TemporaryDirectory() as name, lab(Path(name)) as address:
@@ -120,6 +129,7 @@ def main() -> None:
 
 
 def talk(page: Any, expect: Any, cells: int, out: Path) -> None:
+    """What a reader does with the box, and what should come of it."""
     news = page.get_by_role("button", name="No", exact=True)
     page.add_locator_handler(news, lambda: news.click())
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
@@ -131,7 +141,10 @@ def talk(page: Any, expect: Any, cells: int, out: Path) -> None:
     entry = box.get_by_placeholder("Write a message")
     log = box.locator(".widget-box").first
     entry.scroll_into_view_if_needed()
-    page.screenshot(path=out / "0-empty.png")
+
+    def shot(name: str) -> None:
+        taken = len(list(out.glob("[0-9]-*.png")))
+        page.screenshot(path=out / f"{taken}-{name}.png")
 
     def button(name: str) -> Any:
         return box.get_by_role("button", name=name, exact=True)
@@ -144,11 +157,12 @@ def talk(page: Any, expect: Any, cells: int, out: Path) -> None:
     def answered() -> None:
         expect(button("Send")).to_be_enabled(timeout=60_000)
 
+    shot("empty")
     send("What is the capital of France?")
     expect(log).to_contain_text("Paris", timeout=30_000)
     answered()
     expect(entry).to_have_value("")
-    page.screenshot(path=out / "1-tuned.png")
+    shot("tuned")
 
     box.locator(".widget-readout").last.fill("256")
     box.locator(".widget-readout").last.press("Enter")
@@ -162,32 +176,41 @@ def talk(page: Any, expect: Any, cells: int, out: Path) -> None:
         page.wait_for_timeout(400)
     print("characters in the log, every 0.4 s:", lengths)
     assert lengths == sorted(lengths) and lengths[1] < lengths[-1]
-    page.screenshot(path=out / "2-streams.png")
+    shot("streams")
     button("Stop").click()
     answered()
     expect(box).to_contain_text("Stopped.")
-    page.screenshot(path=out / "3-stopped.png")
+    shot("stopped")
 
     button("tuned").click()
     entry.fill("fail")
     entry.press("Enter")
     expect(box).to_contain_text("ValueError: this <was> to fail")
     expect(entry).to_have_value("fail")
-    page.screenshot(path=out / "4-error.png")
+    shot("error")
     entry.fill("memory")
     entry.press("Enter")
     expect(box).to_contain_text("The memory ran out")
-    page.screenshot(path=out / "5-memory.png")
-    entry.press("Enter")  # unchanged: the browser has nothing new to tell
-    page.wait_for_timeout(1500)
-    expect(box).to_contain_text("The memory ran out")
+    shot("memory")
+
+    button("base").click()
+    entry.fill("Wait.")
+    button("Send").click()
+    expect(button("Stop")).to_be_enabled()
+    button("Stop").click()  # before the first word
+    answered()
+    expect(entry).to_have_value("Wait.")
+    button("tuned").click()
+    entry.press("Enter")  # unchanged: the browser sends the key alone
+    expect(log).to_contain_text("Wait.")
+    answered()
+    expect(entry).to_have_value("")
 
     send("note")
     answered()
     expect(box).to_contain_text("2 turns were left out")
-    page.screenshot(path=out / "6-note.png")
+    shot("note")
 
-    button("tuned").click()
     for country in ("Kenya", "Peru", "Italy", "Chad"):
         send(f"What is the currency of {country}?")
         answered()
@@ -210,12 +233,12 @@ def talk(page: Any, expect: Any, cells: int, out: Path) -> None:
     for label in ("Theme", "JupyterLab Dark"):
         page.locator(".lm-Menu").get_by_text(label, exact=True).click()
     page.wait_for_timeout(1500)
-    page.screenshot(path=out / "7-dark.png")
+    shot("dark")
     button("Clear").click()
     expect(log).to_have_text("")
     answered()
     expect(log).to_have_text("")
-    page.screenshot(path=out / "8-cleared.png")
+    shot("cleared")
 
 
 if __name__ == "__main__":
