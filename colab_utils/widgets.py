@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
-from collections.abc import Callable, Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import runtime
@@ -12,7 +17,16 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig
 
 Messages = list[dict[str, str]]
-Reply = Callable[[Messages], Iterator[str]]
+Reply = Callable[..., Generator[str, None, None]]
+
+REDRAW_SECONDS = 0.1  # a browser, and Colab's channel to it, fall behind at every token
+# Text and background are set together, so that they are legible in any theme.
+BUBBLES = {
+    "user": "margin-left:auto;background:#1d4ed8;color:#fff",
+    "assistant": "margin-right:auto;background:#e5e7eb;color:#111827",
+    "note": "background:#fef3c7;color:#713f12",
+    "error": "background:#fee2e2;color:#7f1d1d",
+}
 
 
 class Chat:
@@ -23,88 +37,225 @@ class Chat:
         self.messages: Messages = []
         self.system = system
 
-    def say(self, text: str, show: Callable[[str], Any] = lambda answer: None) -> str:
-        """Send `text`; `show` is called with the answer so far, each time it grows."""
-        self.messages.append({"role": "user", "content": text})
+    def say(
+        self,
+        text: str,
+        show: Callable[[str], Any] = lambda answer: None,
+        stopped: Callable[[], bool] = lambda: False,
+        **settings: Any,
+    ) -> str:
+        """Send `text`; `show` is called with the answer so far, each time it grows.
+
+        `settings` go to `reply`. Once `stopped()` is true, what there is of the answer
+        is kept; a turn that has none yet is taken back, and "" returned.
+        """
+        messages = self.messages  # that of now: `clear` begins another
+        messages.append({"role": "user", "content": text})
         start = [{"role": "system", "content": self.system}] if self.system else []
-        answer = ""
+        answer, cut = "", False
         try:
-            for piece in self.reply(start + self.messages):
-                answer += piece
-                show(answer)
+            with closing(self.reply(start + messages, **settings)) as pieces:
+                for piece in pieces:
+                    if cut := stopped():
+                        break
+                    answer += piece
+                    show(answer)
         except BaseException:  # an interrupted turn is none either
-            self.messages.pop()
+            messages.pop()
             raise
-        self.messages.append({"role": "assistant", "content": answer.strip() or "..."})
-        return answer
+        answer = answer.strip()
+        if cut and not answer:
+            messages.pop()
+            return ""
+        messages.append({"role": "assistant", "content": answer or "..."})
+        return answer or "..."
 
     def clear(self) -> None:
         """Forget all turns."""
         self.messages = []
 
 
-def chat_box(reply: Reply, system: str = "", first: list[str] | None = None) -> Chat:
+class _Heard:
+    """A standard output that hears what this thread prints and passes on the rest.
+
+    What a thread prints may land nowhere: it belongs to no cell.
+    """
+
+    def __init__(self, hear: Callable[[str], Any]) -> None:
+        self.out, self.hear = sys.stdout, hear
+        self.thread = threading.current_thread()
+
+    def write(self, text: str) -> int:
+        if threading.current_thread() is not self.thread:
+            return self.out.write(text)
+        self.hear(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.out, name)
+
+
+def _bubble(kind: str, text: str) -> str:
+    return (
+        f'<div style="{BUBBLES[kind]};width:fit-content;max-width:85%;margin-top:6px;'
+        "padding:5px 12px;border-radius:12px;line-height:1.45;white-space:pre-wrap;"
+        f'overflow-wrap:anywhere">{html.escape(text)}</div>'
+    )
+
+
+def _explain(problem: Exception) -> str:
+    """What went wrong, and what the reader can do."""
+    said = f"{type(problem).__name__}: {problem}"
+    memory = ("out of memory", "allocate memory")  # torch's words on a GPU, on a CPU
+    if isinstance(problem, MemoryError) or any(words in said for words in memory):
+        return (
+            "The memory ran out. Press Clear, which shortens what the model reads, or "
+            f"choose a smaller length; then send again.\n{said.splitlines()[0]}"
+        )
+    return f"{said}\nYour message is back in the field below."
+
+
+def chat_box(
+    reply: Reply,
+    system: str = "",
+    temperature: float = 0.7,
+    max_new_tokens: int = 256,
+    base: bool = False,
+    first: list[str] | None = None,
+) -> Chat:
     """Show a box to chat in; headless, hold the conversation `first` and print it.
 
-    `reply` takes messages and yields the answer piece by piece.
+    `reply(messages, tuned, temperature, max_new_tokens)` yields the answer piece by
+    piece. The numbers are where the controls start; `base` offers `tuned=False`.
     """
     chat = Chat(reply, system)
     if runtime.headless():
+        start = {"temperature": temperature, "max_new_tokens": max_new_tokens}
         for text in first or []:
             print(f"you:   {text}")
-            print(f"model: {chat.say(text)}")
+            print(f"model: {chat.say(text, tuned=True, **start)}")
         return chat
-    import html
-
     import ipywidgets as widgets
     from IPython.display import display
 
-    log = widgets.HTML(layout=widgets.Layout(max_height="320px", overflow="auto"))
+    # The last child is the topmost, and the box stays scrolled to the first: the
+    # browser does that by itself where the order is reversed.
+    past, now = widgets.HTML(), widgets.HTML()
+    past.layout.flex = now.layout.flex = "0 0 auto"
+    past.layout.margin = "0"
+    now.layout.margin = "0 0 auto"  # a short conversation stands at the top
+    log = widgets.Box([now, past])
+    log.layout = widgets.Layout(
+        flex_flow="column-reverse",
+        height="320px",
+        overflow="auto",
+        padding="4px 8px",
+        border="1px solid #9ca3af",
+    )
+    told = widgets.HTML()
     entry = widgets.Text(
         placeholder="Write a message, then Enter",
         continuous_update=False,
-        layout=widgets.Layout(width="70%"),
+        layout=widgets.Layout(flex="1 1 auto", width="auto"),
     )
     send = widgets.Button(description="Send", button_style="primary")
+    stop = widgets.Button(description="Stop", disabled=True)
     clear = widgets.Button(description="Clear")
-    error = widgets.HTML()
+    for button in (send, stop, clear):
+        button.layout.width = "72px"
+    choice = widgets.ToggleButtons(options=["tuned", "base"])
+    choice.layout.width, choice.style.button_width = "auto", "60px"
+    heat = widgets.FloatSlider(temperature, min=0, max=max(2, temperature), step=0.05)
+    length = widgets.IntSlider(max_new_tokens, min=1, max=max(1024, max_new_tokens))
+    for slider, name in ((heat, "temperature"), (length, "length")):
+        slider.description = name
+        slider.continuous_update = False
+        slider.layout.flex, slider.layout.width = "1 1 200px", "auto"
+        slider.style.description_width = "85px"
 
-    def bubble(role: str, text: str) -> str:
-        side, colour = ("right", "#dbeafe") if role == "user" else ("left", "#f3f4f6")
-        text = html.escape(text).replace("\n", "<br>")
-        return (
-            f'<div style="text-align:{side};margin:4px"><span style="display:'
-            f"inline-block;background:{colour};color:#111;padding:4px 10px;"
-            f'border-radius:10px;text-align:left">{text}</span></div>'
-        )
+    answering = threading.Lock()  # held while the model answers
+    halted, entered = threading.Event(), threading.Event()
 
-    def draw(answer: str = "") -> None:
-        turns = [bubble(m["role"], m["content"]) for m in chat.messages]
-        log.value = "".join(turns) + (bubble("assistant", answer) if answer else "")
+    def draw() -> None:
+        past.value = "".join(_bubble(m["role"], m["content"]) for m in chat.messages)
+        now.value = ""
 
-    def on_send(_: object) -> None:
-        text = entry.value.strip()
-        if not text or send.disabled:
-            return
-        entry.value, error.value, send.disabled = "", "", True
+    def turn(text: str, settings: dict[str, Any]) -> None:
+        question, messages, notes, drawn = _bubble("user", text), chat.messages, "", 0.0
+
+        def show(answer: str) -> None:
+            nonlocal drawn
+            if time.monotonic() - drawn >= REDRAW_SECONDS:
+                now.value = question + _bubble("assistant", answer)
+                drawn = time.monotonic()
+
+        def hear(printed: str) -> None:
+            nonlocal notes
+            notes += printed
+            told.value = _bubble("note", notes.strip()) if notes.strip() else ""
+
+        def stopped() -> bool:  # by the reader, or because the kernel ends
+            return halted.is_set() or not threading.main_thread().is_alive()
+
+        now.value = question + _bubble("assistant", "…")
+        answer = ""
         try:
-            chat.say(text, draw)
-        except Exception as problem:
-            name, said = type(problem).__name__, html.escape(str(problem))
-            error.value = f"<b>{name}: {said}</b>"
+            with redirect_stdout(_Heard(hear)):
+                answer = chat.say(text, show, stopped, **settings)
+                if halted.is_set() and answer and chat.messages is messages:
+                    print("Stopped. What was said so far stays in the conversation.")
+        except Exception as error:
+            told.value += _bubble("error", _explain(error))
         finally:
-            send.disabled = False
+            if not answer and chat.messages is messages:
+                entry.value = f"{text} {entry.value}".strip()  # with what waits there
             draw()
+            send.disabled, stop.disabled = False, True
+            answering.release()
+
+    def on_send(_: object = None) -> None:
+        entered.clear()
+        if not answering.acquire(blocking=False):
+            return
+        text = entry.value.strip()
+        if not text:
+            answering.release()
+            return
+        halted.clear()
+        send.disabled, stop.disabled = True, False
+        entry.value = told.value = ""
+        settings = {
+            "tuned": choice.value == "tuned",
+            "temperature": heat.value,
+            "max_new_tokens": length.value,
+        }
+        # In a thread of its own, or the kernel would not hear of the click on Stop.
+        threading.Thread(target=turn, args=(text, settings), name="chat").start()
+
+    # Enter arrives first, then the text, if it has changed. The text alone means that
+    # the field was left, perhaps to move a slider.
+    def on_message(_: object, content: dict[str, Any], __: object) -> None:
+        if content.get("event") == "submit":
+            entered.set()
+            threading.Timer(0.3, lambda: entered.is_set() and on_send()).start()
 
     def on_clear(_: object) -> None:
+        halted.set()
         chat.clear()
-        error.value = ""
+        told.value = ""
         draw()
 
+    entry.on_msg(on_message)
+    entry.observe(lambda _: entered.is_set() and on_send(), names="value")
     send.on_click(on_send)
+    stop.on_click(lambda _: halted.set())
     clear.on_click(on_clear)
-    entry.observe(lambda change: change["new"] and on_send(None), names="value")
-    display(widgets.VBox([log, widgets.HBox([entry, send, clear]), error]))
+    controls = widgets.HBox([*([choice] if base else []), heat, length])
+    controls.layout.flex_flow = "row wrap"
+    row = widgets.HBox([entry, send, stop, clear])
+    box = widgets.VBox([log, told, row, controls])
+    box.layout.max_width = "820px"
+    display(box)
     return chat
 
 
