@@ -1,8 +1,8 @@
 """RAM and time of writing a Llama-2-7B shape as GGUF: python bench/export.py FOLDER
 
-Makes the model of bench/merge.py in FOLDER, which needs 27 GB, with the demo's tokenizer.
-Measured, each in a process of its own: a plain copy of the files and both kinds of GGUF.
-Writes bench/results/export.json.
+Makes the model of bench/merge.py in FOLDER, which needs 27 GB, with the demo's
+tokenizer. Measured, each in a process of its own: a plain copy of the files and both
+kinds of GGUF. Writes bench/results/export.json.
 """
 
 from __future__ import annotations

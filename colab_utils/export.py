@@ -6,17 +6,17 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from colab_utils import merging, models, runtime, vocabulary
+from colab_utils import merging, runtime, vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
-    from gguf import GGUFReader, GGUFWriter
+    from gguf import GGUFWriter
     from transformers import LlamaConfig
 
 KINDS = ("q8_0", "f16")
@@ -35,23 +35,6 @@ PARTS = {
     "mlp.down_proj": "ffn_down",
 }
 UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-# The course's chat template for Ollama, which writes the first <s> itself. What the
-# model has answered comes back with the spaces that it was trained to write.
-OLLAMA = """\
-{{- $later := false }}
-{{- range .Messages }}
-{{- if eq .Role "user" }}
-{{- if $later }}BOS{{ end }}[INST] {{ if and $.System (not $later) }}<<SYS>>
-{{ $.System }}
-<</SYS>>
-
-{{ end }}{{ .Content }} [/INST]
-{{- $later = true }}
-{{- else if eq .Role "assistant" }}
-{{- if and .Content (eq (slice .Content 0 1) " ") }}{{ .Content }}
-{{- else }} {{ .Content }} {{ end }}EOS
-{{- end }}
-{{- end }}"""
 
 
 @dataclass(frozen=True)
@@ -76,8 +59,6 @@ def write_gguf(model: Path, out: Path | None = None, kind: str = "q8_0") -> Path
     end. Raises ValueError for what llama.cpp cannot run as transformers does, and
     OSError when the disk is too small. Format: the GGUF specification of ggml.
     """
-    from transformers import AutoTokenizer
-
     if kind not in KINDS:
         raise ValueError(f"kind = {kind!r}; it can be: {', '.join(KINDS)}.")
     model = Path(model)
@@ -91,7 +72,7 @@ def write_gguf(model: Path, out: Path | None = None, kind: str = "q8_0") -> Path
     merging.check_disk(out.parent, sum(map(_size, tensors)), out.name)
     try:
         writer = _header(model.name, config, tensors, kind.upper())
-        vocabulary.write(writer, AutoTokenizer.from_pretrained(model), config.vocab_size)
+        vocabulary.write(writer, model, config.vocab_size)
         extra = _rope(writer, config)
         writer.write_header_to_file(part)
         writer.write_kv_data_to_file()
@@ -126,7 +107,9 @@ def _config(model: Path) -> LlamaConfig:
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1) != 1,
     }
     if found := [name for name, problem in problems.items() if problem]:
-        raise ValueError(f"{model} cannot be exported: {', '.join(found)} is not known.")
+        raise ValueError(
+            f"{model} cannot be exported: {', '.join(found)} not supported."
+        )
     return config
 
 
@@ -194,8 +177,11 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
         raise ValueError(
             f"{model} lacks {len(wanted)} weights (the first is {next(iter(wanted))})."
         )
-    if odd := [tensor.name for tensor in found if kind != _kind(tensor.shape, kind)
-               and len(tensor.shape) > 1]:
+    if odd := [
+        tensor.name
+        for tensor in found
+        if kind != _kind(tensor.shape, kind) and len(tensor.shape) > 1
+    ]:
         print(f"f16: {len(odd)} weights whose rows are no multiple of 32 ({odd[0]})")
     return found
 
@@ -323,47 +309,16 @@ def _convert(tensor: Tensor, data: bytearray) -> np.ndarray:
         # transformers rotates entry i with i + half, llama.cpp 2 i with 2 i + 1
         halves = rows.reshape(-1, 2, tensor.head // 2, *tensor.shape[1:])
         rows = halves.swapaxes(1, 2).reshape(rows.shape)
-    code = gguf.GGMLQuantizationType[tensor.kind]
-    # float32 first: the reference quantises that
-    floats = rows if tensor.kind == "F16" else rows.astype(np.float32)
+    if tensor.kind != "F16":
+        rows = rows.astype(np.float32)  # which the reference quantises
     with np.errstate(over="ignore", invalid="ignore"):
-        out = np.ascontiguousarray(gguf.quants.quantize(floats, code))
-    # In Q8_0 a block's scale, 16 bits of 272, shows what any of its weights is.
-    seen = {"Q8_0": "F16"}.get(tensor.kind, tensor.kind)
-    numbers = out.reshape(-1, 34)[:, :2] if tensor.kind == "Q8_0" else out
-    dtype = np.float32 if seen == "F32" else np.float16
-    if not np.isfinite(np.ascontiguousarray(numbers).view(dtype)).all():
+        out = gguf.quants.quantize(rows, gguf.GGMLQuantizationType[tensor.kind])
+    # In Q8_0 a block's scale, its first two bytes, shows what its weights are.
+    shown = out.reshape(-1, 34)[:, :2].copy() if tensor.kind == "Q8_0" else out
+    dtype = np.float32 if tensor.kind == "F32" else np.float16
+    if not np.isfinite(shown.view(dtype)).all():
         raise ValueError(
             f"{tensor.name} holds a number that {tensor.kind} cannot (NaN, infinite or "
             "too large): " + ("try q8_0." if tensor.kind == "F16" else "train again.")
         )
-    return out
-
-
-def write_modelfile(file: Path) -> Path:
-    """Write Ollama's Modelfile beside a GGUF file: `ollama create NAME -f Modelfile`.
-
-    The course's chat template is given in Ollama's own language, Go's text/template; of
-    any other Ollama takes what it makes of the GGUF's, which is printed. Answers are
-    greedy, as the course measures them.
-    """
-    import gguf
-
-    fields = gguf.GGUFReader(file).fields
-    tokens = fields["tokenizer.ggml.tokens"]
-
-    def token(name: str) -> str:
-        return tokens.contents(fields[f"tokenizer.ggml.{name}_token_id"].contents())
-
-    template = fields.get("tokenizer.chat_template")
-    lines = [f"FROM ./{file.name}"]
-    if template and template.contents() == vocabulary.plain(models.CHAT_TEMPLATE):
-        text = OLLAMA.replace("BOS", token("bos")).replace("EOS", token("eos"))
-        lines.append(f'TEMPLATE """{text}"""')
-        lines.append('PARAMETER stop "[INST]"')
-    else:
-        print("Modelfile: not the course's chat template: Ollama takes the GGUF's")
-    lines += [f'PARAMETER stop "{token("eos")}"', "PARAMETER temperature 0"]
-    out = file.with_name("Modelfile")
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return out

@@ -285,7 +285,9 @@ def _changed(
         yield data
 
 
-def read_blocks(file: BinaryIO, size: int, block: int, path: Path) -> Iterator[bytearray]:
+def read_blocks(
+    file: BinaryIO, size: int, block: int, path: Path
+) -> Iterator[bytearray]:
     """The next `size` bytes of a file, `block` at a time."""
     while size:
         data = bytearray(min(size, block))

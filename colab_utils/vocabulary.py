@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,12 +22,15 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 MARKS = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
-def write(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
-    """Add a tokenizer to a GGUF file whose model has `size` embeddings.
+def write(writer: GGUFWriter, model: Path, size: int) -> None:
+    """Add a model folder's tokenizer to a GGUF file; the model has `size` embeddings.
 
     Raises ValueError for one that llama.cpp would not follow: it knows byte pairs over
     characters with a fallback to bytes (Llama 2), and over bytes (Llama 3).
     """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError("The tokenizer has no tokenizer.json, which is exported.")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -35,7 +39,7 @@ def write(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
         raise ValueError(f"The tokenizer is {bpe['type']}: only BPE is exported.")
     tokens = _tokens(state, size)
     types = _types(state, tokens, tokenizer)
-    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in bpe["merges"]]
+    merges = bpe["merges"]
     if bpe["byte_fallback"]:
         _check_bytes(bpe)
         writer.add_tokenizer_model("llama")

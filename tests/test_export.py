@@ -18,11 +18,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Regex, normalizers, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from colab_utils import demo, export, merging, vocabulary
+from colab_utils import demo, export, merging, ollama, vocabulary
 from colab_utils.models import CHAT_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,8 +140,11 @@ def test_llamas_of_every_shape(tokenizer, tmp_path, changes):
     folder = make_model(tmp_path / "model", tokenizer, **changes)
     if changes.get("attention_bias"):  # they begin at zero
         path = folder / "model.safetensors"
-        save_file({n: torch.randn(t.shape).half() for n, t in load_file(path).items()},
-                  path, metadata={"format": "pt"})
+        save_file(
+            {n: torch.randn(t.shape).half() for n, t in load_file(path).items()},
+            path,
+            metadata={"format": "pt"},
+        )
     file = export.write_gguf(folder, kind="f16")
     assert_holds(file, expected(folder), F16)
     _, fields = read(file)
@@ -299,28 +302,365 @@ def test_the_chat_template_renders_the_same(model, tokenizer, turns):
     assert text == tokenizer.apply_chat_template(turns, tokenize=False)
 
 
-def byte_level(pattern: str = vocabulary.LLAMA_3, **changes) -> PreTrainedTokenizerFast:
-    """A small tokenizer of Llama 3's kind."""
-    backend = Tokenizer(models.BPE(ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(__import__("tokenizers").Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+@pytest.fixture(scope="module")
+def llama_3(make_byte_level):
+    return make_byte_level()
+
+
+def test_a_byte_level_tokenizer(llama_3, tmp_path):
+    size = len(llama_3) + 3
+    folder = make_model(tmp_path / "model", llama_3, vocab_size=size)
+    _, fields = read(export.write_gguf(folder))
+    assert fields["tokenizer.ggml.model"] == "gpt2"
+    assert fields["tokenizer.ggml.pre"] == "llama-bpe"
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    names = llama_3.convert_ids_to_tokens(range(len(llama_3)))
+    assert tokens == [*names, *(f"[PAD{i}]" for i in range(size - 3, size))]
+    kind = gguf.TokenType
+    assert types[-3:] == [kind.UNUSED] * 3
+    assert tokens[-5:-3] == ["<|begin_of_text|>", "<|eot_id|>"]
+    assert types[-5:-3] == [kind.CONTROL] * 2
+    assert set(types[:-5]) == {kind.NORMAL}
+    state = json.loads(llama_3.backend_tokenizer.to_str())
+    merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"]]
+    assert merges == [tuple(pair) for pair in state["model"]["merges"]]
+    assert fields["tokenizer.ggml.add_bos_token"] is True
+    bos = fields["tokenizer.ggml.bos_token_id"]
+    assert tokens[bos] == "<|begin_of_text|>"
+    assert "tokenizer.ggml.unknown_token_id" not in fields
+    assert "tokenizer.ggml.scores" not in fields
+    assert "tokenizer.chat_template" not in fields
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix"),
+    [(CHAT_TEMPLATE, False), ("{{ messages }}", True), ("", True)],
+)
+def test_transformers_own_tokenizer(tokenizer, tmp_path, capsys, template, prefix):
+    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in state["merges"]]
+    own = LlamaTokenizer(vocab=state["vocab"], merges=merges)
+    own.chat_template = template or None
+    folder = make_model(tmp_path / "model", own)
+    _, fields = read(export.write_gguf(folder))
+    assert fields["tokenizer.ggml.model"] == "llama"
+    assert fields["tokenizer.ggml.add_space_prefix"] is prefix
+    assert "add_space_prefix: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pattern": r"\p{L}+|\s+"}, "not as Llama 3 does"),
+        ({"normalizer": normalizers.NFC()}, "NFC"),
+        ({"pre_tokenizer": pre_tokenizers.Whitespace()}, "not as Llama 3 does"),
+        (
+            {
+                "pre_tokenizer": pre_tokenizers.Sequence(
+                    [
+                        pre_tokenizers.Split(Regex(vocabulary.LLAMA_3), "removed"),
+                        pre_tokenizers.ByteLevel(False, use_regex=False),
+                    ]
+                )
+            },
+            "Split step",
+        ),
+        (
+            {
+                "pre_tokenizer": pre_tokenizers.Sequence(
+                    [
+                        pre_tokenizers.Split(Regex(vocabulary.LLAMA_3), "isolated"),
+                        pre_tokenizers.ByteLevel(True, use_regex=False),
+                    ]
+                )
+            },
+            "adds a space",
+        ),
+        ({"ignore_merges": False}, "ignore_merges"),
+    ],
+    ids=str,
+)
+def test_other_byte_level_tokenizers_are_refused(
+    make_byte_level, tmp_path, changes, named
+):
+    folder = make_model(tmp_path / "model", make_byte_level(**changes), vocab_size=500)
+    with pytest.raises(ValueError, match=named):
+        export.write_gguf(folder)
+    assert not list(folder.glob("*.gguf*")) and not list(folder.glob(".*"))
+
+
+def changed_tokenizer(model: Path, folder: Path, change) -> Path:
+    """A copy of the model with another tokenizer.json."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.gguf"))
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    change(state)
+    path.write_text(json.dumps(state), encoding="utf-8")
+    return folder
+
+
+def without_bytes(state: dict) -> None:
+    vocab = state["model"]["vocab"]
+    vocab["replaced"] = vocab.pop("<0x0A>")
+
+
+def more_ids(state: dict) -> None:
+    entry = state["added_tokens"][0]
+    state["added_tokens"].append(entry | {"id": 1024, "content": "<more>"})
+
+
+def split_spaces(state: dict) -> None:
+    state["normalizer"], state["pre_tokenizer"] = (
+        None,
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
+        | {"split": True},
+    )
+
+
+def lowered(state: dict) -> None:
+    state["normalizer"] = {"type": "Lowercase"}
+
+
+def whole_words(state: dict) -> None:
+    state["model"]["ignore_merges"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (without_bytes, "lacks 1 of their 256 tokens.*<0x0A>"),
+        (more_ids, "ids up to 1024, the model has 1024"),
+        (split_spaces, "spaces"),
+        (lowered, "Lowercase"),
+        (whole_words, "ignores merges"),
+    ],
+)
+def test_tokenizers_that_llama_cpp_would_not_follow(model, tmp_path, change, named):
+    folder = changed_tokenizer(model, tmp_path / "model", change)
+    with pytest.raises(ValueError, match=named):
+        export.write_gguf(folder)
+
+
+def test_added_tokens(model, tmp_path, capsys):
+    def change(state: dict) -> None:
+        entry = state["added_tokens"][0]
+        own = {"id": 1024, "content": "<mark>", "special": False, "rstrip": True}
+        state["added_tokens"] += [
+            entry | own,
+            entry | {"id": 1025, "content": "<call>", "special": True},
         ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(demo_sentences(), trainer)
-    backend.add_special_tokens(["<|begin_of_text|>", "<|eot_id|>"])
-    for name, value in changes.items():
-        setattr(backend, name, value)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
-    )
+
+    folder = changed_tokenizer(model, tmp_path / "model", change)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 1027}))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.zeros(1027, 192).half()
+    save_file(tensors, path, metadata={"format": "pt"})
+    _, fields = read(export.write_gguf(folder))
+    assert fields["tokenizer.ggml.tokens"][1024:] == ["<mark>", "<call>", "[PAD1026]"]
+    kind = gguf.TokenType
+    wanted = [kind.USER_DEFINED, kind.CONTROL, kind.UNUSED]
+    assert fields["tokenizer.ggml.token_type"][1024:] == wanted
+    assert "['<mark>']" in capsys.readouterr().out
 
 
-def demo_sentences() -> list[str]:
-    return [json.dumps(row) for row in demo.questions()[:200]]
+# --- bad input -----------------------------------------------------------------------
+
+
+def with_config(model: Path, folder: Path, **changes) -> Path:
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.gguf"))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (
+            {"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
+            "is a MistralForCausalLM",
+        ),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "SequenceClassif"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu"),
+        ({"rope_parameters": YARN}, "rope type yarn"),
+        (
+            {"rope_parameters": YARN | {"rope_type": "dynamic"}},
+            "rope type dynamic",
+        ),
+        (
+            {"intermediate_size": 256},
+            "down_proj.weight is .192, 512., config.json wants .192, 256.",
+        ),
+        ({"num_hidden_layers": 3}, "lacks 9 weights .the first is model.layers.2"),
+        ({"num_hidden_layers": 1}, "holds model.layers.1.*, which no Llama has"),
+        ({"vocab_size": 1000}, "embed_tokens.weight is|lm_head.weight is"),
+    ],
+    ids=str,
+)
+def test_models_that_cannot_be_exported(model, tmp_path, changes, named):
+    folder = with_config(model, tmp_path / "model", **changes)
+    with pytest.raises(ValueError, match=named):
+        export.write_gguf(folder)
+    assert not list(folder.glob("*.gguf*")) and not list(folder.glob(".*"))
+
+
+def test_what_is_not_there(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        export.write_gguf(tmp_path)
+    folder = with_config(model, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no safetensors"):
+        export.write_gguf(folder)
+
+
+def test_names_that_cannot_be_taken(model, tmp_path):
+    with pytest.raises(ValueError, match=r"kind = 'q4_k_m'; it can be: q8_0, f16"):
+        export.write_gguf(model, kind="q4_k_m")
+    for out in (tmp_path / "model.bin", tmp_path):
+        with pytest.raises(ValueError, match=r"must be the name of a \.gguf file"):
+            export.write_gguf(model, out)
+
+
+def broken(model: Path, folder: Path, value: float, dtype: torch.dtype) -> Path:
+    """A copy of the model with one weight set to `value`."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.gguf"))
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "kind", "advice"),
+    [
+        (float("nan"), torch.float16, "q8_0", "train again"),
+        (float("inf"), torch.float32, "f16", "try q8_0"),
+        (1e5, torch.bfloat16, "f16", "try q8_0"),
+        (-1e8, torch.float32, "q8_0", "train again"),
+    ],
+)
+def test_numbers_that_do_not_fit(model, tmp_path, value, dtype, kind, advice):
+    folder = broken(model, tmp_path / "model", value, dtype)
+    with pytest.raises(ValueError, match=rf"blk.1.ffn_up.weight .*{advice}"):
+        export.write_gguf(folder, kind=kind)
+    assert not list(folder.glob("*.gguf*")) and not list(folder.glob(".*"))
+
+
+def test_what_f16_cannot_hold_fits_q8_0(model, tmp_path):
+    folder = broken(model, tmp_path / "model", 1e5, torch.bfloat16)
+    assert_holds(export.write_gguf(folder), expected(folder), Q8_0)
+
+
+def test_quantised_weights_are_refused(model, tmp_path):
+    folder = with_config(model, tmp_path / "model")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.int8)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lm_head\.weight is stored as I8"):
+        export.write_gguf(folder)
+
+
+def test_a_file_that_is_cut_short(model, tmp_path):
+    folder = with_config(model, tmp_path / "model")
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(ValueError, match="cut short"):
+        export.write_gguf(folder)
+    assert not list(folder.glob(".*"))
+
+
+def test_a_full_disk_is_seen_before_writing(model, tmp_path, monkeypatch):
+    size = sum(tensor.nbytes for tensor in expected(model).values()) // 4
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, size))
+    with pytest.raises(OSError, match=r"model.gguf needs 0.0 GiB"):
+        export.write_gguf(model, tmp_path / "model.gguf")
+    assert not list(tmp_path.glob("*"))
+
+
+def test_an_older_file_is_replaced_only_at_the_end(model, tmp_path, monkeypatch):
+    out = tmp_path / "model.gguf"
+    out.write_bytes(b"older")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_convert", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export.write_gguf(model, out)
+    assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"older"
+    export.write_gguf(model, out)
+    assert list(tmp_path.iterdir()) == [out] and out.read_bytes()[:4] == b"GGUF"
+
+
+SLOWLY = """
+import sys, time
+from pathlib import Path
+from colab_utils import export
+convert = export._convert
+def slow(tensor, data):
+    time.sleep(0.05)
+    return convert(tensor, data)
+export._convert = slow
+export.write_gguf(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(model, tmp_path):
+    out = tmp_path / "model.gguf"
+    part = tmp_path / ".model.gguf.part"
+    run = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, model, out],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    while not part.exists() and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert part.exists() and not out.exists()
+    export.write_gguf(model, out)  # takes the place of what was left
+    assert list(tmp_path.iterdir()) == [out]
+    assert_holds(out, expected(model), Q8_0)
+
+
+# --- Ollama --------------------------------------------------------------------------
+
+
+def test_the_modelfile(model, tmp_path, capsys):
+    file = export.write_gguf(model, tmp_path / "my model.gguf")
+    path = ollama.write_modelfile(file)
+    text = path.read_text(encoding="utf-8")
+    assert path == tmp_path / "Modelfile"
+    lines = text.splitlines()
+    assert lines[0] == "FROM ./my model.gguf"
+    assert lines[-3:] == [
+        'PARAMETER stop "[INST]"',
+        'PARAMETER stop "</s>"',
+        "PARAMETER temperature 0",
+    ]
+    assert text.count('"""') == 2 and "BOS" not in text and "EOS" not in text
+    assert capsys.readouterr().out == ""
+
+
+def test_the_modelfile_of_another_template(llama_3, tmp_path, capsys):
+    folder = make_model(tmp_path / "model", llama_3, vocab_size=len(llama_3))
+    text = ollama.write_modelfile(export.write_gguf(folder)).read_text()
+    assert text == (
+        'FROM ./model-Q8_0.gguf\nPARAMETER stop "<|eot_id|>"\nPARAMETER temperature 0\n'
+    )
+    assert "Ollama takes the GGUF's" in capsys.readouterr().out
+
+
+def test_a_modelfile_needs_a_gguf_file(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"no such thing" * 10)
+    with pytest.raises(ValueError, match="magic"):
+        ollama.write_modelfile(tmp_path / "model.gguf")
