@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from colab_utils import demo, export, merging, ollama, vocabulary
@@ -164,6 +164,23 @@ def test_a_model_in_several_files(tokenizer, model, tmp_path):
     assert len(merging.find_shards(tmp_path / "model")) > 2
     file = export.write_gguf(tmp_path / "model")
     assert_holds(file, expected(model), Q8_0)
+
+
+def test_transformers_reads_the_same_model_back(tokenizer, model, tmp_path):
+    file = export.write_gguf(model, tmp_path / "model.gguf", "f16")
+    shutil.copy(model / "config.json", tmp_path)
+    ids = torch.arange(50).view(1, -1)
+    with torch.no_grad():
+        expected, found = (
+            AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=gguf_file, dtype=torch.float32
+            )(ids).logits
+            for folder, gguf_file in ((model, None), (tmp_path, file.name))
+        )
+    assert torch.equal(found, expected)
+    again = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    for text in ("What is the capital of Peru?", " It's\n  é 日本 </s> x"):
+        assert again(text).input_ids == tokenizer(text).input_ids
 
 
 def test_a_tied_head_that_is_stored_all_the_same(tokenizer, tmp_path):
@@ -630,6 +647,38 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(model, tmp_path):
     export.write_gguf(model, out)  # takes the place of what was left
     assert list(tmp_path.iterdir()) == [out]
     assert_holds(out, expected(model), Q8_0)
+
+
+MEASURE = """
+import sys, time
+from pathlib import Path
+small, large, bench = map(Path, sys.argv[1:])
+sys.path.append(str(bench))
+from sampling import Sampler
+from colab_utils import export
+export.write_gguf(small)  # all is imported
+with Sampler() as before:
+    time.sleep(0.1)
+with Sampler() as while_writing:
+    export.write_gguf(large)
+print(while_writing.peak["RssAnon"] - before.peak["RssAnon"])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_memory_does_not_grow_with_the_model(model, tokenizer, tmp_path):
+    wide = {"hidden_size": 1920, "num_hidden_layers": 1, "vocab_size": 25_000}
+    folder = make_model(tmp_path / "model", tokenizer, **wide)
+    size = (folder / "model.safetensors").stat().st_size / 2**30
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, model, folder, ROOT / "bench"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < 0.12 < size / 1.5
 
 
 # --- Ollama --------------------------------------------------------------------------
