@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from colab_utils import demo, export, merging, ollama, vocabulary
@@ -166,7 +166,7 @@ def test_a_model_in_several_files(tokenizer, model, tmp_path):
     assert_holds(file, expected(model), Q8_0)
 
 
-def test_transformers_reads_the_same_model_back(tokenizer, model, tmp_path):
+def test_transformers_reads_the_same_model_back(model, tmp_path):
     file = export.write_gguf(model, tmp_path / "model.gguf", "f16")
     shutil.copy(model / "config.json", tmp_path)
     ids = torch.arange(50).view(1, -1)
@@ -178,9 +178,6 @@ def test_transformers_reads_the_same_model_back(tokenizer, model, tmp_path):
             for folder, gguf_file in ((model, None), (tmp_path, file.name))
         )
     assert torch.equal(found, expected)
-    again = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
-    for text in ("What is the capital of Peru?", " It's\n  é 日本 </s> x"):
-        assert again(text).input_ids == tokenizer(text).input_ids
 
 
 def test_a_tied_head_that_is_stored_all_the_same(tokenizer, tmp_path):
