@@ -23,7 +23,7 @@ WAYS = ("copy", "original", "dequantized", "peft")
 TINY = "tiny" in sys.argv[2:]
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, files: int = 3) -> None:
     """The base and the adapter; weights repeat, which no step can notice."""
     import torch
     from peft import LoraConfig
@@ -47,7 +47,7 @@ def make(folder: Path) -> None:
     names = [f"self_attn.{n}_proj" for n in "qkvo"]
     names += [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
     width, words = config.hidden_size, config.vocab_size
-    index, lora, files = {}, {}, 3
+    index, lora = {}, {}
     for part in range(files):
         tensors = {}
         for i in range(part, config.num_hidden_layers, files):

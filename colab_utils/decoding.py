@@ -185,13 +185,16 @@ class Static:
         )
         place = torch.arange(len(ids), device=self.device) - ends[row]
         cos, sin = self.cos[place], self.sin[place]
+        caches, at = (self.keys, self.values), row * self.keys.shape[2] + place
 
-        def attend(i: int, *given: torch.Tensor) -> torch.Tensor:
+        def attend(i: int, given: list[torch.Tensor]) -> torch.Tensor:
             qkv = torch.cat(given, dim=1)
+            given.clear()  # so that they are not there twice
             ops.rotate(qkv, cos, sin, self.heads + self.kept)
             out = ops.attention(qkv, self.heads, self.kept, documents)[0]
             split = qkv.view(len(qkv), -1, self.width)[:, self.heads :]
-            self.keys[i, row, place], self.values[i, row, place] = split.chunk(2, 1)
+            for cache, new in zip(caches, split.chunk(2, 1), strict=True):
+                cache[i].flatten(0, 1).index_copy_(0, at, new)
             return out
 
         found = self._layers(ids, attend)
@@ -237,7 +240,8 @@ class Static:
     def _step(self, rows: int, size: int) -> torch.Tensor:
         lengths = self.lengths[:rows]
 
-        def attend(i: int, q, k, v) -> torch.Tensor:
+        def attend(i: int, given: list[torch.Tensor]) -> torch.Tensor:
+            q, k, v = given
             keys, values = self.keys[i, :rows, :size], self.values[i, :rows, :size]
             ops.store(q, k, v, self.cos, self.sin, keys, values, lengths)
             return ops.attend(q, keys, values, lengths)
@@ -257,7 +261,7 @@ class Static:
             zip(llama.layers, self.groups, strict=True)
         ):
             qkv, o, up, down = groups
-            (y,) = o(attend(i, *qkv(n)))
+            (y,) = o(attend(i, qkv(n)))
             n = ops.add_norm(x, y, module.post_attention_layernorm.weight, eps)
             parts = [down(ops.swiglu(*up(part)))[0] for part in n.split(CHUNK)]
             y = parts[0] if len(parts) == 1 else torch.cat(parts)

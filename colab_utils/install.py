@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 # What Colab lacks. requirements.txt pins the same versions; a test compares them.
-EXTRA = ("trl==0.29.1", "bitsandbytes==0.50.2", "rensa==0.5.0")
+EXTRA = ("trl==0.29.1", "bitsandbytes==0.50.2", "rensa==0.5.0", "gguf==0.19.0")
 # What Colab has, at versions to leave alone; installed only where one is missing.
 SHIPPED = (
     "accelerate",

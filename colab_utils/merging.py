@@ -96,7 +96,7 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
     part.mkdir(parents=True)
     size = sum(shard.stat().st_size for shard in shards)
     try:
-        _check_disk(part, size)
+        check_disk(out.parent, size, "The merged model")
         with runtime.progress(
             None, "merging", total=size, unit="B", unit_scale=True
         ) as bar:
@@ -113,13 +113,13 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
     return out
 
 
-def _check_disk(folder: Path, size: int) -> None:
+def check_disk(folder: Path, size: int, what: str) -> None:
+    """Raise OSError when `folder` has no room for `size` bytes of `what`."""
     free = shutil.disk_usage(folder).free
     if free < size * 1.02:
         raise OSError(
-            f"The merged model needs {size / 2**30:.1f} GiB, {folder.parent} has "
-            f"{free / 2**30:.1f} GiB free. Free some, or set WORKSPACE to a larger "
-            "disk."
+            f"{what} needs {size / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} GiB "
+            "free. Free some, or set WORKSPACE to a larger disk."
         )
 
 
@@ -160,7 +160,7 @@ def find_shards(base: Path) -> list[Path]:
     return shards
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def header(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file and where its data begins, in bytes."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -169,8 +169,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 def tensors_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and {"dtype", "shape", "data_offsets"} of each tensor, in file order."""
-    header, _ = _header(path)
-    entries = ((n, e) for n, e in header.items() if n != "__metadata__")
+    entries, _ = header(path)
+    entries = ((n, e) for n, e in entries.items() if n != "__metadata__")
     return iter(sorted(entries, key=lambda item: item[1]["data_offsets"][0]))
 
 
@@ -213,7 +213,7 @@ def _merge_shard(
 
     With `grid` the quantised weights are first brought to what 4 bits can hold.
     """
-    _, begin = _header(source)
+    _, begin = header(source)
     # One thread writes what was changed while the next rows are read and changed.
     with (
         source.open("rb") as old,
@@ -231,7 +231,7 @@ def _merge_shard(
             elif name in updates or rounded:
                 chunks = _changed(old, source, entry, updates.get(name), bool(rounded))
             else:
-                chunks = _blocks(old, last - first, BLOCK, source)
+                chunks = read_blocks(old, last - first, BLOCK, source)
             place = begin + first
             for data in chunks:
                 if written:
@@ -274,7 +274,7 @@ def _changed(
     step = math.ceil(height / parts)
     # 4 bits have constants that are quantised over the whole weight
     block = last - first if grid else step * width
-    for data in _blocks(file, last - first, block, path):
+    for data in read_blocks(file, last - first, block, path):
         rows = torch.frombuffer(data, dtype=_dtype(entry)).view(-1, *entry["shape"][1:])
         if grid:
             rows.copy_(dequantised(rows))
@@ -285,7 +285,9 @@ def _changed(
         yield data
 
 
-def _blocks(file: BinaryIO, size: int, block: int, path: Path) -> Iterator[bytearray]:
+def read_blocks(
+    file: BinaryIO, size: int, block: int, path: Path
+) -> Iterator[bytearray]:
     """The next `size` bytes of a file, `block` at a time."""
     while size:
         data = bytearray(min(size, block))

@@ -105,3 +105,42 @@ def trained(make_trainer, tokenizer, tmp_path_factory):
         recipes.write(folder, method=method, base_model="demo")
         made[method] = (trainer, folder)
     return made
+
+
+@pytest.fixture(scope="session")
+def make_byte_level():
+    """Train a small tokenizer of Llama 3's kind on the demo's questions."""
+    from tokenizers import Regex, Tokenizer, decoders, models, trainers
+    from tokenizers import pre_tokenizers as pre
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    from colab_utils import demo, vocabulary
+
+    begin, end = "<|begin_of_text|>", "<|eot_id|>"
+
+    def make(pattern: str = vocabulary.LLAMA_3, ignore_merges=True, **changes):
+        backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+        cut = pre.Split(Regex(pattern), "isolated")
+        backend.pre_tokenizer = pre.Sequence(
+            [cut, pre.ByteLevel(False, use_regex=False)]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=480,
+            initial_alphabet=pre.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        rows = [str(row) for row in demo.questions()[:300]]
+        backend.train_from_iterator(rows, trainer)
+        backend.add_special_tokens([begin, end])
+        backend.post_processor = TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, backend.token_to_id(begin))]
+        )
+        for name, value in changes.items():
+            setattr(backend, name, value)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, bos_token=begin, eos_token=end
+        )
+
+    return make

@@ -1,0 +1,65 @@
+"""RAM and time of writing a Llama-2-7B shape as GGUF: python bench/export.py FOLDER
+
+Makes the model of bench/merge.py in FOLDER, which needs 27 GB, with the demo's
+tokenizer. Measured, each in a process of its own: a plain copy of the files and both
+kinds of GGUF. Writes bench/results/export.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from merge import make
+from sampling import Sampler
+
+OUT = Path(__file__).parent / "results" / "export.json"
+WAYS = ("copy", "q8_0", "f16")
+
+
+def measure(way: str, folder: Path) -> dict:
+    """One way, in this process."""
+    import torch  # noqa: F401  (its start is not the export's)
+    import transformers  # noqa: F401
+
+    from colab_utils import export
+
+    base, out = folder / "base", folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    with Sampler() as sampler:
+        if way == "copy":
+            subprocess.run(["cp", "-r", base, out], check=True)
+        else:
+            export.write_gguf(base, out / "model.gguf", way)
+        subprocess.run(["sync", "-f", folder], check=True)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    shutil.rmtree(out)
+    found = {"way": way, "bytes": size, "seconds": round(sampler.seconds, 1)}
+    return found | {name: round(value, 3) for name, value in sampler.peak.items()}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    if len(sys.argv) > 2 and sys.argv[2] in WAYS:
+        print(json.dumps(measure(sys.argv[2], folder)))
+        return
+    if not (folder / "adapter" / "adapter_config.json").exists():
+        make(folder, files=6)
+    for file in (folder / "adapter").glob("tokenizer*"):
+        shutil.copy(file, folder / "base")
+    results = []
+    for way in WAYS:
+        command = [sys.executable, __file__, str(folder), way]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(run.stdout.splitlines()[-1]))
+        print("EXPORT", results[-1], flush=True)
+    OUT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

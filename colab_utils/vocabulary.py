@@ -1,0 +1,201 @@
+"""A tokenizer as llama.cpp keeps it: tokens, scores or merges, and their types."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+# How Llama 3 cuts text before it looks for byte pairs: the one byte-level tokenizer of
+# the Llamas that llama.cpp has a name for.
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# Marks of what is trained on, which only transformers knows.
+MARKS = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
+
+
+def write(writer: GGUFWriter, model: Path, size: int) -> None:
+    """Add a model folder's tokenizer to a GGUF file; the model has `size` embeddings.
+
+    Raises ValueError for one that llama.cpp would not follow: it knows byte pairs over
+    characters with a fallback to bytes (Llama 2), and over bytes (Llama 3).
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("The tokenizer has no tokenizer.json, which is exported.")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    bpe = state["model"]
+    if bpe["type"] != "BPE":
+        raise ValueError(f"The tokenizer is {bpe['type']}: only BPE is exported.")
+    tokens = _tokens(state, size)
+    types = _types(state, tokens, tokenizer)
+    merges = bpe["merges"]
+    if bpe["byte_fallback"]:
+        _check_bytes(bpe)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(_scores(tokens, merges))
+        writer.add_add_space_prefix(_space_prefix(state, tokenizer))
+    else:
+        _check_byte_level(state)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("llama-bpe")
+        writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    _special(writer, tokenizer)
+
+
+def plain(template: str) -> str:
+    """A chat template without transformers' `generation` marks; it renders the same."""
+    return MARKS.sub(r"{{\1 '' \2}}", template)
+
+
+def _tokens(state: dict[str, Any], size: int) -> list[str]:
+    """Every token by its id; ids that the model has and the tokenizer doesn't, too."""
+    tokens = {i: token for token, i in state["model"]["vocab"].items()}
+    tokens |= {entry["id"]: entry["content"] for entry in state["added_tokens"]}
+    if max(tokens) >= size:
+        raise ValueError(
+            f"The tokenizer has ids up to {max(tokens)}, the model has {size} "
+            "embeddings: the two do not belong together."
+        )
+    found = [tokens.get(i, f"[PAD{i}]") for i in range(size)]
+    if len(set(found)) < size:
+        twice = next(token for token in found if found.count(token) > 1)
+        raise ValueError(f"The tokenizer has the token {twice!r} twice.")
+    return found
+
+
+def _types(state: dict[str, Any], tokens: list[str], tokenizer: Tokenizer) -> list[int]:
+    from gguf import TokenType
+
+    vocab, added = state["model"]["vocab"], state["added_tokens"]
+    special = {entry["id"]: entry["special"] for entry in added}
+    fallback = state["model"]["byte_fallback"]
+    types = []
+    for i, token in enumerate(tokens):
+        if i == tokenizer.unk_token_id:
+            kind = TokenType.UNKNOWN
+        elif i in special:
+            kind = TokenType.CONTROL if special[i] else TokenType.USER_DEFINED
+        elif token not in vocab:
+            kind = TokenType.UNUSED
+        elif fallback and BYTE.fullmatch(token):
+            kind = TokenType.BYTE
+        else:
+            kind = TokenType.NORMAL
+        types.append(int(kind))
+    if strict := [
+        entry["content"]
+        for entry in added
+        if entry["lstrip"] or entry["rstrip"] or entry["single_word"]
+    ]:
+        print(f"llama.cpp takes {strict} as they stand, with the spaces around them")
+    return types
+
+
+def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """llama.cpp merges the pair whose token has the highest score: the first merge.
+
+    It merges any two that make a token, transformers those in the list alone. The same
+    comes out unless transformers leaves two tokens side by side that make a third.
+    SentencePiece's lists hold every pair; the demo's does not, and `make test-export`
+    compares it on thousands of texts.
+    """
+    last = -float(len(merges))
+    scores: dict[str, float] = {}
+    for rank, pair in enumerate(merges):
+        scores.setdefault("".join(pair), -float(rank))
+    return [scores.get(token, last) for token in tokens]
+
+
+def _check_bytes(bpe: dict[str, Any]) -> None:
+    missing = [b for b in range(256) if f"<0x{b:02X}>" not in bpe["vocab"]]
+    if missing:
+        raise ValueError(
+            f"The tokenizer falls back to bytes, but lacks {len(missing)} of their 256 "
+            f"tokens (the first is <0x{missing[0]:02X}>)."
+        )
+    if bpe.get("ignore_merges"):
+        raise ValueError("The tokenizer ignores merges, which llama.cpp follows.")
+
+
+def _space_prefix(state: dict[str, Any], tokenizer: Tokenizer) -> bool:
+    """Whether text gets a space before its first word, as far as llama.cpp can say."""
+    normalizer, pre = state["normalizer"] or {}, state["pre_tokenizer"] or {}
+    steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    if not pre and steps == [{"type": "Prepend", "prepend": "▁"}, replace]:
+        return True
+    if not pre and steps == [replace]:
+        return False
+    metaspace = pre.get("type") == "Metaspace" and pre.get("replacement") == "▁"
+    if steps or not metaspace or pre.get("split", True):
+        raise ValueError(
+            "The tokenizer treats spaces in a way that llama.cpp has no word for: "
+            f"normalizer {normalizer}, pre_tokenizer {pre}."
+        )
+    if pre["prepend_scheme"] == "never":
+        return False
+    # "first" puts a space before the text's first word alone, llama.cpp after each
+    # special token as well: whoever writes prompts in the template gets what it was
+    # trained on without.
+    prefix = not _begins_with_bos(tokenizer)
+    print(
+        f"add_space_prefix: {str(prefix).lower()}, because the chat template begins "
+        + ("with no special token" if prefix else f"with {tokenizer.bos_token}")
+    )
+    return prefix
+
+
+def _begins_with_bos(tokenizer: Tokenizer) -> bool:
+    if not (tokenizer.chat_template and tokenizer.bos_token):
+        return False
+    turn = [{"role": "user", "content": "x"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False)
+    return text.startswith(tokenizer.bos_token)
+
+
+def _check_byte_level(state: dict[str, Any]) -> None:
+    steps = (state["pre_tokenizer"] or {}).get("pretokenizers", [])
+    patterns = [step["pattern"].get("Regex") for step in steps if "pattern" in step]
+    kinds = [step["type"] for step in steps]
+    reason = None
+    if state["normalizer"]:
+        reason = f"it has a normalizer ({state['normalizer']['type']})"
+    elif kinds != ["Split", "ByteLevel"] or patterns != [LLAMA_3]:
+        reason = f"it cuts text by {patterns or kinds}, not as Llama 3 does"
+    elif steps[1]["add_prefix_space"] or steps[1]["use_regex"]:
+        reason = "its ByteLevel step adds a space or cuts text again"
+    elif steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
+        reason = "its Split step is another than Llama 3's"
+    elif not state["model"]["ignore_merges"]:
+        reason = "it follows merges where a whole word is a token (ignore_merges)"
+    if reason:
+        raise ValueError(
+            f"llama.cpp would cut text differently than this byte-level tokenizer: "
+            f"{reason}."
+        )
+
+
+def _special(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
+    for name in ("bos", "eos", "unk", "pad"):
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    ids = tokenizer("a").input_ids
+    writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(ids[-1] == tokenizer.eos_token_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(plain(tokenizer.chat_template))
