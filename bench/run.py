@@ -53,7 +53,7 @@ def run(script: str, *arguments: str, path: str | None = None) -> None:
     env = os.environ | ({"PYTHONPATH": path} if path else {})
     result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     for line in result.stdout.splitlines():
-        if line.startswith(("SPEED", "PEAK", "LOADING", "mean", "loss")):
+        if line.startswith(("SPEED", "DECODE", "PEAK", "LOADING", "mean", "loss")):
             print(line, flush=True)
     if result.returncode:
         print(f"{script} {' '.join(arguments)} failed", flush=True)
@@ -68,13 +68,20 @@ def main() -> None:
     if not checkpoint.exists():
         make_checkpoint(checkpoint)
     results.mkdir(exist_ok=True)
-    (results / "speed.json").unlink(missing_ok=True)
+    for name in ("speed.json", "decode.json"):
+        (results / name).unlink(missing_ok=True)
     os.environ["LLAMA_7B"] = str(checkpoint)
     for way in WAYS:
         run("speed.py", way[0], str(checkpoint), *way[1:])
     if path := os.environ.get("UNSLOTH_PATH"):
         for options in PEER:
             run("speed.py", "unsloth", str(checkpoint), *options, path=path)
+        for options in ((), ("batch=8",)):
+            run("decode.py", "unsloth", str(checkpoint), *options, path=path)
+    for way in ("ours", "generate", "static"):
+        run("decode.py", way, str(checkpoint))
+    for way in ("ours", "generate"):
+        run("decode.py", way, str(checkpoint), "batch=8")
     run("peaks.py", str(results / "peaks.json"))
     run("loading.py", str(checkpoint), f"{checkpoint}-4bit")
     run("loading.py", f"{checkpoint}-4bit")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from colab_utils import kernels, layers, ops
+from colab_utils import kernels, layers, memory, ops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,10 +63,18 @@ def _problem(linear: Any) -> str | None:
 
 
 def decoder(model: PreTrainedModel, rows: int, size: int) -> Static | Plain:
-    """What decodes `rows` conversations of up to `size` tokens; a slow one says why."""
+    """What decodes `rows` conversations of up to `size` tokens; a slow one says why.
+
+    It has fewer rows where a GPU has no room for the keys and values of so many.
+    """
     if reason := why_not(model):
         print(f"plain decoding: {reason}")
-        return Plain(model)
+        return Plain(model, rows)
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        one = memory.inference(model.config, "lora", size).activations
+        rows = max(1, min(rows, int(0.6 * free / one)))
     return Static(model, rows, size)
 
 
@@ -272,8 +280,8 @@ class Static:
 class Plain:
     """The same for any model, as transformers computes it: a cache that grows."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+        self.model, self.rows = model, rows
 
     @torch.inference_mode()
     def start(self, prompts: list[list[int]]) -> torch.Tensor:

@@ -63,12 +63,12 @@ def answers(
     # Prompts of similar length share a batch: as one ends, so do the others.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     size = min(len(ids[order[-1]]) + max_new_tokens, context)
-    rows = min(batch_size, len(ids), _rows(model, size))
     made = [""] * len(ids)
     with evaluating(model):
-        decoder = decoding.decoder(model, rows, size)
-        for start in runtime.progress(range(0, len(order), rows), "answering"):
-            batch = order[start : start + rows]
+        decoder = decoding.decoder(model, min(batch_size, len(ids)), size)
+        steps = range(0, len(order), decoder.rows)
+        for start in runtime.progress(steps, "answering"):
+            batch = order[start : start + decoder.rows]
             writers = [_Writer(model, tokenizer, stop) for _ in batch]
             given = [ids[i] for i in batch]
             new = min(max_new_tokens, context - max(map(len, given)))
@@ -221,21 +221,6 @@ def _chooser(
 
 def _context(model: PreTrainedModel) -> int:
     return model.config.max_position_embeddings
-
-
-def _rows(model: PreTrainedModel, size: int) -> int:
-    """Of how many answers of `size` tokens a GPU has room for keys and values."""
-    import torch
-
-    if model.device.type != "cuda":
-        return 10**9
-    config, heads = model.config, model.config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", heads)
-    one = 2 * config.num_hidden_layers * kept * width * 2 * size
-    free, _ = torch.cuda.mem_get_info()
-    free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return max(1, int(0.6 * free / one))
 
 
 def _fit(tokenizer: Tokenizer, chat: Messages, new: int, context: int) -> list[int]:
