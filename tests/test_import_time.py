@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "peft", "trl"}
 HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hub"}
-# Imported by training alone, once torch and transformers are there.
-LATE = {"callbacks", "kernels", "layers", "ops", "triton_ops"}
+# Imported by training and answering alone, once torch and transformers are there.
+LATE = {"callbacks", "decoding", "kernels", "layers", "ops", "triton_ops"}
 LIGHT = sorted(
     path.stem
     for path in (ROOT / "colab_utils").glob("*.py")
