@@ -237,9 +237,10 @@ def _refusal(
             f"The hub answered {status} ({busy}) for {repo_id}. Try again in a minute."
         )
     if absent or find(httpx.TransportError, ConnectionError):
+        missing = f", and {repo_id} is not on this machine yet" if absent else ""
         return ConnectionError, (
-            f"The hub was not reached, and {repo_id} is not on this machine yet. "
-            "Check the network, then run the cell again."
+            f"The hub was not reached{missing}. Check the network, then run the cell "
+            "again."
         )
     if find(hub.HFValidationError):
         return FileNotFoundError, (
@@ -283,9 +284,11 @@ def hub_errors(repo_id: str, token: str | None, before: str = "") -> Iterator[No
     such repository or file) or ConnectionError; other errors pass, or become an OSError
     where a text is to stand `before` each message. No message holds the token.
     """
+    # An upload's threads raise RuntimeError, for a reason that is among its causes.
+    types = (*_hub_types(), RuntimeError) if before else _hub_types()
     try:
         yield
-    except _hub_types() as error:
+    except types as error:
         leaks = any(scrub(str(e), token) != str(e) for e in _chain(error))
         refusal = _refusal(error, repo_id, bool(token))
         if refusal is None and not leaks and not before:

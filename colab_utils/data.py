@@ -256,12 +256,9 @@ def save(
     if empty or not files:
         raise ValueError(f"Nothing is saved: {', '.join(empty) or 'it'} has no rows.")
     part = folder.with_name(f".{folder.name}.part")
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # a run was ended between the two moves below
+    runtime.restore(folder)
     _check_replaceable(folder)
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, rows in files.items():
         write_jsonl(part / f"{name}.jsonl", rows)
@@ -281,9 +278,7 @@ def save(
     )
     if folder.exists():
         print(f"replacing the older dataset {folder.name}")
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    runtime.replace(part, folder)
     return made
 
 

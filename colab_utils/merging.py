@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from colab_utils import runtime
+from colab_utils import recipes, runtime
 from colab_utils.adapters import Update, read_adapter
 
 if TYPE_CHECKING:
@@ -75,42 +76,76 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
 
     `weights` are the base's "original" ones, or "dequantized": as 4 bits hold them,
     which is what QLoRA trained beside. Reads and writes safetensors some rows at a
-    time: memory does not grow with the model. Written beside `out` and renamed at the
-    end, so that a run that is cut leaves nothing half made. Raises ValueError when the
-    adapter doesn't fit the base, FileExistsError when `out` is no model's folder, and
-    OSError when the disk is too small.
+    time: memory does not grow with the model. Written beside `out` and moved there at
+    the end; a run that was stopped or killed goes on after its last finished file.
+    Raises ValueError when the adapter doesn't fit the base, FileExistsError when `out`
+    is no model's folder or holds the base, and OSError when the disk is too small.
     """
     if weights not in ("original", "dequantized"):
         raise ValueError(f"weights = {weights!r}; it can be: original, dequantized.")
     updates, replaced = read_adapter(adapter)
     shards = find_shards(base)
     _check_fit(shards, updates, replaced)
+    runtime.restore(out)
+    _check_replaceable(out, base, adapter)
+    part = out.with_name(f".{out.name}.part")
+    made_of, note = _made_of(shards, adapter, weights), part / "made_of.json"
+    if part.exists() and not (note.is_file() and note.read_text("utf-8") == made_of):
+        shutil.rmtree(part)  # of a run with other files
+    finished = [shard for shard in shards if (part / shard.name).exists()]
+    size, done = _size(shards), _size(finished)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_disk(out.parent, size - done, "The merged model")
+    part.mkdir(exist_ok=True)
+    note.write_text(made_of, encoding="utf-8")
+    if finished:
+        print(f"going on: {len(finished)} of {len(shards)} files are merged already")
+    options = {"total": size, "initial": done, "unit": "B", "unit_scale": True}
+    try:
+        with runtime.progress(None, "merging", **options) as bar:
+            for shard in shards:
+                if shard not in finished:
+                    half, grid = part / "unfinished", weights == "dequantized"
+                    _merge_shard(shard, half, updates, replaced, grid, bar)
+                    half.rename(part / shard.name)
+        _copy_others(base, adapter, part)
+        note.unlink()
+        runtime.replace(part, out)
+    except KeyboardInterrupt:
+        print(f"stopped: the next run goes on from {part}, or delete that folder")
+        raise
+    except Exception:  # a full disk, for one, gets its space back
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return out
+
+
+def _made_of(shards: list[Path], adapter: Path, weights: str) -> str:
+    """What a merge depends on, as text to compare with that of a run that was cut."""
+    # The base is too large to be hashed each time.
+    states = [(str(shard.resolve()), shard.stat()) for shard in shards]
+    base = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    files = sorted(adapter.glob("adapter_*"))
+    hashes = {file.name: recipes.sha256(file) for file in files}
+    return json.dumps({"base": base, "adapter": hashes, "weights": weights})
+
+
+def _size(shards: list[Path]) -> int:
+    return sum(shard.stat().st_size for shard in shards)
+
+
+def _check_replaceable(out: Path, base: Path, adapter: Path) -> None:
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise FileExistsError(
             f"{out} holds something else than a model, and would be replaced. Choose "
             "another MODEL_NAME, or move that folder away."
         )
-    part = out.with_name(f".{out.name}.part")
-    if part.exists():  # of a run that was cut
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    size = sum(shard.stat().st_size for shard in shards)
-    try:
-        check_disk(out.parent, size, "The merged model")
-        with runtime.progress(
-            None, "merging", total=size, unit="B", unit_scale=True
-        ) as bar:
-            for shard in shards:
-                target, grid = part / shard.name, weights == "dequantized"
-                _merge_shard(shard, target, updates, replaced, grid, bar)
-        _copy_others(base, adapter, part)
-        if out.exists():
-            shutil.rmtree(out)
-        part.rename(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return out
+    for folder in (base.resolve(), adapter.resolve()):
+        if out.resolve() in (folder, *folder.parents):
+            raise FileExistsError(
+                f"{out} holds what is merged, and would be replaced. Choose another "
+                "MODEL_NAME."
+            )
 
 
 def check_disk(folder: Path, size: int, what: str) -> None:
@@ -241,6 +276,8 @@ def _merge_shard(
                 bar.update(len(data))
         if written:
             written.result()
+        new.flush()
+        os.fsync(new.fileno())  # it will count as finished, after a power cut too
 
 
 def _write(file: BinaryIO, place: int, data: Any) -> None:

@@ -20,6 +20,17 @@ PACKAGES = (
     "accelerate",
 )
 REPOSITORY = "Repository, "
+# What a card says for the names that recipes give to numbers, where they say little.
+MEASURES = {
+    "agreement": "same token preferred by adapter and merged model",
+    "difference": "relative difference of their scores",
+}
+# The notice that its licence asks for.
+LLAMA2 = (
+    "Llama 2 is licensed under the [LLAMA 2 Community License]"
+    "(https://ai.meta.com/llama/license/), Copyright (c) Meta Platforms, Inc. All "
+    "Rights Reserved"
+)
 
 
 def versions() -> dict[str, str]:
@@ -85,16 +96,18 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
     whole = kind == "model" or fields["method"] == "full"
     # The Hub knows models by their names: neither the demo nor a folder here is one.
     repository = None if base == "demo" or Path(base).exists() else base
+    llama2 = "llama-2" in base.lower()
     header = {
         "library_name": "transformers" if whole else "peft",
         "pipeline_tag": "text-generation",
         "base_model": repository,
-        "license": "llama2" if "llama-2" in base.lower() else None,
+        "license": "llama2" if llama2 else None,
         "tags": ["llama", fields["method"]],
     }
     lines = []
     for metric, found in results.items():
         named = found.items() if isinstance(found, dict) else [("", found)]
+        metric = MEASURES.get(metric, metric)
         lines += [f"| {metric}{name and ', '}{name} | {v:.4f} |" for name, v in named]
     numbers, rows = "\n".join(lines), data["rows"]
     tested, into = fields.get("tested", rows["test"]), fields.get("merged_into")
@@ -103,7 +116,8 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
         f"{fields['method']} on `{base}`, trained on {rows['train']:,} rows from "
         f"`{data['source']}` and measured on {tested:,} held-out rows.{merged}\n\n"
         f"| measured | value |\n|---|---|\n{numbers}\n\n"
-        "The prompt format is Llama 2's; it is part of the tokenizer."
+        "The prompt format is Llama 2's; it is part of the tokenizer.\n\n"
+        f"Licence: {LLAMA2 if llama2 else f'that of `{base}`'}. The data has its own."
     )
     write_card(folder, header, folder.name, text)
     source = {"name": dataset.name, "source": data["source"]}
@@ -113,8 +127,9 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
 def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
     """Upload an artefact to a private repository on the Hub; nothing without a name.
 
-    `kind` is "model" or "dataset". Returns the page's address. Raises PermissionError
-    when there is no token, or one that can't write.
+    `kind` is "model" or "dataset". Returns the page's address. A push that was cut goes
+    on at the next call: what the Hub holds is not sent again. Raises PermissionError
+    when there is no token, or one that can't write, ConnectionError when it was cut.
     """
     from colab_utils import auth
 

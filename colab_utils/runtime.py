@@ -240,6 +240,7 @@ def new_artefact(kind: str, name: str) -> Path:
     """
     _check_name(kind, name)
     folder = workspace() / kind / name
+    restore(folder)
     ours = any((folder / name).exists() for name in ("recipe.json", "checkpoints"))
     if not ours and folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise FileExistsError(
@@ -247,6 +248,28 @@ def new_artefact(kind: str, name: str) -> Path:
             f"Choose another {MAKERS[kind][1]}, or move that folder away."
         )
     return folder
+
+
+def restore(folder: Path) -> None:
+    """Put an older `folder` back where `replace` was killed between its two moves."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def replace(new: Path, folder: Path) -> None:
+    """Move the finished folder `new` to `folder`, which stays whole until then.
+
+    Killed at any moment, it leaves the older folder or the new one: in place, or where
+    `restore` finds it.
+    """
+    restore(folder)
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def require(**given: tuple) -> None:
@@ -282,6 +305,7 @@ def artefact(kind: str, name: str) -> Path:
     notebook, parameter = MAKERS[kind]
     _check_name(kind, name)
     parent = workspace() / kind
+    restore(parent / name)
     if (parent / name / "recipe.json").is_file():
         return parent / name
     state = "is unfinished (recipe.json is missing)"

@@ -276,19 +276,234 @@ def test_a_base_cut_short_leaves_an_older_model(base, adapter, tmp_path, older):
     assert_untouched(older)
 
 
-def test_an_interrupted_merge_leaves_an_older_model(base, adapter, monkeypatch, older):
-    merge, done = merging.merged_weight, []
+class Interrupted:
+    """`merged_weight`, where the reader stops the cell after so many calls."""
 
-    def interrupted(*args):
-        if len(done) == 5:
+    def __init__(self, calls: int) -> None:
+        self.left, self.merge = calls, merging.merged_weight
+
+    def __call__(self, *args):
+        self.left -= 1
+        if self.left < 0:
             raise KeyboardInterrupt
-        done.append(merge(*args))
-        return done[-1]
+        return self.merge(*args)
 
-    monkeypatch.setattr(merging, "merged_weight", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        merging.merge(base, adapter, older)
+
+@pytest.fixture
+def stopped(tokenizer, tmp_path, monkeypatch, older, capsys):
+    """A merge that was stopped in its last file but one: base, adapter, number done."""
+    base = make_base(tmp_path / "base", torch.float16, "1MB")
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer)
+    adapted, _ = merging.read_adapter(adapter)
+    shards = merging.find_shards(base)
+    calls = [sum(n in adapted for n, _ in merging.tensors_of(s)) for s in shards[:-1]]
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "merged_weight", Interrupted(sum(calls) - 1))
+        with pytest.raises(KeyboardInterrupt):
+            merging.merge(base, adapter, older)
+    assert len(shards) > 2 and calls[-1]
+    part = older.with_name(".mine.part")
+    assert f"stopped: the next run goes on from {part}" in capsys.readouterr().out
+    return base, adapter, len(shards) - 2
+
+
+def test_a_stopped_merge_leaves_an_older_model_and_goes_on(stopped, older, capsys):
+    base, adapter, done = stopped
+    assert (older / "config.json").read_text() == "older"
+    first = merging.find_shards(base)[0].name
+    inode = (older.with_name(".mine.part") / first).stat().st_ino
+    merging.merge(base, adapter, older)
+    assert f"going on: {done} of {done + 2} files" in capsys.readouterr().out
+    assert (older / first).stat().st_ino == inode, "it was made again"
+    assert_merged(older, base, adapter, torch.float16)
+    assert list(older.parent.iterdir()) == [older]
+    assert not list(older.glob("made_of*")) + list(older.glob("unfinished*"))
+
+
+@pytest.mark.parametrize("what", ["base", "adapter", "weights", "note"])
+def test_a_stopped_merge_of_other_things_begins_anew(
+    stopped, tokenizer, tmp_path, older, capsys, what
+):
+    base, adapter, _ = stopped
+    kind = "dequantized" if what == "weights" else "original"
+    if what == "base":  # another last byte, the same size
+        path = merging.find_shards(base)[0]
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif what == "adapter":
+        adapter = make_adapter(base, tmp_path / "other", tokenizer, lora_alpha=5)
+    elif what == "note":  # killed while it was written
+        note = older.with_name(".mine.part") / "made_of.json"
+        note.write_text(note.read_text()[:-9])
+    merging.merge(base, adapter, older, kind)
+    assert "going on" not in capsys.readouterr().out
+    clean = merging.merge(base, adapter, tmp_path / "clean", kind)
+    found, expected = weights(older), weights(clean)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_disk_that_fills_up_gets_its_space_back(base, adapter, older):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (base / "model.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            merging.merge(base, adapter, older)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_untouched(older)
+
+
+@pytest.mark.parametrize("inside", [".", "snapshots/1"])
+def test_what_is_merged_is_never_replaced(tokenizer, tmp_path, inside):
+    base = make_base(tmp_path / "base" / inside, torch.float16)
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer)
+    (tmp_path / "base" / "config.json").touch()
+    with pytest.raises(FileExistsError, match="holds what is merged"):
+        merging.merge(base, adapter, tmp_path / "base")
+    assert merging.find_shards(base)
+
+
+# Merges over an older model and is killed, again and again: at every touch of the disk
+# (argument `touches`), or after so many bytes, drawn at random. Then merges once more.
+KILLED = """
+import json, os, random, shutil, signal, sys
+from pathlib import Path
+from colab_utils import merging, recipes
+import torch
+
+torch.set_num_threads(1)  # a pool of threads would not survive the fork
+base, adapter = Path("base"), Path("adapter")
+models, out = Path("models"), Path("models/mine")
+TOUCHES = "open os.rename os.remove os.mkdir os.rmdir".split()
+
+def content(folder):
+    if not folder.exists():
+        return None
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return [(file.name, recipes.sha256(file)) for file in files]
+
+def child(task):
+    sys.stdout.flush()
+    process = os.fork()
+    if not process:
+        task()
+        sys.stdout.flush()
+        os._exit(0)
+    return process
+
+def end(process):
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+def merge():
+    merging.merge(base, adapter, out)
+
+def killed_at(touch):
+    left = [touch]
+    def hook(event, _):
+        if event in TOUCHES:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    merge()
+
+def written():
+    sizes = (file.stat().st_size for file in (models / ".mine.part").glob("*"))
+    try:
+        return sum(sizes)
+    except FileNotFoundError:  # it was just renamed
+        return 0
+
+assert end(child(merge)) == 0
+total = merging._size(merging.find_shards(base))
+before, new = content(base), content(out)
+draw = random.Random(int(sys.argv[2]))
+for trial in range(1, 1000):
+    shutil.rmtree(models)
+    out.mkdir(parents=True)
+    (out / "config.json").write_text("older")
+    old = content(out)
+    if sys.argv[1] == "touches":
+        code = end(child(lambda: killed_at(trial)))
+    else:
+        process = child(merge)
+        enough = draw.uniform(1, 0.9 * total)
+        while written() < enough and not (out / "model-1.safetensors").exists():
+            pass
+        os.kill(process, signal.SIGKILL)
+        code = end(process)
+    assert content(base) == before
+    state = {json.dumps(old): "old", json.dumps(new): "new"}.get(
+        json.dumps(content(out)), "none"
+    )
+    if state == "none":
+        assert not out.exists() and content(models / ".mine.old") == old
+        assert content(models / ".mine.part") == new
+    part = models / ".mine.part"
+    done = len(list(part.glob("*.safetensors")))
+    done *= (part / "made_of.json").exists()  # gone just before the moves
+    assert end(child(merge)) == 0
+    assert content(out) == new and content(base) == before
+    assert os.listdir(models) == ["mine"]
+    print("state:", state, done, code, flush=True)
+    if code == 0 if sys.argv[1] == "touches" else trial == 12:
+        break
+"""
+
+
+def killed(folder: Path, how: str, seed: int = 0) -> list[list[str]]:
+    """State, finished files and exit code of each killed merge; "going on" lines."""
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED, how, str(seed)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HEADLESS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.splitlines()
+    told = sum(line.startswith("going on") for line in lines)
+    states = [line.split()[1:] for line in lines if line.startswith("state: ")]
+    assert told == sum(int(done) > 0 for _, done, _ in states)
+    return states
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_any_touch_of_the_disk_nothing_is_lost(tokenizer, tmp_path):
+    base = make_base(tmp_path / "base", torch.float16, "1MB")
+    make_adapter(base, tmp_path / "adapter", tokenizer)
+    found = killed(tmp_path, "touches")
+    states = [state for state, _, _ in found]
+    # Only between two renames it is under another name, where the next run finds it.
+    order = ["old"] * states.count("old") + ["none"] + ["new"] * states.count("new")
+    assert states == order and len(states) > 30
+    files = len(merging.find_shards(base))
+    assert {int(done) for _, done, _ in found} == set(range(files + 1))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_random_moments_nothing_is_lost(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir(), adapter.mkdir()
+    name, lora = "model.layers.{}.mlp.up_proj.weight", {}
+    torch.manual_seed(0)
+    for i in range(4):  # 20 MB each
+        file = base / f"model-{i + 1}.safetensors"
+        save_file({name.format(i): torch.randn(2500, 4000).half()}, file)
+        stem = f"base_model.model.{name.format(i)}".removesuffix(".weight")
+        lora[f"{stem}.lora_A.weight"] = torch.randn(4, 4000)
+        lora[f"{stem}.lora_B.weight"] = torch.randn(2500, 4)
+    save_file(lora, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (base / "config.json").write_text("{}")
+    found = killed(tmp_path, "bytes")
+    assert len(found) == 12 and sum(code == "-9" for _, _, code in found) > 5
 
 
 def test_an_older_model_is_replaced(base, adapter, older):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,12 @@ def test_the_hub_can_read_the_card(tmp_path):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as creates a repository and takes a commit of small files."""
+    """As much of the hub as creates a repository and takes a commit.
+
+    Weights go beside it, by their hash (git LFS). `server.large` are those that are
+    there; at one of the size `server.cut` something happens: it is refused, or only
+    half of it is read, `server.half` is set and nothing is answered.
+    """
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -86,15 +92,31 @@ class Hub(http.server.BaseHTTPRequestHandler):
         address = f"http://127.0.0.1:{self.server.server_port}/datasets/me/mine"
         if "/preupload/" in self.path:
             files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                {"path": f["path"], "uploadMode": mode(f), "shouldIgnore": False}
                 for f in lines[0]["files"]
             ]
             return self.answer(200, {"files": files})
+        if self.path.endswith("/objects/batch"):
+            objects = [self.server.action(f) for f in lines[0]["objects"]]
+            return self.answer(200, {"transfer": "basic", "objects": objects})
         if "/commit/" in self.path:
             return self.answer(
                 200, {"commitUrl": f"{address}/commit/1", "commitOid": "1"}
             )
         return self.answer(200, {"url": address})
+
+    def do_PUT(self):
+        size = int(self.headers["Content-Length"])
+        if size == self.server.cut and self.server.refused:
+            self.rfile.read(size)
+            return self.answer(403, {"error": "Forbidden"})
+        if size == self.server.cut:
+            self.rfile.read(size // 2)
+            return self.server.half.set()
+        name = self.path.rpartition("/")[2]
+        self.server.large[name] = self.rfile.read(size)
+        self.server.sent.append(name)
+        self.answer(200, {})
 
     def do_GET(self):
         self.answer(404, {})
@@ -110,10 +132,29 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def mode(file: dict) -> str:
+    return "lfs" if file["path"].endswith(".safetensors") else "regular"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """What a hub remembers."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Hub)
+        self.taken, self.large, self.sent = [], {}, []
+        self.cut, self.refused, self.half = None, False, threading.Event()
+
+    def action(self, file: dict) -> dict:
+        """How to send a file; nothing is said of one that is there."""
+        if file["oid"] in self.large:
+            return file
+        url = f"http://127.0.0.1:{self.server_port}/large/{file['oid']}"
+        return {**file, "actions": {"upload": {"href": url}}}
+
+
 @pytest.fixture
 def hub():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.taken = []
+    server = Server()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -133,9 +174,9 @@ except OSError as error:
 """
 
 
-def push(folder: Path, name: str, hub, **env: str) -> list[str]:
-    """What pushing `folder`/mine prints in a fresh interpreter; never the token."""
-    (folder / "mine" / "checkpoints").mkdir(parents=True)
+def pushing(folder: Path, name: str, hub, **env: str) -> subprocess.Popen:
+    """A fresh interpreter that pushes `folder`/mine."""
+    (folder / "mine" / "checkpoints").mkdir(parents=True, exist_ok=True)
     for file in ("train.jsonl", "rejected.jsonl", "README.md", "checkpoints/a.bin"):
         (folder / "mine" / file).write_text("{}\n")
     recipes.write(folder / "mine", kind="dataset")
@@ -143,17 +184,23 @@ def push(folder: Path, name: str, hub, **env: str) -> list[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
     clean |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
     clean["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
-    result = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", PUSH, name],
         env=clean | env,
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
     )
-    assert result.returncode == 0, result.stderr
-    assert not any(t in result.stdout + result.stderr for t in (RIGHT, WRONG))
-    return result.stdout.splitlines()
+
+
+def push(folder: Path, name: str, hub, **env: str) -> list[str]:
+    """What the push prints; never the token."""
+    process = pushing(folder, name, hub, **env)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert not any(t in stdout + stderr for t in (RIGHT, WRONG))
+    return stdout.splitlines()
 
 
 @pytest.mark.parametrize("base", ["demo", "a folder", "someone/llama-2-7b"])
@@ -170,6 +217,37 @@ def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path, base):
     assert header.get("base_model") == (base if "/" in base else None)
     assert header.get("license") == ("llama2" if "/" in base else None)
     assert recipes.read(folder)["base_model"] == name
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert ("Copyright (c) Meta Platforms" in text) == ("/llama-2" in base)
+    assert (f"Licence: that of `{name}`." in text) != ("/llama-2" in base)
+
+
+def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
+    folder, dataset = tmp_path / "mine", tmp_path / "data"
+    folder.mkdir()
+    dataset.mkdir()
+    recipes.write(dataset, rows={"train": 1980, "test": 400}, source="facts.csv")
+    accuracy = {"base": 0.01, "tuned": 0.957, "merged": 0.955}
+    results = {"accuracy": accuracy, "agreement": 0.999, "difference": 0.00056}
+    fields = {"base_model": "someone/llama-2-7b", "method": "qlora", "tested": 300}
+    recipes.write_trained(
+        folder, "model", dataset, results=results, merged_into="dequantized", **fields
+    )
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["library_name"] == "transformers" and header["license"] == "llama2"
+    assert header["base_model"] == "someone/llama-2-7b" and "qlora" in header["tags"]
+    assert "1,980 rows from `facts.csv` and measured on 300 held-out rows" in text
+    assert "Merged into the dequantized weights." in text
+    for row in (
+        "| accuracy, base | 0.0100 |",
+        "| accuracy, tuned | 0.9570 |",
+        "| accuracy, merged | 0.9550 |",
+        "| same token preferred by adapter and merged model | 0.9990 |",
+        "| relative difference of their scores | 0.0006 |",
+    ):
+        assert f"\n{row}\n" in text
+    assert recipes.read(folder)["results"] == results
 
 
 @pytest.mark.parametrize("name", ["", " "])
@@ -212,3 +290,66 @@ def test_a_push_is_private_and_leaves_out_what_is_not_for_others(tmp_path, hub):
     (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
     sent = {line["value"]["path"] for line in commit if line["key"] == "file"}
     assert sent == {"train.jsonl", "README.md", "recipe.json"}
+
+
+# --- a push that is cut ---------------------------------------------------------------
+
+# Files of weights go by hash, which the server here understands. (Where hf_xet is
+# installed, the Hub takes chunks instead, and knows those that it has, too.)
+LARGE = {"HF_TOKEN": RIGHT, "HF_HUB_DISABLE_XET": "1"}
+
+
+@pytest.fixture
+def large(tmp_path) -> dict[str, bytes]:
+    """The weights of `mine` by their hash; the last file is the largest."""
+    (tmp_path / "mine").mkdir()
+    made = {}
+    for number in (1, 2, 3):
+        content = os.urandom(number << 20)
+        made[hashlib.sha256(content).hexdigest()] = content
+        (tmp_path / "mine" / f"model-{number}.safetensors").write_bytes(content)
+    return made
+
+
+def committed(hub) -> set[tuple[str, str]]:
+    """Path and hash of each weight file in the only commit."""
+    (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
+    files = (line["value"] for line in commit if line["key"] == "lfsFile")
+    return {(file["path"], file["oid"]) for file in files}
+
+
+def test_a_killed_push_goes_on_where_it_was(tmp_path, hub, large):
+    *_, last = large
+    hub.cut = len(large[last])
+    process = pushing(tmp_path, "me/mine", hub, **LARGE)
+    assert hub.half.wait(60)
+    while len(hub.large) < 2:  # they are sent side by side
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert not any("/commit/" in path for path, _ in hub.taken)
+    hub.cut = None
+    lines = push(tmp_path, "me/mine", hub, **LARGE)
+    assert lines[-1].startswith("pushed: http")
+    assert hub.large == large
+    assert sorted(hub.sent) == sorted(large), "a file was sent twice"
+    paths = {(f"model-{n}.safetensors", oid) for n, oid in enumerate(large, 1)}
+    assert committed(hub) == paths
+    # Once more: everything is there.
+    hub.taken.clear()
+    push(tmp_path, "me/mine", hub, **LARGE)
+    assert len(hub.sent) == 3 and committed(hub) == paths
+
+
+def test_a_push_that_is_refused_halfway_says_so_and_goes_on(tmp_path, hub, large):
+    *_, last = large
+    hub.cut, hub.refused = len(large[last]), True
+    line = push(tmp_path, "me/mine", hub, **LARGE)[-1]
+    assert line.startswith(
+        "PermissionError: mine is saved, but not pushed to me/mine: This token may not"
+    )
+    hub.cut = None
+    assert push(tmp_path, "me/mine", hub, **LARGE)[-1].startswith("pushed: http")
+    assert hub.large == large and committed(hub)
+    assert sorted(hub.sent) == sorted(large)

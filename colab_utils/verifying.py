@@ -1,0 +1,210 @@
+"""Compare a merged model with base and adapter, a layer at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colab_utils import merging, runtime
+from colab_utils.adapters import Update, read_adapter
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    Layer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+ROWS = 1024  # of the head and its logits, at a time
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a merged model is from base and adapter, over all positions.
+
+    `difference` is |merged - apart| / |apart| of the logits, `same` the share of
+    positions with the same favourite token, `layers` the relative difference of what
+    each decoder layer puts out.
+    """
+
+    difference: float
+    same: float
+    layers: list[float]
+
+
+class _Model:
+    """A model's weights, read from its files when they are used, with its adapter."""
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        updates: dict[str, Update] | None = None,
+        replaced: dict[str, torch.Tensor] | None = None,
+        weights: str = "original",
+    ) -> None:
+        shards = merging.find_shards(folder)
+        self.files = {name: s for s in shards for name, _ in merging.tensors_of(s)}
+        self.folder, self.device, self.weights = folder, device, weights
+        self.updates, self.replaced = updates or {}, replaced or {}
+
+    def stored(self, name: str) -> torch.Tensor:
+        """A tensor as the file has it; only the pages that are used are read."""
+        from safetensors import safe_open
+
+        if name not in self.files:
+            raise ValueError(f"{self.folder} lacks {name}: merge again.")
+        with safe_open(self.files[name], framework="pt") as file:
+            tensor = file.get_tensor(name)
+        if self.weights == "dequantized" and merging.QUANTISED.fullmatch(name):
+            return merging.dequantised(tensor)
+        return tensor
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The same, or what the adapter has in its place."""
+        return self.replaced[name] if name in self.replaced else self.stored(name)
+
+    def embedded(self, ids: list[int]) -> torch.Tensor:
+        """The embeddings of token ids, (1, tokens, width)."""
+        name = "model.embed_tokens.weight"
+        out = self.weight(name)[ids].float()
+        if name in self.updates:
+            update = self.updates[name]
+            out += update.scale * update.b[ids] @ update.a
+        return out[None].to(self.device)
+
+    def added(self, name: str, weight: torch.Tensor, rows: slice) -> Layer | None:
+        """From x and W x what the adapted layer puts out, W x + scale B (A x).
+
+        `weight` are the `rows` of W. This is how PEFT computes, not how `merging` does.
+        """
+        import torch
+
+        if name not in self.updates:
+            return None
+        update = self.updates[name]
+        a, b = update.a.to(self.device), update.b[rows].to(self.device)
+        length = 1.0
+        if update.lengths is not None:
+            whole = torch.addmm(weight, b, a, alpha=update.scale)
+            length = update.lengths[rows].to(self.device) / whole.norm(dim=1)
+        return lambda x, out: length * (out + update.scale * (x @ a.T @ b.T))
+
+    def head(self, rows: slice, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits of some tokens, (positions, rows)."""
+        name = "lm_head.weight"
+        tied = name not in self.files and name not in self.replaced
+        stored = self.stored("model.embed_tokens.weight") if tied else self.weight(name)
+        weight = stored[rows].to(self.device).float()
+        change, out = self.added(name, weight, rows), hidden @ weight.T
+        return change(hidden, out) if change else out
+
+
+def verify(
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    conversations: list[list[int]],
+    weights: str = "original",
+) -> Comparison:
+    """Run token ids through base with adapter and through the merged model.
+
+    Computes in float32, and holds one decoder layer at a time: 1 GiB for Llama 2 7B.
+    `weights` is what `merging.merge` was given. Raises ValueError for another
+    architecture than Llama, and for conversations without tokens.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base)
+    if config.model_type != "llama":
+        raise ValueError(
+            f"{base} is a {config.model_type} model, and only Llama is compared a "
+            "layer at a time. Load both models with models.load_model instead."
+        )
+    conversations = [ids for ids in conversations if len(ids)]
+    if not conversations:
+        raise ValueError("There are no tokens to compare on: is the test file empty?")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    updates, replaced = read_adapter(adapter)
+    models = (
+        _Model(base, device, updates, replaced, weights),
+        _Model(merged, device),
+    )
+    with torch.inference_mode():
+        states = [[model.embedded(ids) for ids in conversations] for model in models]
+        layers = _run_layers(config, models, states)
+        return Comparison(*_compare_logits(config, models, states), layers)
+
+
+def _run_layers(
+    config: LlamaConfig, models: tuple[_Model, ...], states: list[list[torch.Tensor]]
+) -> list[float]:
+    """Take the states of both models through all layers; their relative differences."""
+    import torch
+    from transformers.models.llama import modeling_llama as llama
+
+    config._attn_implementation = "sdpa"  # causal where it gets no mask
+    device = models[0].device
+    with torch.device("meta"):
+        layer = llama.LlamaDecoderLayer(config, 0).requires_grad_(False).eval()
+    layer = layer.to_empty(device=device)
+    rotary = llama.LlamaRotaryEmbedding(config).to(device)
+    found = []
+    for i in runtime.progress(range(config.num_hidden_layers), "comparing layers"):
+        for model, hidden in zip(models, states, strict=True):
+            hooks = _load(layer, model, f"model.layers.{i}.")
+            for n, state in enumerate(hidden):
+                positions = torch.arange(state.shape[1], device=device)[None]
+                turn = rotary(state, position_ids=positions)
+                hidden[n] = layer(state, position_embeddings=turn)
+            for hook in hooks:
+                hook.remove()
+        apart, merged = (torch.cat(hidden, 1) for hidden in states)
+        found.append(((merged - apart).norm() / apart.norm()).item())
+    return found
+
+
+def _load(layer: LlamaDecoderLayer, model: _Model, stem: str) -> list[Any]:
+    """Fill a decoder layer with a model's weights; the hooks that are its adapter."""
+    for name, parameter in layer.named_parameters():
+        parameter.copy_(model.weight(stem + name).to(model.device))
+    hooks = []
+    for name, module in layer.named_modules():
+        if f"{stem}{name}.weight" in model.updates:
+            change = model.added(f"{stem}{name}.weight", module.weight, slice(None))
+            hook = lambda _, given, out, change=change: change(given[0], out)  # noqa: E731
+            hooks.append(module.register_forward_hook(hook))
+    return hooks
+
+
+def _compare_logits(
+    config: LlamaConfig, models: tuple[_Model, ...], states: list[list[torch.Tensor]]
+) -> tuple[float, float]:
+    """Relative difference of the logits, and the share of equal favourites."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    hidden = []
+    for model, given in zip(models, states, strict=True):
+        norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps).to(model.device)
+        norm.weight.copy_(model.weight("model.norm.weight"))
+        hidden.append(norm(torch.cat(given, 1)[0]))
+    # The largest logit of each position so far, and its token.
+    best = [torch.full((len(h),), -torch.inf, device=h.device) for h in hidden]
+    favourites = [torch.zeros(len(h), dtype=torch.long) for h in hidden]
+    difference = total = 0.0
+    for start in range(0, config.vocab_size, ROWS):
+        rows = slice(start, start + ROWS)
+        logits = [m.head(rows, h) for m, h in zip(models, hidden, strict=True)]
+        difference += (logits[1] - logits[0]).double().square().sum().item()
+        total += logits[0].double().square().sum().item()
+        for i, (value, place) in enumerate(scores.max(-1) for scores in logits):
+            better = value > best[i]
+            best[i] = torch.where(better, value, best[i])
+            favourites[i][better.cpu()] = start + place[better].cpu()
+    same = (favourites[0] == favourites[1]).float().mean().item()
+    return math.sqrt(difference / total), same
