@@ -2,7 +2,8 @@
 
 Makes the model (13.5 GB of random weights, three files) and an adapter of rank 16 in
 FOLDER, which needs 30 GB. Measured, each in a process of its own: a plain copy of the
-files, `merging.merge` into both kinds of weights, and PEFT's `merge_and_unload`.
+files, `merging.merge` into both kinds of weights, PEFT's `merge_and_unload`, and
+`verifying.verify` of 400 tokens.
 Writes bench/results/merge.json.
 """
 
@@ -19,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from sampling import Sampler
 
 OUT = Path(__file__).parent / "results" / "merge.json"
-WAYS = ("copy", "original", "dequantized", "peft")
+WAYS = ("copy", "original", "dequantized", "peft", "verify")
 TINY = "tiny" in sys.argv[2:]
 
 
@@ -82,10 +83,12 @@ def measure(way: str, folder: Path) -> dict:
     """One way, in this process."""
     import torch  # noqa: F401  (its start is not the merge's)
 
-    from colab_utils import merging
+    from colab_utils import merging, verifying
 
     base, adapter, out = (folder / name for name in ("base", "adapter", "out"))
     shutil.rmtree(out, ignore_errors=True)
+    if way == "verify":
+        merging.merge(base, adapter, out)
     with Sampler() as sampler:
         if way == "copy":
             subprocess.run(["cp", "-r", base, out], check=True)
@@ -96,6 +99,8 @@ def measure(way: str, folder: Path) -> dict:
             model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
             model.save_pretrained(out)
+        elif way == "verify":
+            verifying.verify(base, adapter, out, [list(range(3, 103))] * 4)
         else:
             merging.merge(base, adapter, out, way)
         subprocess.run(["sync", "-f", folder], check=True)

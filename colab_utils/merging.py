@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-BLOCK = 8 << 20  # bytes that are read, changed and written at a time
+BLOCK = 2 << 20  # bytes that are read, changed and written at a time: in the cache
 # What transformers quantises: every linear layer but the head.
 QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 
@@ -81,6 +81,8 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
     Raises ValueError when the adapter doesn't fit the base, FileExistsError when `out`
     is no model's folder or holds the base, and OSError when the disk is too small.
     """
+    import torch
+
     if weights not in ("original", "dequantized"):
         raise ValueError(f"weights = {weights!r}; it can be: original, dequantized.")
     updates, replaced = read_adapter(adapter)
@@ -101,11 +103,14 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
     if finished:
         print(f"going on: {len(finished)} of {len(shards)} files are merged already")
     options = {"total": size, "initial": done, "unit": "B", "unit_scale": True}
+    grid, threads = weights == "dequantized", torch.get_num_threads()
+    # Threads that wait for each other spin, and the one that writes needs their core.
+    torch.set_num_threads(threads if grid else 1)
     try:
         with runtime.progress(None, "merging", **options) as bar:
             for shard in shards:
                 if shard not in finished:
-                    half, grid = part / "unfinished", weights == "dequantized"
+                    half = part / "unfinished"
                     _merge_shard(shard, half, updates, replaced, grid, bar)
                     half.rename(part / shard.name)
         _copy_others(base, adapter, part)
@@ -117,6 +122,8 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
     except Exception:  # a full disk, for one, gets its space back
         shutil.rmtree(part, ignore_errors=True)
         raise
+    finally:
+        torch.set_num_threads(threads)
     return out
 
 

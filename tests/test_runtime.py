@@ -482,3 +482,30 @@ def test_a_parameter_out_of_range_is_named(rule, message):
 
 def test_parameters_within_their_range_pass():
     runtime.require(A=(1, 1, 9), B=(0.5, 0.0, 1.0), C=(1, 0.0, 1.0), D=("a", "a", "b"))
+
+
+# --- replacing a folder ---------------------------------------------------------------
+
+
+def made(folder, text: str):
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text(text)
+    return folder
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    folder = made(tmp_path / "mine", "old")
+    (folder / "more").write_text("x")
+    made(tmp_path / ".mine.old", "of a run that was killed while it deleted this")
+    runtime.replace(made(tmp_path / "new", "new"), folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.name for path in folder.iterdir()] == ["recipe.json"]
+    assert (folder / "recipe.json").read_text() == "new"
+
+
+@pytest.mark.parametrize("ask", [runtime.artefact, runtime.new_artefact])
+def test_an_artefact_whose_replacement_was_killed_is_found(headless, ask):
+    made(headless / "models" / ".mine.old", "old")
+    folder = ask("models", "mine")
+    assert (folder / "recipe.json").read_text() == "old"
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
