@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 BLOCK = 2 << 20  # bytes that are read, changed and written at a time: in the cache
+AHEAD = 8  # blocks that may wait to be written
 # What transformers quantises: every linear layer but the head.
 QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 
@@ -263,7 +265,7 @@ def _merge_shard(
         ThreadPoolExecutor(1) as writer,
     ):
         new.write(old.read(begin))
-        written: Future | None = None
+        written: deque[Future] = deque()
         for name, entry in tensors_of(source):
             first, last = entry["data_offsets"]
             old.seek(begin + first)
@@ -276,13 +278,13 @@ def _merge_shard(
                 chunks = read_blocks(old, last - first, BLOCK, source)
             place = begin + first
             for data in chunks:
-                if written:
-                    written.result()
-                written = writer.submit(_write, new, place, data)
+                if len(written) == AHEAD:
+                    written.popleft().result()
+                written.append(writer.submit(_write, new, place, data))
                 place += len(data)
                 bar.update(len(data))
-        if written:
-            written.result()
+        for one in written:
+            one.result()
         new.flush()
         os.fsync(new.fileno())  # it will count as finished, after a power cut too
 
