@@ -235,6 +235,7 @@ class Static:
 
     def _record(self) -> None:
         """Record a step, after one that makes what is only made the first time."""
+        kernels.prepared()
         lengths, beside = self.lengths.clone(), torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -242,7 +243,7 @@ class Static:
         torch.cuda.current_stream().wait_stream(beside)
         self.lengths.copy_(lengths)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.scores = self._step(self.rows, self.keys.shape[2])
 
     def _step(self, rows: int, size: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils import merging, runtime, vocabulary
+from colab_utils import runtime, storage, vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ def write_gguf(model: Path, out: Path | None = None, kind: str = "q8_0") -> Path
     tensors = _tensors(model, config, kind.upper())
     part = out.with_name(f".{out.name}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
-    merging.check_disk(out.parent, sum(map(_size, tensors)), out.name)
+    storage.check_disk(out.parent, sum(map(_size, tensors)), out.name)
     try:
         writer = _header(model.name, config, tensors, kind.upper())
         vocabulary.write(writer, model, config.vocab_size)
@@ -151,9 +151,9 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
     """The weights in the order of the files; ValueError unless they fit the config."""
     wanted, found = _shapes(config), []
     ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    for shard in merging.find_shards(model):
-        _, begin = merging.header(shard)
-        for source, entry in merging.tensors_of(shard):
+    for shard in storage.find_shards(model):
+        _, begin = storage.header(shard)
+        for source, entry in storage.tensors_of(shard):
             if source in ignored or UNUSED.fullmatch(source):
                 continue
             if source not in wanted:
@@ -163,7 +163,7 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
                 raise ValueError(
                     f"{source} is {tuple(entry['shape'])}, config.json wants {shape}."
                 )
-            if entry["dtype"] not in merging.DTYPES:
+            if entry["dtype"] not in storage.DTYPES:
                 raise ValueError(
                     f"{source} is stored as {entry['dtype']}: export the 16-bit "
                     "weights, not quantised ones."
@@ -286,7 +286,7 @@ def _converted(tensor: Tensor) -> Iterator[np.ndarray]:
     with tensor.path.open("rb") as file, ThreadPoolExecutor(WORKERS) as pool:
         file.seek(tensor.begin)
         whole = math.prod(tensor.shape) * size
-        for data in merging.read_blocks(file, whole, block, tensor.path):
+        for data in storage.read_blocks(file, whole, block, tensor.path):
             pending.append(pool.submit(_convert, tensor, data))
             if len(pending) > WORKERS:
                 yield pending.popleft().result()
@@ -303,7 +303,7 @@ def _convert(tensor: Tensor, data: bytearray) -> np.ndarray:
         rows = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
         rows = rows.view(np.float32)
     else:
-        rows = np.frombuffer(data, merging.DTYPES[tensor.dtype])
+        rows = np.frombuffer(data, storage.DTYPES[tensor.dtype])
     rows = rows.reshape(-1, *tensor.shape[1:])
     if tensor.head > 1:
         # transformers rotates entry i with i + half, llama.cpp 2 i with 2 i + 1

@@ -106,7 +106,17 @@ def prepare(
     run = triton_ops.compile_training if training else triton_ops.compile_decoding
     thread = threading.Thread(target=run, args=(config, dtype))
     thread.start()
+    _preparing.append(thread)
     return thread
+
+
+_preparing: list[threading.Thread] = []
+
+
+def prepared() -> None:
+    """Wait for what `prepare` has begun: a GPU's step is not recorded beside it."""
+    while _preparing:
+        _preparing.pop().join()
 
 
 def remove(model: PreTrainedModel) -> None:

@@ -13,14 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from colab_utils import recipes, runtime
+from colab_utils import recipes, runtime, storage
 from colab_utils.adapters import Update, read_adapter
 
 if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
 
-DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 BLOCK = 2 << 20  # bytes that are read, changed and written at a time: in the cache
 AHEAD = 8  # blocks that may wait to be written
 # What transformers quantises: every linear layer but the head.
@@ -88,7 +87,7 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
     if weights not in ("original", "dequantized"):
         raise ValueError(f"weights = {weights!r}; it can be: original, dequantized.")
     updates, replaced = read_adapter(adapter)
-    shards = find_shards(base)
+    shards = storage.find_shards(base)
     _check_fit(shards, updates, replaced)
     runtime.restore(out)
     _check_replaceable(out, base, adapter)
@@ -99,7 +98,7 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
     finished = [shard for shard in shards if (part / shard.name).exists()]
     size, done = _size(shards), _size(finished)
     out.parent.mkdir(parents=True, exist_ok=True)
-    check_disk(out.parent, size - done, "The merged model")
+    storage.check_disk(out.parent, size - done, "The merged model")
     part.mkdir(exist_ok=True)
     note.write_text(made_of, encoding="utf-8")
     if finished:
@@ -157,16 +156,6 @@ def _check_replaceable(out: Path, base: Path, adapter: Path) -> None:
             )
 
 
-def check_disk(folder: Path, size: int, what: str) -> None:
-    """Raise OSError when `folder` has no room for `size` bytes of `what`."""
-    free = shutil.disk_usage(folder).free
-    if free < size * 1.02:
-        raise OSError(
-            f"{what} needs {size / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} GiB "
-            "free. Free some, or set WORKSPACE to a larger disk."
-        )
-
-
 def _copy_others(base: Path, adapter: Path, part: Path) -> None:
     """The base's config and the adapter's tokenizer."""
     for file in (*base.glob("*.json"), *base.glob("tokenizer.model")):
@@ -178,50 +167,12 @@ def _copy_others(base: Path, adapter: Path, part: Path) -> None:
             shutil.copyfile(file, part / file.name)
 
 
-def find_shards(base: Path) -> list[Path]:
-    """The safetensors files of a model folder.
-
-    Raises FileNotFoundError when there are none, or when one of them is missing.
-    """
-    index = base / "model.safetensors.index.json"
-    if index.exists():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        shards = [base / name for name in sorted(set(names))]
-    else:
-        shards = sorted(base.glob("*.safetensors"))
-    missing = [shard.name for shard in shards if not shard.exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{base} lacks {len(missing)} of {len(shards)} weight files (the first is "
-            f"{missing[0]}): download the model again."
-        )
-    if not shards:
-        raise FileNotFoundError(
-            f"{base} holds no safetensors weights. Where it has .bin files, write it "
-            'anew:\npython -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{base}', dtype='auto').save_pretrained('NEW FOLDER')\""
-        )
-    return shards
-
-
-def header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its data begins, in bytes."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length
-
-
-def tensors_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and {"dtype", "shape", "data_offsets"} of each tensor, in file order."""
-    entries, _ = header(path)
-    entries = ((n, e) for n, e in entries.items() if n != "__metadata__")
-    return iter(sorted(entries, key=lambda item: item[1]["data_offsets"][0]))
-
-
 def _check_fit(
     shards: list[Path], updates: dict[str, Update], replaced: dict[str, torch.Tensor]
 ) -> None:
-    found = {name: entry for shard in shards for name, entry in tensors_of(shard)}
+    found = dict(item for shard in shards for item in storage.tensors_of(shard))
+        name: entry for shard in shards for name, entry in storage.tensors_of(shard)
+    }
     missing = sorted({*updates, *replaced} - set(found))
     if missing:
         tied = "; its head is its embeddings" if "lm_head" in missing[0] else ""
@@ -233,7 +184,7 @@ def _check_fit(
     wanted |= {name: tuple(tensor.shape) for name, tensor in replaced.items()}
     for name, shape in wanted.items():
         dtype, there = found[name]["dtype"], tuple(found[name]["shape"])
-        if dtype not in DTYPES:
+        if dtype not in storage.DTYPES:
             raise ValueError(
                 f"{name} is stored as {dtype} in the base: merge into the base's "
                 "16-bit weights, not into quantised ones."
@@ -257,7 +208,7 @@ def _merge_shard(
 
     With `grid` the quantised weights are first brought to what 4 bits can hold.
     """
-    _, begin = header(source)
+    _, begin = storage.header(source)
     # One thread writes what was changed while the next rows are read and changed.
     with (
         source.open("rb") as old,
@@ -266,7 +217,7 @@ def _merge_shard(
     ):
         new.write(old.read(begin))
         written: deque[Future] = deque()
-        for name, entry in tensors_of(source):
+        for name, entry in storage.tensors_of(source):
             first, last = entry["data_offsets"]
             old.seek(begin + first)
             rounded = grid and QUANTISED.fullmatch(name)
@@ -275,7 +226,7 @@ def _merge_shard(
             elif name in updates or rounded:
                 chunks = _changed(old, source, entry, updates.get(name), bool(rounded))
             else:
-                chunks = read_blocks(old, last - first, BLOCK, source)
+                chunks = storage.read_blocks(old, last - first, BLOCK, source)
             place = begin + first
             for data in chunks:
                 if len(written) == AHEAD:
@@ -297,7 +248,7 @@ def _write(file: BinaryIO, place: int, data: Any) -> None:
 def _dtype(entry: dict[str, Any]) -> torch.dtype:
     import torch
 
-    return getattr(torch, DTYPES[entry["dtype"]])
+    return getattr(torch, storage.DTYPES[entry["dtype"]])
 
 
 def _bytes(tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
@@ -320,7 +271,7 @@ def _changed(
     step = math.ceil(height / parts)
     # 4 bits have constants that are quantised over the whole weight
     block = last - first if grid else step * width
-    for data in read_blocks(file, last - first, block, path):
+    for data in storage.read_blocks(file, last - first, block, path):
         rows = torch.frombuffer(data, dtype=_dtype(entry)).view(-1, *entry["shape"][1:])
         if grid:
             rows.copy_(dequantised(rows))
@@ -329,15 +280,3 @@ def _changed(
             some.copy_(merged_weight(some, update, row + i))
         row += len(rows)
         yield data
-
-
-def read_blocks(
-    file: BinaryIO, size: int, block: int, path: Path
-) -> Iterator[bytearray]:
-    """The next `size` bytes of a file, `block` at a time."""
-    while size:
-        data = bytearray(min(size, block))
-        if file.readinto(data) != len(data):
-            raise ValueError(f"{path} is cut short: download the model again.")
-        yield data
-        size -= len(data)

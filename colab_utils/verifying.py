@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import merging, runtime
+from colab_utils import merging, runtime, storage
 from colab_utils.adapters import Update, read_adapter
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class _Model:
         replaced: dict[str, torch.Tensor] | None = None,
         weights: str = "original",
     ) -> None:
-        shards = merging.find_shards(folder)
-        self.files = {name: s for s in shards for name, _ in merging.tensors_of(s)}
+        shards = storage.find_shards(folder)
+        self.files = {name: s for s in shards for name, _ in storage.tensors_of(s)}
         self.folder, self.device, self.weights = folder, device, weights
         self.updates, self.replaced = updates or {}, replaced or {}
 

@@ -22,7 +22,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from colab_utils import demo, export, merging, ollama, vocabulary
+from colab_utils import demo, export, ollama, storage, vocabulary
 from colab_utils.models import CHAT_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +161,7 @@ def test_a_model_in_several_files(tokenizer, model, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(model)
     loaded.save_pretrained(tmp_path / "model", max_shard_size="500KB")
     tokenizer.save_pretrained(tmp_path / "model")
-    assert len(merging.find_shards(tmp_path / "model")) > 2
+    assert len(storage.find_shards(tmp_path / "model")) > 2
     file = export.write_gguf(tmp_path / "model")
     assert_holds(file, expected(model), Q8_0)
 

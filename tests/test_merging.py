@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from colab_utils import merging, models
+from colab_utils import merging, models, storage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -244,7 +244,7 @@ def test_a_base_without_weights_is_refused(adapter, tmp_path):
 
 def test_a_base_that_lacks_a_shard_is_refused(adapter, tmp_path):
     base = make_base(tmp_path / "base", torch.float16, "1MB")
-    shards = merging.find_shards(base)
+    shards = storage.find_shards(base)
     shards[1].unlink()
     lacks = f"lacks 1 of {len(shards)} weight files .*{shards[1].name}"
     with pytest.raises(FileNotFoundError, match=lacks):
@@ -295,8 +295,8 @@ def stopped(tokenizer, tmp_path, monkeypatch, older, capsys):
     base = make_base(tmp_path / "base", torch.float16, "1MB")
     adapter = make_adapter(base, tmp_path / "adapter", tokenizer)
     adapted, _ = merging.read_adapter(adapter)
-    shards = merging.find_shards(base)
-    calls = [sum(n in adapted for n, _ in merging.tensors_of(s)) for s in shards[:-1]]
+    shards = storage.find_shards(base)
+    calls = [sum(n in adapted for n, _ in storage.tensors_of(s)) for s in shards[:-1]]
     with monkeypatch.context() as patch:
         patch.setattr(merging, "merged_weight", Interrupted(sum(calls) - 1))
         with pytest.raises(KeyboardInterrupt):
@@ -310,7 +310,7 @@ def stopped(tokenizer, tmp_path, monkeypatch, older, capsys):
 def test_a_stopped_merge_leaves_an_older_model_and_goes_on(stopped, older, capsys):
     base, adapter, done = stopped
     assert (older / "config.json").read_text() == "older"
-    first = merging.find_shards(base)[0].name
+    first = storage.find_shards(base)[0].name
     inode = (older.with_name(".mine.part") / first).stat().st_ino
     merging.merge(base, adapter, older)
     assert f"going on: {done} of {done + 2} files" in capsys.readouterr().out
@@ -327,7 +327,7 @@ def test_a_stopped_merge_of_other_things_begins_anew(
     base, adapter, _ = stopped
     kind = "dequantized" if what == "weights" else "original"
     if what == "base":  # another last byte, the same size
-        path = merging.find_shards(base)[0]
+        path = storage.find_shards(base)[0]
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif what == "adapter":
@@ -364,7 +364,7 @@ def test_what_is_merged_is_never_replaced(tokenizer, tmp_path, inside):
     (tmp_path / "base" / "config.json").touch()
     with pytest.raises(FileExistsError, match="holds what is merged"):
         merging.merge(base, adapter, tmp_path / "base")
-    assert merging.find_shards(base)
+    assert storage.find_shards(base)
 
 
 # Merges over an older model and is killed, again and again: at every touch of the disk
@@ -372,7 +372,7 @@ def test_what_is_merged_is_never_replaced(tokenizer, tmp_path, inside):
 KILLED = """
 import json, os, random, shutil, signal, sys
 from pathlib import Path
-from colab_utils import merging, recipes
+from colab_utils import merging, recipes, storage
 import torch
 
 torch.set_num_threads(1)  # a pool of threads would not survive the fork
@@ -419,7 +419,7 @@ def written():
         return 0
 
 assert end(child(merge)) == 0
-total = merging._size(merging.find_shards(base))
+total = merging._size(storage.find_shards(base))
 before, new = content(base), content(out)
 draw = random.Random(int(sys.argv[2]))
 for trial in range(1, 1000):
@@ -482,7 +482,7 @@ def test_killed_at_any_touch_of_the_disk_nothing_is_lost(tokenizer, tmp_path):
     # Only between two renames it is under another name, where the next run finds it.
     order = ["old"] * states.count("old") + ["none"] + ["new"] * states.count("new")
     assert states == order and len(states) > 30
-    files = len(merging.find_shards(base))
+    files = len(storage.find_shards(base))
     assert {int(done) for _, done, _ in found} == set(range(files + 1))
 
 
@@ -531,7 +531,7 @@ WATCH = """
 import sys, threading, time
 from pathlib import Path
 import torch, safetensors.torch
-from colab_utils import merging
+from colab_utils import merging, storage
 
 def anonymous():
     for line in open("/proc/self/status"):

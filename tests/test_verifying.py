@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from colab_utils import merging, models, verifying
+from colab_utils import merging, models, storage, verifying
 
 CONVERSATIONS = [list(range(3, 40)), [1, 7, 900, 7, 2], [5]]
 
@@ -125,7 +125,7 @@ def test_what_qlora_trained_beside(trained, tmp_path):
 
 def change(folder: Path, name: str, how) -> None:
     """Write one weight of a model anew."""
-    (file,) = (s for s in merging.find_shards(folder) if name in load_file(s))
+    (file,) = (s for s in storage.find_shards(folder) if name in load_file(s))
     tensors = load_file(file)
     how(tensors[name])
     save_file(tensors, file, metadata={"format": "pt"})
@@ -158,7 +158,7 @@ def test_a_model_that_lacks_a_weight_is_named(tmp_path):
     base, adapter = make(tmp_path)
     out = merging.merge(base, adapter, tmp_path / "out")
     (out / "model.safetensors.index.json").unlink()
-    merging.find_shards(out)[1].unlink()
+    storage.find_shards(out)[1].unlink()
     with pytest.raises(ValueError, match=r"out lacks model\..*: merge again"):
         verifying.verify(base, adapter, out, CONVERSATIONS)
 
