@@ -171,8 +171,6 @@ def _check_fit(
     shards: list[Path], updates: dict[str, Update], replaced: dict[str, torch.Tensor]
 ) -> None:
     found = dict(item for shard in shards for item in storage.tensors_of(shard))
-        name: entry for shard in shards for name, entry in storage.tensors_of(shard)
-    }
     missing = sorted({*updates, *replaced} - set(found))
     if missing:
         tied = "; its head is its embeddings" if "lm_head" in missing[0] else ""
