@@ -85,6 +85,7 @@ def decode(checkpoint: str, o: dict):
     static = decoding.Static(model, o["batch"], size)
 
     def generate(ids: torch.Tensor, count: int) -> torch.Tensor:
+        assert static.inner is model.get_base_model()  # it holds the model weakly
         scores, made = static.start(ids.tolist()), []
         for left in reversed(range(count)):
             tokens = scores.argmax(-1)

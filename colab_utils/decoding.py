@@ -9,15 +9,18 @@ model.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from colab_utils import kernels, layers, memory, ops
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 ROPES = ("default", "linear", "llama3")  # angles that don't depend on the length
 FEW = 64  # up to so many rows bitsandbytes' fused product beats unpacking the weight
@@ -29,8 +32,6 @@ def why_not(model: PreTrainedModel) -> str | None:
     inner = kernels.llama(model)
     if inner is None:
         return "the model is no LlamaForCausalLM"
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return "its adapter is a prompt, no LoRA"
     config = inner.config
     rope = config.rope_parameters["rope_type"]
     if config.hidden_act != "silu" or rope not in ROPES:
@@ -39,6 +40,9 @@ def why_not(model: PreTrainedModel) -> str | None:
         return "it is spread over several devices"
     names = sum(layers.GROUPS, ())
     for module in inner.model.layers:
+        norms = module.input_layernorm, module.post_attention_layernorm
+        if any(type(norm) is not LlamaRMSNorm for norm in norms):
+            return "its norms are adapted, or of another kind"
         for name, linear in zip(names, layers.linears(module, names), strict=True):
             if problem := _problem(linear):
                 return f"{name} {problem}"
@@ -54,10 +58,12 @@ def _problem(linear: Any) -> str | None:
         return "has a bias"
     if base is linear or linear.disable_adapters or linear.merged:
         return None
-    active = linear.active_adapters
-    if len(active) > 1 or not hasattr(linear, "lora_A"):
-        return "has more than one LoRA, or another kind of adapter"
-    if any(linear.lora_variant.get(name) or linear.lora_bias[name] for name in active):
+    if not isinstance(getattr(linear, "lora_A", None), torch.nn.ModuleDict):
+        return "has another kind of adapter than LoRA"
+    active = [name for name in linear.active_adapters if name in linear.lora_A]
+    if len(active) > 1:
+        return "has more than one adapter"
+    if any(linear.lora_variant.get(n) or linear.lora_bias.get(n) for n in active):
         return "has another kind of LoRA (DoRA, a bias, ...)"
     return None
 
@@ -65,8 +71,11 @@ def _problem(linear: Any) -> str | None:
 def decoder(model: PreTrainedModel, rows: int, size: int) -> Static | Plain:
     """What decodes `rows` conversations of up to `size` tokens; a slow one says why.
 
-    It has fewer rows where a GPU has no room for the keys and values of so many.
+    It has fewer rows where a GPU has no room for the keys and values of so many. Raises
+    ValueError for an adapter that is a prompt, which needs more than scores.
     """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError("The adapter is a prompt, no LoRA: use model.generate.")
     if reason := why_not(model):
         print(f"plain decoding: {reason}")
         return Plain(model, rows)
@@ -76,6 +85,30 @@ def decoder(model: PreTrainedModel, rows: int, size: int) -> Static | Plain:
         one = memory.inference(model.config, "lora", size).activations
         rows = max(1, min(rows, int(0.6 * free / one)))
     return Static(model, rows, size)
+
+
+@contextmanager
+def kept(model: PreTrainedModel, size: int) -> Iterator[Static | Plain]:
+    """A decoder of one row: that of the last time where the model is still the same.
+
+    It belongs to one reader at a time; a second one meanwhile gets another.
+    """
+    inner = kernels.llama(model)
+    last = vars(inner).pop("_decoder", None) if inner is not None else None
+    if last is None or why_not(model) or not last.fits(model, size):
+        del last  # before its memory is needed again
+        last = decoder(model, 1, size)
+    try:
+        yield last
+    finally:
+        if isinstance(last, Static):
+            inner._decoder = last
+
+
+def release(model: PreTrainedModel) -> None:
+    """Give back the memory that is kept for the next answer."""
+    for module in model.modules():
+        vars(module).pop("_decoder", None)
 
 
 class _Linears:
@@ -99,11 +132,6 @@ class _Linears:
             for one, rank in zip(self.linears, ranks, strict=True)
         ]
         self.ranks = ranks
-
-    def key(self) -> list[Any]:
-        """What must stay the same, or a recorded step computes something else."""
-        names = [layers.adapter(linear) for linear in self.linears]
-        return [*names, *(weight.data_ptr() for weight in self.weights)]
 
     def adapters(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
         """A tensor of an adapter, where it is kept here, and by what it is scaled."""
@@ -137,6 +165,16 @@ def _product(x: torch.Tensor, weight: torch.nn.Parameter) -> torch.Tensor:
     return x @ out.T
 
 
+def _key(inner: LlamaForCausalLM) -> list[Any]:
+    """What must stay the same, or a recorded step computes something else."""
+    names = sum(layers.GROUPS, ())
+    linears = [one for m in inner.model.layers for one in layers.linears(m, names)]
+    active = [(one, layers.adapter(one)) for one in linears]
+    ranks = [one.lora_A[name].weight.shape[0] for one, name in active if name]
+    places = [(p.data_ptr(), p.shape) for p in inner.parameters()]
+    return [[(id(one), name) for one, name in active], ranks, places]
+
+
 class Static:
     """A Llama with keys and values in memory of a fixed size, a CUDA graph on a GPU.
 
@@ -146,7 +184,8 @@ class Static:
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, size: int) -> None:
-        self.inner = inner = kernels.llama(model)
+        inner = kernels.llama(model)
+        self._inner = weakref.ref(inner)  # which may keep this decoder
         config = inner.config
         like = inner.model.norm.weight
         self.rows, self.size, self.device = rows, size, like.device
@@ -163,16 +202,18 @@ class Static:
             [_Linears(module, names, like.data) for names in layers.GROUPS]
             for module in inner.model.layers
         ]
-        self.key = self._current()
+        self.key = _key(inner)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.count = self.longest = 0
 
-    def _current(self) -> list[Any]:
-        return [group.key() for groups in self.groups for group in groups]
+    @property
+    def inner(self) -> LlamaForCausalLM:
+        """The model, which must not be gone."""
+        return self._inner()
 
-    def fits(self, size: int) -> bool:
+    def fits(self, model: PreTrainedModel, size: int) -> bool:
         """Whether the model is still the one of which a step may be recorded."""
-        return self.size == size and self.key == self._current()
+        return self.size == size and self.key == _key(kernels.llama(model))
 
     @torch.inference_mode()
     def start(self, prompts: list[list[int]]) -> torch.Tensor:

@@ -59,9 +59,10 @@ def write_gguf(model: Path, out: Path | None = None, kind: str = "q8_0") -> Path
     end. Raises ValueError for what llama.cpp cannot run as transformers does, and
     OSError when the disk is too small. Format: the GGUF specification of ggml.
     """
+    kind = kind.lower()
     if kind not in KINDS:
         raise ValueError(f"kind = {kind!r}; it can be: {', '.join(KINDS)}.")
-    model = Path(model)
+    model = Path(model).resolve()
     out = Path(out or model / f"{model.name}-{kind.upper()}.gguf")
     if out.is_dir() or out.suffix != ".gguf":
         raise ValueError(f"out = {out}, but it must be the name of a .gguf file.")
@@ -157,7 +158,11 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
             if source in ignored or UNUSED.fullmatch(source):
                 continue
             if source not in wanted:
-                raise ValueError(f"{shard} holds {source}, which no Llama has.")
+                raise ValueError(
+                    f"{shard} holds {source}, which is no weight of this Llama in 16 "
+                    "bits, or is there twice. A model in 4 bits or with an adapter is "
+                    "merged first."
+                )
             name, shape, head = wanted.pop(source)
             if tuple(entry["shape"]) != shape:
                 raise ValueError(
@@ -165,8 +170,8 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
                 )
             if entry["dtype"] not in storage.DTYPES:
                 raise ValueError(
-                    f"{source} is stored as {entry['dtype']}: export the 16-bit "
-                    "weights, not quantised ones."
+                    f"{source} is stored as {entry['dtype']}, it can be "
+                    f"{', '.join(storage.DTYPES)}: export weights of 16 or 32 bits."
                 )
             begins = begin + entry["data_offsets"][0]
             stored = _kind(shape, kind)

@@ -20,8 +20,24 @@ CONTEXT = 2048  # tokens of a conversation: 1 GiB of keys and values for Llama 2
 
 
 def as_messages(prompt: str | Messages, system: str = "") -> Messages:
-    """A conversation that ends with the user: a plain string becomes its only turn."""
+    """A conversation that ends with the user: a plain string becomes its only turn.
+
+    Raises ValueError for what is no conversation, or ends with the model's own words.
+    """
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    good = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    if not good or not all(
+        isinstance(turn.get(key), str) for turn in turns for key in ("role", "content")
+    ):
+        raise ValueError(
+            f"{turns!r:.80} is neither a text nor a conversation, a list of "
+            '{"role": "user" or "assistant", "content": text}.'
+        )
+    roles = [turn["role"] for turn in turns]
+    if roles[-1:] in ([], ["assistant"], ["system"]):
+        raise ValueError("A conversation must end with a turn of the user.")
+    if system and "system" in roles:
+        raise ValueError("There are two system prompts: one in the conversation.")
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
@@ -43,7 +59,7 @@ def answers(
     max_new_tokens: int = 64,
     system: str = "",
     batch_size: int = 32,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     **sampling: Any,
 ) -> list[str]:
     """Answer every prompt, greedily unless `sampling` says otherwise.
@@ -55,24 +71,27 @@ def answers(
     """
     from colab_utils import decoding
 
+    if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
+        raise ValueError("`answers` takes a list of prompts: put this one into a list.")
+    runtime.require(max_new_tokens=(max_new_tokens, 1, 10**9))
+    runtime.require(batch_size=(batch_size, 1, 10**9))
+    choose, context = _chooser(**sampling), _context(model)
     if not prompts:
         return []
-    choose, context = _chooser(**sampling), _context(model)
     chats = [as_messages(prompt, system) for prompt in prompts]
     ids = [_fit(tokenizer, chat, max_new_tokens, context) for chat in chats]
     # Prompts of similar length share a batch: as one ends, so do the others.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    size = min(len(ids[order[-1]]) + max_new_tokens, context)
+    room = [min(max_new_tokens, context - len(one)) for one in ids]
+    size = len(ids[order[-1]]) + max(room)
     made = [""] * len(ids)
     with evaluating(model):
         decoder = decoding.decoder(model, min(batch_size, len(ids)), size)
         steps = range(0, len(order), decoder.rows)
         for start in runtime.progress(steps, "answering"):
             batch = order[start : start + decoder.rows]
-            writers = [_Writer(model, tokenizer, stop) for _ in batch]
-            given = [ids[i] for i in batch]
-            new = min(max_new_tokens, context - max(map(len, given)))
-            for _ in _write(decoder, given, new, choose, writers):
+            writers = [_Writer(model, tokenizer, stop, room[i]) for i in batch]
+            for _ in _write(decoder, [ids[i] for i in batch], choose, writers):
                 pass
             for i, writer in zip(batch, writers, strict=True):
                 made[i] = writer.finish()
@@ -85,7 +104,7 @@ def stream(
     prompt: str | Messages,
     max_new_tokens: int = 256,
     system: str = "",
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     **sampling: Any,
 ) -> Iterator[str]:
     """Yield an answer piece by piece, while it is made; `answers` says how it ends.
@@ -94,122 +113,121 @@ def stream(
     also stops the model. On a GPU its memory for `CONTEXT` tokens is
     kept for the next answer.
     """
+    from colab_utils import decoding
+
+    runtime.require(max_new_tokens=(max_new_tokens, 1, 10**9))
     choose, context = _chooser(**sampling), min(_context(model), CONTEXT)
     ids = _fit(tokenizer, as_messages(prompt, system), max_new_tokens, context)
-    writer, shown = _Writer(model, tokenizer, stop), 0
-    new = min(max_new_tokens, context - len(ids))
-    with evaluating(model):
-        decoder = _kept(model, context)
-        for _ in _write(decoder, [ids], new, choose, [writer]):
+    writer = _Writer(model, tokenizer, stop, min(max_new_tokens, context - len(ids)))
+    with evaluating(model), decoding.kept(model, context) as decoder:
+        shown = 0
+        for _ in _write(decoder, [ids], choose, [writer]):
             text = writer.shown()
             yield text[shown:]
             shown = len(text)
-    if rest := writer.finish()[shown:]:
-        yield rest
-
-
-def release(model: PreTrainedModel) -> None:
-    """Give back the memory that `stream` keeps."""
-    for module in model.modules():
-        vars(module).pop("_decoder", None)
-
-
-def _kept(model: PreTrainedModel, size: int) -> Static | Plain:
-    """The decoder of the last stream, or a new one where the model has changed."""
-    from colab_utils import decoding, kernels
-
-    inner = kernels.llama(model)
-    kept = vars(inner).get("_decoder") if inner is not None else None
-    if kept and not decoding.why_not(model) and kept.fits(size):
-        return kept
-    release(model)
-    found = decoding.decoder(model, 1, size)
-    if isinstance(found, decoding.Static):
-        inner._decoder = found
-    return found
 
 
 def _write(
     decoder: Static | Plain,
     prompts: list[list[int]],
-    new: int,
     choose: Callable[[torch.Tensor], torch.Tensor],
     writers: list[_Writer],
 ) -> Iterator[None]:
     """Add a token to each answer, again and again until all have ended."""
     scores = decoder.start(prompts)
-    for left in reversed(range(new)):
+    while True:
         tokens = choose(scores)
         for writer, token in zip(writers, tokens.tolist(), strict=True):
             writer.add(token)
         yield
-        if not left or all(writer.done for writer in writers):
+        if all(writer.done for writer in writers):
             return
         scores = decoder.step(tokens)
 
 
 class _Writer:
-    """The text of an answer, while its tokens come."""
+    """The text of an answer, while its tokens come; at most `room` of them."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Tokenizer, stop: Sequence[str]
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        stop: str | Sequence[str],
+        room: int,
     ) -> None:
-        from tokenizers.decoders import DecodeStream
-
         ends = model.generation_config.eos_token_id
         self.ends = {tokenizer.eos_token_id}
         self.ends |= set(ends) if isinstance(ends, list) else {ends}
-        self.tokenizer = tokenizer.backend_tokenizer
-        self.decoder = DecodeStream(skip_special_tokens=True)
-        self.stop, self.text, self.done = [s for s in stop if s], "", False
+        stop = [stop] if isinstance(stop, str) else stop
+        self.stop, self.room = [s for s in stop if s], room
+        self.tokenizer, self.tokens = tokenizer, []
+        self.done, self.before = False, ""
 
     def add(self, token: int) -> None:
         """Take one more token, unless the answer has ended."""
         if self.done or token in self.ends:
             self.done = True
             return
-        self.text += self.decoder.step(self.tokenizer, token) or ""
-        found = [i for s in self.stop if (i := self.text.find(s)) >= 0]
-        if found:
-            self.text, self.done = self.text[: min(found)], True
+        self.tokens.append(token)
+        self.done = len(self.tokens) == self.room or bool(self.stop and self._cut()[1])
+
+    def _cut(self) -> tuple[str, bool]:
+        """The text up to the first string that ends it, and whether there is one."""
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        found = [i for s in self.stop if (i := text.find(s)) >= 0]
+        return (text[: min(found)], True) if found else (text, False)
 
     def finish(self) -> str:
         """The whole answer; spaces around it are not part of it."""
         self.done = True
-        return self.shown()
+        return self._cut()[0].strip()
 
     def shown(self) -> str:
         """What of the text will stay, whatever comes next."""
-        text = self.text
+        text, _ = self._cut()
         if not self.done:
-            # it may end in the beginning of a string that is not shown
+            # it may end in half a letter, or in the beginning of what is not shown
+            text = text.rstrip("\ufffd")
             begun = (s[:n] for s in self.stop for n in range(len(s) - 1, 0, -1))
             cut = max((len(part) for part in begun if text.endswith(part)), default=0)
             text = text[: len(text) - cut]
-        return text.strip()
+        # A broken byte also breaks those before it; what was shown stays.
+        if text.strip().startswith(self.before):
+            self.before = text.strip()
+        return self.before
 
 
-def _chooser(
-    do_sample: bool = False,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _chooser(**given: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """How the next token is chosen from scores (rows, vocabulary)."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    kinds = {
+        "temperature": lambda value: TemperatureLogitsWarper(float(value)),
+        "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper,
+    }
     given = {name: value for name, value in given.items() if value is not None}
-    if not do_sample:
+    sample = given.pop("do_sample", False)
+    if unknown := given.keys() - kinds:
+        raise ValueError(
+            f"{', '.join(sorted(unknown))}: sampling knows do_sample, "
+            f"{', '.join(kinds)}, stop and max_new_tokens."
+        )
+    if not sample:
         if given:
             raise ValueError(
                 f"{', '.join(given)} mean something only with do_sample=True: without "
                 "it the likeliest token is always taken."
             )
         return lambda scores: scores.argmax(-1)
-    kinds = [TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper]
-    named = zip(("temperature", "top_k", "top_p"), kinds, strict=True)
-    warpers = [kind(given[name]) for name, kind in named if name in given]
+    if not given.get("temperature", 1) >= 1e-6:
+        raise ValueError(
+            f"temperature = {given['temperature']}, but it must be over 0; "
+            "do_sample=False takes the likeliest token always."
+        )
+    if given.get("top_k") == 0:  # no limit
+        del given["top_k"]
+    warpers = [kind(given[name]) for name, kind in kinds.items() if name in given]
 
     def draw(scores: torch.Tensor) -> torch.Tensor:
         for warper in warpers:
@@ -220,14 +238,15 @@ def _chooser(
 
 
 def _context(model: PreTrainedModel) -> int:
-    return model.config.max_position_embeddings
+    return getattr(model.config, "max_position_embeddings", CONTEXT)
 
 
 def _fit(tokenizer: Tokenizer, chat: Messages, new: int, context: int) -> list[int]:
-    """Token ids of a conversation that leave room for `new` more.
+    """Token ids of a conversation that leave room for `new` more, or half the context.
 
     Its oldest turns are left out where they must be, never the system prompt.
     """
+    new = min(new, context // 2)
     system = [turn for turn in chat[:1] if turn["role"] == "system"]
     turns, dropped = chat[len(system) :], 0
     while True:

@@ -122,6 +122,8 @@ def prepared() -> None:
 def remove(model: PreTrainedModel) -> None:
     """Undo `apply`: the model computes as transformers and PEFT wrote it."""
     inner = llama(model)
+    if inner is not None:  # what answering keeps would be in the way of training
+        vars(inner).pop("_decoder", None)
     if inner is not None and "_fast" in vars(inner):
         del inner.forward, inner.train, inner._fast
         _bring_embeddings_back(inner)

@@ -34,10 +34,16 @@ def write_modelfile(file: Path) -> Path:
     """
     import gguf
 
+    file = Path(file)
     fields = gguf.GGUFReader(file).fields
     tokens = fields["tokenizer.ggml.tokens"]
 
     def token(name: str) -> str:
+        if f"tokenizer.ggml.{name}_token_id" not in fields:
+            raise ValueError(
+                f"{file} names no {name.upper()} token: its tokenizer has none, and "
+                "Ollama would not know where a turn ends."
+            )
         return tokens.contents(fields[f"tokenizer.ggml.{name}_token_id"].contents())
 
     template = fields.get("tokenizer.chat_template")

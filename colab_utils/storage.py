@@ -38,10 +38,21 @@ def find_shards(base: Path) -> list[Path]:
 
 
 def header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its data begins, in bytes."""
+    """The header of a safetensors file and where its data begins, in bytes.
+
+    Raises ValueError for a file that is none, or has none.
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length
+        text = file.read(length) if 8 + length <= size else b""
+    try:
+        return json.loads(text), 8 + length
+    except ValueError as error:  # empty, cut, or a pointer of Git LFS
+        raise ValueError(
+            f"{path} is no safetensors file ({size:,} bytes): download it again (after "
+            "`git clone`, `git lfs pull`)."
+        ) from error
 
 
 def tensors_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -54,7 +54,10 @@ class Chat:
         start = [{"role": "system", "content": self.system}] if self.system else []
         answer, cut = "", False
         try:
-            with closing(self.reply(start + messages, **settings)) as pieces:
+            pieces = self.reply(start + messages, **settings)
+            if not isinstance(pieces, Generator):
+                raise TypeError("reply must yield the answer piece by piece")
+            with closing(pieces):
                 for piece in pieces:
                     if cut := stopped():
                         break

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from peft import LoraConfig
 from test_kernels import LORAS, SHAPES, small_llama, with_lora
 
 from colab_utils import decoding, kernels, models
@@ -90,16 +93,111 @@ def test_while_the_fast_path_of_training_is_on():
     assert_computes(model, decoding.Static(model, 3, 32))
 
 
-def test_a_change_of_the_adapter_is_noticed():
+def streamed(model, more: int = 4) -> None:
+    """A kept decoder computes what the model is now."""
+    with decoding.kept(model, 32) as decoder:
+        assert_computes(model, decoder, LENGTHS[:1], more)
+
+
+def replace_a_weight(model):
+    layer = model.get_base_model().model.layers[1].mlp.down_proj.base_layer
+    layer.weight = torch.nn.Parameter(layer.weight.data * -2)
+    return model
+
+
+def another_rank(model):
+    model.delete_adapter("default")
+    model.add_adapter("default", LoraConfig(r=1, target_modules=["q_proj", "v_proj"]))
+    model.set_adapter("default")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    return model
+
+
+def resized(model):
+    model.resize_token_embeddings(260)
+    return model
+
+
+def merged(model):
+    model.merge_adapter()
+    return model
+
+
+CHANGES = {
+    "the adapter is dropped": lambda model: model.unload(),
+    "the adapter is merged": merged,
+    "another rank": another_rank,
+    "another weight": replace_a_weight,
+    "other embeddings": resized,
+    "another dtype": lambda model: model.float(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_kept_is_never_out_of_date(change):
     model = with_lora(small_llama(), target_modules="all-linear")
-    decoder = decoding.Static(model, 3, 32)
-    assert decoder.fits(32) and not decoder.fits(64)
-    with model.disable_adapter():
-        assert not decoder.fits(32)
-    assert decoder.fits(32)
+    streamed(model)
+    before = model.get_base_model()._decoder
+    streamed(model)
+    assert model.get_base_model()._decoder is before
+    streamed(change(model))
+
+
+def test_a_model_that_gets_an_adapter_later():
+    model = small_llama()
+    streamed(model)
+    streamed(with_lora(model, target_modules="all-linear"))
+
+
+def test_4_bits_that_were_merged_and_unmerged(tuned_demo):
+    with decoding.kept(tuned_demo, 32) as decoder:
+        assert_computes(tuned_demo, decoder, LENGTHS[:1], rel=1e-4)
+    tuned_demo.merge_adapter()
+    tuned_demo.unmerge_adapter()
+    with decoding.kept(tuned_demo, 32) as decoder:
+        assert_computes(tuned_demo, decoder, LENGTHS[:1], rel=1e-4)
+
+
+def test_two_readers_never_share_a_cache():
+    model = small_llama()
+    with decoding.kept(model, 32) as one, decoding.kept(model, 32) as other:
+        assert one is not other
+
+
+def test_what_is_kept_goes_with_the_model():
+    import gc
+
+    model = small_llama()
+    streamed(model)
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def norms_adapted():
+    from peft import LNTuningConfig, get_peft_model
+
+    return get_peft_model(small_llama(), LNTuningConfig(task_type="CAUSAL_LM"))
+
+
+def adalora():
+    from peft import AdaLoraConfig, get_peft_model
+
+    config = AdaLoraConfig(
+        task_type="CAUSAL_LM", total_step=10, target_modules=["q_proj"]
+    )
+    return get_peft_model(small_llama(), config)
 
 
 OTHERS = {
+    "norms that are adapted": (norms_adapted, "its norms are adapted"),
+    "AdaLoRA": (adalora, "another kind of adapter"),
     "DoRA": (lambda: with_lora(small_llama(), use_dora=True), "kind of LoRA"),
     "biases": (lambda: small_llama(attention_bias=True), "q_proj has a bias"),
     "gelu": (lambda: small_llama(hidden_act="gelu"), "activation is gelu"),
@@ -127,12 +225,20 @@ def test_other_models_are_decoded_as_transformers_does(make, said, capsys):
     assert_computes(model, decoder)
 
 
-def test_a_prompt_adapter_is_no_lora():
+def test_a_prompt_adapter_is_refused():
     from peft import PromptTuningConfig, get_peft_model
 
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
-    model = get_peft_model(small_llama(), config)
-    assert decoding.why_not(model) == "its adapter is a prompt, no LoRA"
+    with pytest.raises(ValueError, match=r"prompt, no LoRA: use model\.generate"):
+        decoding.decoder(get_peft_model(small_llama(), config), 1, 32)
+
+
+def test_a_second_adapter_on_fewer_modules():
+    model = with_lora(small_llama(), target_modules="all-linear")
+    model.add_adapter("small", LoraConfig(r=2, target_modules=["q_proj"]))
+    model.set_adapter("small")
+    assert decoding.why_not(model) is None
+    assert_computes(model, decoding.Static(model, 3, 32))
 
 
 def test_a_full_cache_says_so():

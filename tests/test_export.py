@@ -22,7 +22,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from colab_utils import demo, export, ollama, storage, vocabulary
+from colab_utils import demo, export, models, ollama, storage, vocabulary
 from colab_utils.models import CHAT_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -512,7 +512,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
             "down_proj.weight is .192, 512., config.json wants .192, 256.",
         ),
         ({"num_hidden_layers": 3}, "lacks 9 weights .the first is model.layers.2"),
-        ({"num_hidden_layers": 1}, "holds model.layers.1.*, which no Llama has"),
+        (
+            {"num_hidden_layers": 1},
+            "holds model.layers.1.*, which is no weight of",
+        ),
         ({"vocab_size": 1000}, "embed_tokens.weight is|lm_head.weight is"),
     ],
     ids=str,
@@ -580,6 +583,38 @@ def test_quantised_weights_are_refused(model, tmp_path):
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lm_head\.weight is stored as I8"):
         export.write_gguf(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x09" * 8],
+    ids=["empty", "a pointer of Git LFS", "only a length"],
+)
+def test_a_file_that_is_no_safetensors(model, tmp_path, text):
+    folder = with_config(model, tmp_path / "model")
+    (folder / "model.safetensors").unlink()  # it may be a link to the others'
+    (folder / "model.safetensors").write_bytes(text)
+    with pytest.raises(ValueError, match=f"{len(text)} bytes.: download it again"):
+        export.write_gguf(folder)
+
+
+def test_a_model_in_4_bits_is_named(tmp_path):
+    quantised = models.load_model("demo", models.quantization_config())
+    quantised.save_pretrained(tmp_path / "model")
+    models.load_tokenizer("demo").save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="A model in 4 bits or with an adapter"):
+        export.write_gguf(tmp_path / "model")
+
+
+def test_the_kind_may_be_written_as_in_the_files_name(model, tmp_path):
+    assert export.write_gguf(model, tmp_path / "a.gguf", "Q8_0").is_file()
+
+
+def test_the_folder_one_stands_in_has_a_name(model, monkeypatch):
+    monkeypatch.chdir(model)
+    file = export.write_gguf(Path("."))
+    assert file.name == f"{model.name}-Q8_0.gguf"
+    file.unlink()
 
 
 def test_a_file_that_is_cut_short(model, tmp_path):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -106,6 +109,8 @@ BAD = {"do_sample": True, "temperature": -1.0}
         (BAD, "temperature"),
         ({"temperature": 0.7}, "only with do_sample=True"),
         ({"do_sample": True, "top_p": 7.0}, "top_p"),
+        ({"do_sample": True, "temperature": 1e-38}, "must be over 0"),
+        ({"repetition_penalty": 1.1}, "sampling knows do_sample, temperature"),
     ],
 )
 def test_bad_sampling_is_refused_and_the_mode_stays(model, tokenizer, sampling, said):
@@ -156,7 +161,6 @@ def test_dropout_is_off_while_answering_and_on_again_after(other, tokenizer):
 def test_another_model_answers_as_transformers_would(other, tokenizer, capsys):
     prompts = [p for p in PROMPTS if isinstance(p, str)]
     expected = [one_by_one(other, tokenizer, p, "", 12) for p in prompts]
-    expected = [text.rstrip("\ufffd") for text in expected]  # half a letter
     assert generation.answers(other, tokenizer, prompts, 12) == expected
     assert "plain decoding: its activation is gelu" in capsys.readouterr().out
     assert "".join(generation.stream(other, tokenizer, prompts[1], 12)) == expected[1]
@@ -174,25 +178,117 @@ def test_a_string_ends_an_answer_and_is_not_shown(model, tokenizer):
     )
 
 
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    eos_token_id = None
+
+    def decode(self, tokens, skip_special_tokens):
+        return "".join(tokens)
+
+
 @given(st.text("ab ", max_size=12), st.lists(st.text("ab ", max_size=4), max_size=3))
-def test_what_was_shown_is_never_taken_back(text, stop):
-    writer = generation._Writer.__new__(generation._Writer)
-    writer.ends, writer.tokenizer, writer.text, writer.done = set(), None, "", False
-    writer.decoder = type("Letters", (), {"step": lambda self, _, letter: letter})()
-    writer.stop = [s for s in stop if s]
-    shown = ""
+def test_what_was_shown_is_never_taken_back(model, text, stop):
+    writer, shown = generation._Writer(model, Letters(), stop, 100), ""
     for letter in text:
         writer.add(letter)
         assert writer.shown().startswith(shown)
         shown = writer.shown()
     final = writer.finish()
-    assert final.startswith(shown)
-    cuts = [text.index(s) for s in writer.stop if s in text]
-    assert final.strip() == final
-    if not cuts:
+    assert final.startswith(shown) and final.strip() == final
+    assert not any(s in final for s in stop if s)
+    if not any(s and s in text for s in stop):
         assert final == text.strip()
-    else:  # it ends where the first of them was complete
-        assert not any(s in final for s in writer.stop)
+
+
+@given(st.data())
+def test_any_tokens_make_a_text(model, tokenizer, data):
+    """Also those that are halves of letters, or bytes that are none."""
+    odd = ["<0x0A>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0x4A>", "\u2581is", "a"]
+    ids = tokenizer.convert_tokens_to_ids(odd)
+    tokens = data.draw(st.lists(st.sampled_from(ids), max_size=12))
+    writer, shown = generation._Writer(model, tokenizer, (), 100), ""
+    for token in tokens:
+        writer.add(token)
+        assert writer.shown().startswith(shown)
+        shown = writer.shown()
+    assert writer.finish() == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def test_one_string_that_stops_is_no_list_of_letters(model, tokenizer):
+    asked = (model, tokenizer, PROMPTS[:1], 20)
+    assert generation.answers(*asked, stop="not there") == generation.answers(*asked)
+
+
+def test_streams_that_take_turns_do_not_disturb_each_other(tuned, tokenizer):
+    alone = ["".join(generation.stream(tuned, tokenizer, p, 12)) for p in PROMPTS]
+    streams = [generation.stream(tuned, tokenizer, p, 12) for p in PROMPTS]
+    turns = list(itertools.zip_longest(*streams, fillvalue=""))
+    assert ["".join(pieces) for pieces in zip(*turns, strict=True)] == alone
+    abandoned = generation.stream(tuned, tokenizer, PROMPTS[0], 12)
+    next(abandoned)
+    assert "".join(generation.stream(tuned, tokenizer, PROMPTS[1], 12)) == alone[1]
+    abandoned.close()
+
+
+def test_streams_in_threads(tuned, tokenizer):
+    def said(prompt) -> str:
+        return "".join(generation.stream(tuned, tokenizer, prompt, 12))
+
+    alone = [said(prompt) for prompt in PROMPTS]
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(said, PROMPTS)) == alone
+
+
+def test_a_long_neighbour_does_not_shorten_an_answer(model, tokenizer):
+    long = "word " * 460
+    (alone,) = generation.answers(model, tokenizer, ["Why?"], 200)
+    assert generation.answers(model, tokenizer, ["Why?", long], 200)[0] == alone
+
+
+NONSENSE = {
+    "a text for a list": ("Why?", "put this one into a list"),
+    "a conversation for a list": (PROMPTS[3], "put this one into a list"),
+    "no text": ([None], "neither a text nor a conversation"),
+    "no content": ([[{"role": "user"}]], "neither a text nor a conversation"),
+    "no turns": ([[]], "must end with a turn of the user"),
+    "the model's turn": ([PROMPTS[3][:2]], "must end with a turn of the user"),
+}
+
+
+@pytest.mark.parametrize(("prompts", "said"), NONSENSE.values(), ids=NONSENSE)
+def test_what_is_no_prompt_is_explained(model, tokenizer, prompts, said):
+    with pytest.raises(ValueError, match=said):
+        generation.answers(model, tokenizer, prompts, 4)
+
+
+def test_two_system_prompts_are_one_too_many(model, tokenizer):
+    chat = generation.as_messages("Why?", "Be brief.")
+    with pytest.raises(ValueError, match="two system prompts"):
+        generation.answers(model, tokenizer, [chat], 4, system="Be long.")
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.5, None, "8"])
+def test_how_long_and_how_many_are_whole_numbers(model, tokenizer, bad):
+    with pytest.raises(ValueError, match=f"max_new_tokens = {bad!r}, but"):
+        generation.answers(model, tokenizer, ["Why?"], bad)
+    with pytest.raises(ValueError, match=f"max_new_tokens = {bad!r}, but"):
+        next(generation.stream(model, tokenizer, "Why?", bad))
+    with pytest.raises(ValueError, match=f"batch_size = {bad!r}, but"):
+        generation.answers(model, tokenizer, ["Why?"], 4, batch_size=bad)
+
+
+def test_a_whole_temperature_and_no_top_k(model, tokenizer):
+    sampling = {"do_sample": True, "temperature": 1, "top_k": 0}
+    assert generation.answers(model, tokenizer, ["Why?"], 4, **sampling)
+
+
+def test_a_long_answer_leaves_half_of_the_context_to_the_conversation(
+    model, tokenizer, capsys
+):
+    ids = generation._fit(tokenizer, long_chat(3), 5000, 1024)
+    assert "Question 0?" in tokenizer.decode(ids)
+    assert not capsys.readouterr().out
 
 
 def long_chat(turns: int) -> list[dict[str, str]]:
@@ -273,7 +369,7 @@ def test_the_memory_of_a_stream_is_kept_and_given_back(model, tokenizer):
     kept = model._decoder
     list(generation.stream(model, tokenizer, "Who?", 2))
     assert model._decoder is kept
-    generation.release(model)
+    decoding.release(model)
     assert not hasattr(model, "_decoder")
 
 

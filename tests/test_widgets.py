@@ -36,6 +36,14 @@ def test_a_chat_keeps_its_history():
     assert chat.messages == []
 
 
+@pytest.mark.parametrize("answer", ["text", ["te", "xt"], None])
+def test_a_reply_that_is_no_generator_is_explained(answer):
+    chat = widgets.Chat(lambda messages: answer)
+    with pytest.raises(TypeError, match="must yield the answer piece by piece"):
+        chat.say("Hi")
+    assert chat.messages == []
+
+
 def test_the_system_prompt_is_sent_first_each_time():
     seen = []
 
