@@ -193,7 +193,11 @@ def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
 
     quantization = quantization_config() if recipe["method"] == "qlora" else None
     base = load_model(recipe["base_model"], quantization)
-    return PeftModel.from_pretrained(base, folder).eval(), tokenizer
+    model = PeftModel.from_pretrained(base, folder).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:  # trained in 32 bits; to answer, the base's dtype will do
+            parameter.data = parameter.data.to(base.dtype)
+    return model, tokenizer
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:

@@ -229,6 +229,13 @@ def test_training_moved_each_saved_model(trained, tokenizer, model):
             assert (moved - base).abs().max() > 0.1
 
 
+def test_a_loaded_adapter_takes_no_more_room_than_its_base(trained, monkeypatch):
+    monkeypatch.setattr(models, "torch_dtype", lambda: torch.bfloat16)
+    model, _ = models.load_adapter(trained["qlora"][1])
+    dtypes = {p.dtype for n, p in model.named_parameters() if "lora_" in n}
+    assert dtypes == {torch.bfloat16}
+
+
 def test_only_qlora_is_loaded_in_4_bits(trained):
     import bitsandbytes as bnb
 
