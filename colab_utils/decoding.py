@@ -105,12 +105,6 @@ def kept(model: PreTrainedModel, size: int) -> Iterator[Static | Plain]:
             inner._decoder = last
 
 
-def release(model: PreTrainedModel) -> None:
-    """Give back the memory that is kept for the next answer."""
-    for module in model.modules():
-        vars(module).pop("_decoder", None)
-
-
 class _Linears:
     """Linear layers that share an input: x W^T + (x A^T) B^T for each.
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colab_utils import decoding, generation
+from colab_utils import decoding, generation, kernels
 
 PROMPTS = [
     "Why?",
@@ -369,7 +369,7 @@ def test_the_memory_of_a_stream_is_kept_and_given_back(model, tokenizer):
     kept = model._decoder
     list(generation.stream(model, tokenizer, "Who?", 2))
     assert model._decoder is kept
-    decoding.release(model)
+    kernels.remove(model)  # as training begins
     assert not hasattr(model, "_decoder")
 
 
