@@ -1,4 +1,4 @@
-# `make` prints what there is to do. The first use makes .venv; nothing else is installed.
+# `make` prints what there is to do. The first use makes .venv, test-export .llama-cpp.
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -61,7 +61,7 @@ clean: ## Remove .venv and caches; runs/ and workspace/ stay
 
 $(LLAMA_CPP)/.ready: Makefile $(READY)
 	rm -rf $(LLAMA_CPP)
-	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --target $(LLAMA_CPP) \
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --only-binary :all: --target $(LLAMA_CPP) \
 		$(LLAMA_CPP_PACKAGES)
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Our training and decoding, for a harness that calls `ours.py:fast`, `decode`, ..."""
+"""Our training and decoding, as `speed.py` and `decode.py` measure them."""
 
 from __future__ import annotations
 

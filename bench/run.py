@@ -16,7 +16,6 @@ HERE = Path(__file__).parent
 WAYS = (
     ("fast",),
     ("lean",),
-    ("plain", "recompute=4"),
     ("published",),
     ("fast", "mix=0"),
     ("fast", "mix=0", "seq=1024", "bs=2"),

@@ -277,9 +277,10 @@ class Static:
             self._step(self.rows, self.keys.shape[2])
         torch.cuda.current_stream().wait_stream(beside)
         self.lengths.copy_(lengths)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.scores = self._step(self.rows, self.keys.shape[2])
+        self.graph = graph  # not before: a recording that fails is none
 
     def _step(self, rows: int, size: int) -> torch.Tensor:
         lengths = self.lengths[:rows]

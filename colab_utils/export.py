@@ -54,9 +54,9 @@ def write_gguf(model: Path, out: Path | None = None, kind: str = "q8_0") -> Path
     """Write a model folder (safetensors) as a GGUF file, and return the file.
 
     `kind` "q8_0" keeps 8.5 bits of a weight, "f16" all 16. `out` is
-    `<model>/<name>-<kind>.gguf` unless it is given. Reads and writes some rows at a
-    time: memory does not grow with the model. Written beside `out` and renamed at the
-    end. Raises ValueError for what llama.cpp cannot run as transformers does, and
+    `<model>/<name>-Q8_0.gguf` (or F16) unless it is given. Reads and writes rows, some
+    at a time: memory does not grow with the model. Written beside `out` and renamed at
+    the end. Raises ValueError for what llama.cpp cannot run as transformers does, and
     OSError when the disk is too small. Format: the GGUF specification of ggml.
     """
     kind = kind.lower()
@@ -69,6 +69,7 @@ def write_gguf(model: Path, out: Path | None = None, kind: str = "q8_0") -> Path
     config = _config(model)
     tensors = _tensors(model, config, kind.upper())
     part = out.with_name(f".{out.name}.part")
+    part.unlink(missing_ok=True)  # of a run that was killed
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.check_disk(out.parent, sum(map(_size, tensors)), out.name)
     try:

@@ -115,8 +115,8 @@ _preparing: list[threading.Thread] = []
 
 def prepared() -> None:
     """Wait for what `prepare` has begun: a GPU's step is not recorded beside it."""
-    while _preparing:
-        _preparing.pop().join()
+    for thread in _preparing:
+        thread.join()
 
 
 def remove(model: PreTrainedModel) -> None:

@@ -67,7 +67,7 @@ def forget() -> None:
     _buffers.clear()
 
 
-def buffer(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+def _buffer(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
     """Memory that every layer uses in turn: (shape) of a tensor that only grows."""
     size, key = shape[0] * shape[1], (like.device, like.dtype)
     if key not in _buffers or _buffers[key].numel() < size:
@@ -106,7 +106,7 @@ class _Group:
             if len(self.weights) == 1 and not hasattr(weight, "quant_state"):
                 return weight
             if out is None:
-                out = buffer((self.rows, self.inputs), self.like)
+                out = _buffer((self.rows, self.inputs), self.like)
             part = out[row : row + outputs]
             if hasattr(weight, "quant_state"):
                 ops.dequantise(weight, part)

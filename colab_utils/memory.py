@@ -218,6 +218,6 @@ def ram_to_load(config: LlamaConfig) -> float:
 
 
 def ram_to_merge(config: LlamaConfig) -> float:
-    """Bytes of RAM that `merging.merge` takes: the same, and one weight in 32 bits."""
+    """Bytes of RAM that `merging.merge` takes at most: one weight, dequantised."""
     widest = max(i * o for i, o in costs.linear_shapes(config))
     return 1.0 * GIB + 3 * 4.0 * max(widest, config.vocab_size * config.hidden_size)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 BLOCK = 2 << 20  # bytes that are read, changed and written at a time: in the cache
-AHEAD = 8  # blocks that may wait to be written
+AHEAD = 16 << 20  # bytes that may wait to be written
 # What transformers quantises: every linear layer but the head.
 QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 
@@ -115,7 +115,6 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
                     _merge_shard(shard, half, updates, replaced, grid, bar)
                     half.rename(part / shard.name)
         _copy_others(base, adapter, part)
-        note.unlink()
         runtime.replace(part, out)
     except KeyboardInterrupt:
         print(f"stopped: the next run goes on from {part}, or delete that folder")
@@ -160,7 +159,8 @@ def _copy_others(base: Path, adapter: Path, part: Path) -> None:
     """The base's config and the adapter's tokenizer."""
     for file in (*base.glob("*.json"), *base.glob("tokenizer.model")):
         # Not how the base was made, nor the index of weights in another format.
-        if file.name not in ("recipe.json", "pytorch_model.bin.index.json"):
+        others = ("recipe.json", "made_of.json", "pytorch_model.bin.index.json")
+        if file.name not in others:
             shutil.copyfile(file, part / file.name)
     for file in adapter.iterdir():
         if file.name.startswith(("tokenizer", "special_tokens", "chat_template")):
@@ -214,7 +214,7 @@ def _merge_shard(
         ThreadPoolExecutor(1) as writer,
     ):
         new.write(old.read(begin))
-        written: deque[Future] = deque()
+        written: deque[tuple[Future, int]] = deque()
         for name, entry in storage.tensors_of(source):
             first, last = entry["data_offsets"]
             old.seek(begin + first)
@@ -227,12 +227,12 @@ def _merge_shard(
                 chunks = storage.read_blocks(old, last - first, BLOCK, source)
             place = begin + first
             for data in chunks:
-                if len(written) == AHEAD:
-                    written.popleft().result()
-                written.append(writer.submit(_write, new, place, data))
+                while sum(size for _, size in written) > AHEAD:
+                    written.popleft()[0].result()
+                written.append((writer.submit(_write, new, place, data), len(data)))
                 place += len(data)
                 bar.update(len(data))
-        for one in written:
+        for one, _ in written:
             one.result()
         new.flush()
         os.fsync(new.fileno())  # it will count as finished, after a power cut too

@@ -33,6 +33,10 @@ LLAMA2 = (
 )
 
 
+# What stays here when a folder is pushed.
+IGNORED = ["checkpoints/*", "rejected.jsonl", "made_of.json", "*.gguf", "Modelfile"]
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a result, as far as they are installed."""
     found = {}
@@ -152,7 +156,7 @@ def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
             folder_path=folder,
             repo_id=url.repo_id,
             repo_type=kind,
-            ignore_patterns=["checkpoints/*", "rejected.jsonl"],
+            ignore_patterns=IGNORED,
         )
     print(f"pushed to {url} (private, unless it was there and public before)")
     return str(url)

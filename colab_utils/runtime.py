@@ -241,7 +241,8 @@ def new_artefact(kind: str, name: str) -> Path:
     _check_name(kind, name)
     folder = workspace() / kind / name
     restore(folder)
-    ours = any((folder / name).exists() for name in ("recipe.json", "checkpoints"))
+    marks = ("recipe.json", "checkpoints", "made_of.json")
+    ours = any((folder / name).exists() for name in marks)
     if not ours and folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} holds something that was not made here, and would be replaced. "

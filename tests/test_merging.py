@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from colab_utils import merging, models, storage
+from colab_utils import merging, models, runtime, storage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -266,6 +266,19 @@ def assert_untouched(older: Path) -> None:
     assert list(older.parent.iterdir()) == [older], "half a model was left behind"
 
 
+def test_a_merge_may_be_made_again_before_it_has_a_recipe(
+    base, adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WORKSPACE", str(tmp_path))
+    out = runtime.new_artefact("models", "mine")
+    merging.merge(base, adapter, out)
+    assert not (out / "recipe.json").exists()  # 04 writes it later, if it comes so far
+    assert runtime.new_artefact("models", "mine") == out
+    (out / "made_of.json").unlink()
+    with pytest.raises(FileExistsError, match="was not made here"):
+        runtime.new_artefact("models", "mine")
+
+
 def test_a_base_cut_short_leaves_an_older_model(base, adapter, tmp_path, older):
     cut = tmp_path / "cut"
     shutil.copytree(base, cut)
@@ -317,7 +330,7 @@ def test_a_stopped_merge_leaves_an_older_model_and_goes_on(stopped, older, capsy
     assert (older / first).stat().st_ino == inode, "it was made again"
     assert_merged(older, base, adapter, torch.float16)
     assert list(older.parent.iterdir()) == [older]
-    assert not list(older.glob("made_of*")) + list(older.glob("unfinished*"))
+    assert not list(older.glob("unfinished*"))
 
 
 @pytest.mark.parametrize("what", ["base", "adapter", "weights", "note"])

@@ -177,7 +177,8 @@ except OSError as error:
 def pushing(folder: Path, name: str, hub, **env: str) -> subprocess.Popen:
     """A fresh interpreter that pushes `folder`/mine."""
     (folder / "mine" / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for file in ("train.jsonl", "rejected.jsonl", "README.md", "checkpoints/a.bin"):
+    local = ("rejected.jsonl", "checkpoints/a.bin", "made_of.json", "a.gguf")
+    for file in ("train.jsonl", "README.md", *local, "Modelfile"):
         (folder / "mine" / file).write_text("{}\n")
     recipes.write(folder / "mine", kind="dataset")
     hidden = ("HF_", "HUGGING", "huggingface", "COLAB", "KAGGLE")
