@@ -41,35 +41,47 @@ def merged_weight(weight: torch.Tensor, update: Update, first: int = 0) -> torch
     return out.to(weight.dtype)
 
 
-def dequantised(weight: torch.Tensor) -> torch.Tensor:
+def dequantised(
+    weight: torch.Tensor, scales: torch.Tensor | None = None
+) -> torch.Tensor:
     """What QLoRA trained on: W in 4 bits (NF4, constants quantised too) and back.
 
-    Bit for bit what bitsandbytes makes of the whole weight, but a part at a time; only
-    the constants are quantised together. On a GPU where there is one, for there the
-    weight was quantised when it was loaded.
+    Bit for bit what bitsandbytes makes of the whole weight, but a part at a time; of
+    rows of W where `scales` has the constants of these. On a GPU where there is one,
+    for there the weight was quantised when it was loaded.
     """
     import bitsandbytes.functional as bnb
     import torch
 
-    blocks, part = weight.view(-1, 64), max(1, BLOCK // 64)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    codes, states = [], []
-    for piece in blocks.split(part):
+    if scales is None:
+        scales = _quantised(_largest(weight))
+    out, part = torch.empty_like(weight).view(-1, 64), max(1, BLOCK // 64)
+    pieces = (t.split(part) for t in (out, weight.view(-1, 64), scales))
+    for place, piece, some in zip(*pieces, strict=True):
         packed, state = bnb.quantize_4bit(
-            piece.to(device), blocksize=64, quant_type="nf4"
+            piece.to(scales.device), blocksize=64, quant_type="nf4"
         )
-        codes.append(packed)
-        states.append(state)
-    absmax = torch.cat([state.absmax for state in states])
-    offset = absmax.mean()
-    small, second = bnb.quantize_blockwise(absmax - offset, blocksize=256)
-    absmax = bnb.dequantize_blockwise(small, second) + offset
-    out = torch.empty_like(blocks)
-    pieces = zip(out.split(part), codes, states, absmax.split(part), strict=True)
-    for piece, packed, state, scales in pieces:
-        state.absmax = scales
-        piece.copy_(bnb.dequantize_4bit(packed, state))
+        state.absmax = some
+        place.copy_(bnb.dequantize_4bit(packed, state))
     return out.view(weight.shape)
+
+
+def _largest(weight: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of each 64 weights, their constant, where it is made."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pieces = weight.view(-1, 64).split(max(1, BLOCK // 64))
+    return torch.cat([p.to(device).abs().amax(1).float() for p in pieces])
+
+
+def _quantised(absmax: torch.Tensor) -> torch.Tensor:
+    """The constants of a whole weight as 8 bits hold them (double quantisation)."""
+    import bitsandbytes.functional as bnb
+
+    offset = absmax.mean()
+    small, state = bnb.quantize_blockwise(absmax - offset, blocksize=256)
+    return bnb.dequantize_blockwise(small, state) + offset
 
 
 def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Path:
@@ -267,12 +279,23 @@ def _changed(
     height, row = entry["shape"][0], 0
     parts = math.ceil(height / max(64, BLOCK // width))
     step = math.ceil(height / parts)
-    # 4 bits have constants that are quantised over the whole weight
-    block = last - first if grid else step * width
+    block, scales = step * width, None
+    if grid:
+        if step * math.prod(entry["shape"][1:]) % 64:  # parts would cut its blocks
+            block = last - first
+        # Its constants are quantised together, so the weight is read twice.
+        place = file.tell()
+        found = storage.read_blocks(file, last - first, block, path)
+        dtype = _dtype(entry)
+        scales = [_largest(torch.frombuffer(data, dtype=dtype)) for data in found]
+        scales = _quantised(torch.cat(scales))
+        file.seek(place)
     for data in storage.read_blocks(file, last - first, block, path):
         rows = torch.frombuffer(data, dtype=_dtype(entry)).view(-1, *entry["shape"][1:])
         if grid:
-            rows.copy_(dequantised(rows))
+            count = rows.numel() // 64
+            rows.copy_(dequantised(rows, scales[:count]))
+            scales = scales[count:]
         for i in range(0, len(rows) if update else 0, step):
             some = rows[i : i + step]
             some.copy_(merged_weight(some, update, row + i))

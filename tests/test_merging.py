@@ -627,9 +627,13 @@ def test_rows_at_a_time_change_nothing(
     assert_merged(out, base, adapter, torch.float16)
 
 
-def test_the_weights_that_qlora_trained_beside(base, tokenizer, tmp_path):
+@pytest.mark.parametrize("block", [4096, 30_000, 1 << 21])
+def test_the_weights_that_qlora_trained_beside(
+    base, tokenizer, tmp_path, monkeypatch, block
+):
     import bitsandbytes.functional as bnb
 
+    monkeypatch.setattr(merging, "BLOCK", block)
     targets = {"target_modules": ["q_proj"]}
     adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **targets)
     out = merging.merge(base, adapter, tmp_path / "out", weights="dequantized")
