@@ -39,8 +39,7 @@ def measure(way: str, folder: Path) -> dict:
         subprocess.run(["sync", "-f", folder], check=True)
     size = sum(file.stat().st_size for file in out.iterdir())
     shutil.rmtree(out)
-    found = {"way": way, "bytes": size, "seconds": round(sampler.seconds, 1)}
-    return found | {name: round(value, 3) for name, value in sampler.peak.items()}
+    return {"way": way, "bytes": size, **sampler.result()}
 
 
 def main() -> None:

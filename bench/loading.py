@@ -29,8 +29,7 @@ def load(name: str):
         torch.cuda.reset_peak_memory_stats()
     with Sampler() as sampler:
         model = models.load_model(name, models.quantization_config())
-    found = {"model": name, "seconds": round(sampler.seconds, 1)}
-    found |= {key: round(value, 2) for key, value in sampler.peak.items()}
+    found = {"model": name, **sampler.result()}
     if GPU:
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)

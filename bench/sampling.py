@@ -35,3 +35,8 @@ class Sampler(threading.Thread):
         self.seconds = time.time() - self.began
         self.done.set()
         self.join()
+
+    def result(self) -> dict[str, float]:
+        """Seconds and GiB, rounded for a file of results."""
+        peak = {name: round(value, 3) for name, value in self.peak.items()}
+        return {"seconds": round(self.seconds, 1), **peak}

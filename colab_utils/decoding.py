@@ -38,15 +38,11 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"its activation is {config.hidden_act}, its positions are {rope}"
     if len({p.device for p in inner.model.parameters()}) > 1:
         return "it is spread over several devices"
-    names = sum(layers.GROUPS, ())
     for module in inner.model.layers:
         norms = module.input_layernorm, module.post_attention_layernorm
         if any(type(norm) is not LlamaRMSNorm for norm in norms):
             return "its norms are adapted, or of another kind"
-        for name, linear in zip(names, layers.linears(module, names), strict=True):
-            if problem := _problem(linear):
-                return f"{name} {problem}"
-    return None
+    return layers.problem(inner.model.layers, _problem)
 
 
 def _problem(linear: Any) -> str | None:
@@ -187,7 +183,7 @@ class Static:
         self.width = config.head_dim or config.hidden_size // self.heads
         room = -(-size // 16) * 16  # Triton compiles anew for what 16 doesn't divide
         shape = (config.num_hidden_layers, rows, room, self.kept, self.width)
-        self.keys, self.values = (torch.zeros_like(like).new_zeros(shape) for _ in "kv")
+        self.keys, self.values = (like.new_zeros(shape) for _ in "kv")
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=self.device)
         place = torch.arange(room, device=self.device)[None]

@@ -43,12 +43,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     norms = [p for name, p in inner.named_parameters() if "norm" in name]
     if any(p.requires_grad for p in outside + norms):
         return "its embeddings, norms or head are trained"
-    names = sum(layers.GROUPS, ())
-    for module in inner.model.layers:
-        for name, linear in zip(names, layers.linears(module, names), strict=True):
-            if problem := _problem(linear):
-                return f"{name} {problem}"
-    return None
+    return layers.problem(inner.model.layers, _problem)
 
 
 def _problem(linear: Any) -> str | None:

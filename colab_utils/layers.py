@@ -7,6 +7,7 @@ keeps the rest.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +22,16 @@ def linears(module: torch.nn.Module, names: tuple[str, ...]) -> list[Any]:
     """The linear layers of a decoder layer with these names."""
     parts = module.self_attn, module.mlp
     return [getattr(parts[not hasattr(parts[0], name)], name) for name in names]
+
+
+def problem(modules: Iterable[torch.nn.Module], check: Callable) -> str | None:
+    """What `check` first says of a linear layer in these decoder layers, or None."""
+    names = sum(GROUPS, ())
+    for module in modules:
+        for name, linear in zip(names, linears(module, names), strict=True):
+            if found := check(linear):
+                return f"{name} {found}"
+    return None
 
 
 def pairs(module: torch.nn.Module, group: tuple[str, ...]) -> list[tuple]:
