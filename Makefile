@@ -5,6 +5,7 @@ PIP_ARGS ?=
 DATASET ?=
 MODEL ?=
 PARAMETERS ?=
+PARTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,8 +53,8 @@ badges: $(READY) ## Point badges, set-up cells and README to this repository (fo
 demo: $(READY) ## Build the demo world anew: facts, tokenizer, model
 	$(BIN)/python -m colab_utils.demo.build
 
-bench: $(READY) ## Measure speed and memory on a GPU: CHECKPOINT=folder UNSLOTH_PATH=folder
-	$(BIN)/python bench/run.py "$(or $(CHECKPOINT),/tmp/llama-2-7b-shape)"
+bench: $(READY) ## Measure speed and memory on a GPU: CHECKPOINT=folder UNSLOTH_PATH=folder PARTS="speed ..."
+	$(BIN)/python bench/run.py "$(or $(CHECKPOINT),/tmp/llama-2-7b-shape)" $(PARTS)
 
 clean: ## Remove .venv and caches; runs/ and workspace/ stay
 	rm -rf $(VENV) $(LLAMA_CPP) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,10 @@
 """Predicted and measured peak memory of training, over shapes, ranks, lengths, methods.
 
-    python bench/peaks.py OUT.json [tiny]
+    python bench/peaks.py [tiny]
 
-Needs a GPU (`tiny` tries it on a CPU, where no peak is measured). Each row is a run of
-three steps of TRL's trainer; the peak is that of the last two.
+Needs a GPU and writes bench/results/peaks.json (`tiny` tries it on a CPU, where no peak
+is measured, and writes nothing). Each row is a run of three steps of TRL's trainer; the
+peak is that of the last two.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ GPU = emulate.t4()
 if GPU and torch.cuda.get_device_capability() >= (9, 0):
     costs.CUBLAS = 2 * 32 * 2**20
 runtime.quiet()
+OUT = Path(__file__).parent / "results" / "peaks.json"
 SHAPES = {
     "7B": {},
     "GQA, 8 layers": {
@@ -178,14 +180,14 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
 
 
 def main() -> None:
-    out, given = Path(sys.argv[1]), sys.argv[2:]
+    tiny = "tiny" in sys.argv[1:]
     results, loaded, base = [], None, None
     with tempfile.TemporaryDirectory() as folder:
         for run in RUNS:
             if run[:2] != loaded:
                 base = None
                 gc.collect()
-                path, config = checkpoint_of(run[0], "tiny" in given, Path(folder))
+                path, config = checkpoint_of(run[0], tiny, Path(folder))
                 base, loaded = load(path, run[1]), run[:2]
             if GPU:
                 gc.collect()
@@ -199,7 +201,8 @@ def main() -> None:
             results[-1]["seconds"] = round(time.time() - start, 1)
             shown = {k: v for k, v in results[-1].items() if k != "parts"}
             print("PEAK", json.dumps(shown), flush=True)
-            out.write_text(json.dumps(results, indent=1) + "\n")
+            if not tiny:
+                OUT.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

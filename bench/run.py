@@ -1,33 +1,52 @@
-"""Measure everything again on a GPU: python bench/run.py CHECKPOINT (`make bench`).
+"""Measure again what needs a GPU: python bench/run.py CHECKPOINT (`make bench`).
+
+    python bench/run.py CHECKPOINT [speed] [peers] [decode] [peaks] [loading] [curve]
 
 CHECKPOINT is a folder with a Llama-2-7B-shaped model; where it is missing, one of
-random weights is written there (13.5 GB). Unsloth is measured where UNSLOTH_PATH names
-a folder with its packages. Writes bench/results/*.json and bench/results/figure.png.
+random weights is written there (13.5 GB). Without names of parts, all are measured, in
+half an hour. `peers` is Unsloth, where UNSLOTH_PATH names a folder with its packages.
+Writes bench/results/*.json and bench/results/figure.png.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WAYS = (
-    ("fast",),
-    ("lean",),
-    ("published",),
-    ("fast", "mix=0"),
-    ("fast", "mix=0", "seq=1024", "bs=2"),
-    ("fast", "r=64"),
-)
-PEER = (
-    ("gc=false",),
-    ("gc=unsloth",),
-    ("gc=false", "mix=0"),
-    ("gc=false", "mix=0", "seq=1024", "bs=2"),
-    ("gc=false", "r=64"),
-)
+RESULTS = HERE / "results"
+PARTS = {  # the scripts of each part; MODEL stands for the checkpoint
+    "speed": (
+        "speed.py fast MODEL",
+        "speed.py lean MODEL",
+        "speed.py published MODEL",
+        "speed.py fast MODEL mix=0",
+        "speed.py fast MODEL mix=0 seq=1024 bs=2",
+        "speed.py fast MODEL r=64",
+    ),
+    "peers": (
+        "speed.py unsloth MODEL gc=false",
+        "speed.py unsloth MODEL gc=unsloth",
+        "speed.py unsloth MODEL gc=false mix=0",
+        "speed.py unsloth MODEL gc=false mix=0 seq=1024 bs=2",
+        "speed.py unsloth MODEL gc=false r=64",
+        "decode.py unsloth MODEL",
+        "decode.py unsloth MODEL batch=8",
+    ),
+    "decode": (
+        "decode.py ours MODEL",
+        "decode.py ours MODEL batch=8",
+        "decode.py generate MODEL",
+        "decode.py generate MODEL batch=8",
+        "decode.py static MODEL",
+    ),
+    "peaks": ("peaks.py",),
+    "loading": ("loading.py MODEL MODEL-4bit", "loading.py MODEL-4bit"),
+    "curve": ("curve.py",),
+}
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -58,33 +77,39 @@ def run(script: str, *arguments: str, path: str | None = None) -> None:
         print(f"{script} {' '.join(arguments)} failed", flush=True)
 
 
+def forget(part: str) -> None:
+    """Take a part's earlier rows out of the files that rows are added to."""
+    for name in ("speed", "decode"):
+        file = RESULTS / f"{name}.json"
+        if part in (name, "peers") and file.exists():
+            rows = json.loads(file.read_text())
+            rows = [r for r in rows if (r["way"] == "unsloth") != (part == "peers")]
+            file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
 def main() -> None:
     import torch
 
+    checkpoint, parts = Path(sys.argv[1]), sys.argv[2:] or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        sys.exit(
+            f"There is no part {', '.join(unknown)}; there are {', '.join(PARTS)}."
+        )
     if not torch.cuda.is_available():
         sys.exit("There is no GPU here; bench/curve.py is all that can be measured.")
-    checkpoint, results = Path(sys.argv[1]), HERE / "results"
+    path = os.environ.get("UNSLOTH_PATH")
+    if "peers" in parts and not path:
+        print("Unsloth is passed over: UNSLOTH_PATH names no folder with its packages.")
+        parts.remove("peers")
     if not checkpoint.exists():
         make_checkpoint(checkpoint)
-    results.mkdir(exist_ok=True)
-    for name in ("speed.json", "decode.json"):
-        (results / name).unlink(missing_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     os.environ["LLAMA_7B"] = str(checkpoint)
-    for way in WAYS:
-        run("speed.py", way[0], str(checkpoint), *way[1:])
-    if path := os.environ.get("UNSLOTH_PATH"):
-        for options in PEER:
-            run("speed.py", "unsloth", str(checkpoint), *options, path=path)
-        for options in ((), ("batch=8",)):
-            run("decode.py", "unsloth", str(checkpoint), *options, path=path)
-    for way in ("ours", "generate", "static"):
-        run("decode.py", way, str(checkpoint))
-    for way in ("ours", "generate"):
-        run("decode.py", way, str(checkpoint), "batch=8")
-    run("peaks.py", str(results / "peaks.json"))
-    run("loading.py", str(checkpoint), f"{checkpoint}-4bit")
-    run("loading.py", f"{checkpoint}-4bit")
-    run("curve.py")
+    for part in parts:
+        forget(part)
+        for line in PARTS[part]:
+            words = [word.replace("MODEL", str(checkpoint)) for word in line.split()]
+            run(*words, path=path if part == "peers" else None)
     run("figure.py")
 
 

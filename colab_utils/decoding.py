@@ -267,11 +267,9 @@ class Static:
     def _record(self) -> None:
         """Record a step, after one that makes what is only made the first time."""
         kernels.prepared()
-        lengths, beside = self.lengths.clone(), torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            self._step(self.rows, self.keys.shape[2])
-        torch.cuda.current_stream().wait_stream(beside)
+        # on the same stream: on each more cuBLAS takes up to 32 MiB, and keeps them
+        lengths = self.lengths.clone()
+        self._step(self.rows, self.keys.shape[2])
         self.lengths.copy_(lengths)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -304,9 +302,12 @@ class Static:
             qkv, o, up, down = groups
             (y,) = o(attend(i, qkv(n)))
             n = ops.add_norm(x, y, module.post_attention_layernorm.weight, eps)
-            parts = [down(ops.swiglu(*up(part)))[0] for part in n.split(CHUNK)]
-            y = parts[0] if len(parts) == 1 else torch.cat(parts)
-            n = ops.add_norm(x, y, after[i + 1], eps)
+            if len(n) <= CHUNK:
+                (n,) = down(ops.swiglu(*up(n)))
+            else:  # in place, for a long prompt
+                for part in n.split(CHUNK):
+                    part.copy_(down(ops.swiglu(*up(part)))[0])
+            n = ops.add_norm(x, n, after[i + 1], eps)
         return n
 
 
