@@ -17,7 +17,7 @@ NF4_WEIGHT, NF4_SCALE = 0.5, 1 / 64 + 4 / (64 * 256)
 # cuBLAS works in memory of its own, once for the forward and once for the backward
 # pass: 8.1 MiB each, or 32 MiB from compute capability 9.0 on.
 CUBLAS = 2 * 8.1 * 2**20
-CHUNK = 512  # tokens whose logits exist at a time on the fast path
+LOGIT_ROWS = 512  # tokens whose logits exist at a time on the fast path
 # What torch takes from the card beyond the tensors that exist (fragments of its cache).
 RESERVE = 0.6 * GIB
 
@@ -233,7 +233,7 @@ def loss_bytes(
     width, words = config.hidden_size, config.vocab_size
     if fast:  # the last norm's input and the gradient; logits of one chunk
         return 2.0 * size * width * tokens, (
-            size * width * tokens + (4.0 + size) * words * min(CHUNK, tokens)
+            size * width * tokens + (4.0 + size) * words * min(LOGIT_ROWS, tokens)
         )
     # the last norm and a 32-bit softmax over the vocabulary; then its gradient, and the
     # logits themselves

@@ -119,7 +119,7 @@ def stream(
     choose, context = _chooser(**sampling), min(_context(model), CONTEXT)
     ids = _fit(tokenizer, as_messages(prompt, system), max_new_tokens, context)
     writer = _Writer(model, tokenizer, stop, min(max_new_tokens, context - len(ids)))
-    with evaluating(model), decoding.kept(model, context) as decoder:
+    with evaluating(model), decoding.reused(model, context) as decoder:
         shown = 0
         for _ in _write(decoder, [ids], choose, [writer]):
             text = writer.shown()

@@ -9,7 +9,6 @@ computed again in the backward pass, as many as memory demands.
 
 from __future__ import annotations
 
-import threading
 import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from colab_utils import layers, ops
-from colab_utils.costs import CHUNK
+from colab_utils import decoding, layers, ops
+from colab_utils.costs import LOGIT_ROWS
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Output(CausalLMOutputWithPast):
 
 def why_not(model: PreTrainedModel) -> str | None:
     """Why the fast path can't train this model, or None."""
-    inner = llama(model)
+    inner = layers.llama(model)
     if inner is None:
         return "the model is no LlamaForCausalLM"
     config = inner.config
@@ -48,12 +47,9 @@ def why_not(model: PreTrainedModel) -> str | None:
 
 def _problem(linear: Any) -> str | None:
     """What keeps the fast path from computing a linear layer."""
-    base = getattr(linear, "base_layer", linear)
-    if base.bias is not None:
-        return "has a bias"
-    if base.weight.requires_grad:
+    if layers.base(linear).weight.requires_grad:
         return "is trained as a whole"
-    if base is linear:
+    if layers.base(linear) is linear:
         return None
     if len(linear.active_adapters) != 1 or linear.merged or linear.disable_adapters:
         return "has not exactly one active adapter"
@@ -78,7 +74,7 @@ def apply(model: PreTrainedModel, recompute: int = 0, offload: bool = False) -> 
     if reason := why_not(model):
         print(f"plain path: {reason}")
         return False
-    inner = llama(model)
+    inner = layers.llama(model)
     if inner.device.type == "cuda" and not ops.has_triton():
         print("no Triton here: element-wise work is done in plain torch, slower")
     inner._fast = _Saving(recompute, offload)
@@ -87,39 +83,13 @@ def apply(model: PreTrainedModel, recompute: int = 0, offload: bool = False) -> 
     return True
 
 
-def prepare(
-    config: LlamaConfig, dtype: torch.dtype, training: bool = False
-) -> threading.Thread | None:
-    """Compile the GPU kernels in the background, best while the model is loaded.
-
-    Those of decoding, or those of `training`. None where there is nothing to compile.
-    """
-    if not torch.cuda.is_available() or not ops.has_triton():
-        return None
-    from colab_utils import triton_ops
-
-    run = triton_ops.compile_training if training else triton_ops.compile_decoding
-    thread = threading.Thread(target=run, args=(config, dtype))
-    thread.start()
-    _preparing.append(thread)
-    return thread
-
-
-_preparing: list[threading.Thread] = []
-
-
-def prepared() -> None:
-    """Wait for what `prepare` has begun: a GPU's step is not recorded beside it."""
-    for thread in _preparing:
-        thread.join()
-
-
 def remove(model: PreTrainedModel) -> None:
     """Undo `apply`: the model computes as transformers and PEFT wrote it."""
-    inner = llama(model)
-    if inner is not None:  # what answering keeps would be in the way of training
-        vars(inner).pop("_decoder", None)
-    if inner is not None and "_fast" in vars(inner):
+    inner = layers.llama(model)
+    if inner is None:
+        return
+    decoding.forget(inner)  # what answering keeps would be in the way of training
+    if "_fast" in vars(inner):
         del inner.forward, inner.train, inner._fast
         _bring_embeddings_back(inner)
         layers.forget()
@@ -130,13 +100,6 @@ class _Saving(NamedTuple):
 
     recompute: int
     offload: bool
-
-
-def llama(model: PreTrainedModel) -> LlamaForCausalLM | None:
-    """The Llama inside a model that may be wrapped, or None."""
-    from transformers import LlamaForCausalLM
-
-    return next((m for m in model.modules() if type(m) is LlamaForCausalLM), None)
 
 
 def _train(self: LlamaForCausalLM, mode: bool = True) -> LlamaForCausalLM:
@@ -174,12 +137,13 @@ def _forward(self: LlamaForCausalLM, input_ids=None, labels=None, **kwargs: Any)
         input_ids, labels, kwargs.get("attention_mask"), kwargs.get("position_ids")
     )
     x = hidden(self, ids, positions, documents)
-    kept = (targets != -100).nonzero().squeeze(1)
-    x = x[kept]
-    total, right = ops.CrossEntropy.apply(x, self.lm_head.weight, targets[kept], CHUNK)
+    trained = (targets != -100).nonzero().squeeze(1)
+    total, right = ops.CrossEntropy.apply(
+        x[trained], self.lm_head.weight, targets[trained], LOGIT_ROWS
+    )
     count = kwargs.get("num_items_in_batch")
-    loss = total / (max(len(kept), 1) if count is None else count)
-    return Output(loss=loss, token_accuracy=right / max(len(kept), 1))
+    loss = total / (max(len(trained), 1) if count is None else count)
+    return Output(loss=loss, token_accuracy=right / max(len(trained), 1))
 
 
 def flatten(

@@ -8,14 +8,28 @@ keeps the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from colab_utils import ops
 
-GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"))
-GROUPS += (("down_proj",),)
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedModel
+
+GROUPS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+
+
+def llama(model: PreTrainedModel) -> LlamaForCausalLM | None:
+    """The Llama inside a model that may be wrapped, or None."""
+    from transformers import LlamaForCausalLM
+
+    return next((m for m in model.modules() if type(m) is LlamaForCausalLM), None)
 
 
 def linears(module: torch.nn.Module, names: tuple[str, ...]) -> list[Any]:
@@ -24,14 +38,39 @@ def linears(module: torch.nn.Module, names: tuple[str, ...]) -> list[Any]:
     return [getattr(parts[not hasattr(parts[0], name)], name) for name in names]
 
 
-def problem(modules: Iterable[torch.nn.Module], check: Callable) -> str | None:
-    """What `check` first says of a linear layer in these decoder layers, or None."""
+def base(linear: Any) -> torch.nn.Module:
+    """The layer below its adapters, which may be the layer itself."""
+    return getattr(linear, "base_layer", linear)
+
+
+def problem(
+    modules: Iterable[torch.nn.Module], check: Callable[[Any], str | None]
+) -> str | None:
+    """What keeps the linear layers of these decoder layers from being computed here.
+
+    None where nothing does; `check` is asked about those that could be.
+    """
     names = sum(GROUPS, ())
     for module in modules:
         for name, linear in zip(names, linears(module, names), strict=True):
-            if found := check(linear):
+            if found := _unsupported(linear) or check(linear):
                 return f"{name} {found}"
     return None
+
+
+def _unsupported(linear: Any) -> str | None:
+    below = base(linear)
+    if not isinstance(below, torch.nn.Linear):
+        return f"is a {type(below).__name__}"
+    if not (below.weight.is_floating_point() or hasattr(below.weight, "quant_state")):
+        return f"holds its weight as {below.weight.dtype}"
+    if below.bias is not None:
+        return "has a bias"
+    if below is linear or isinstance(
+        getattr(linear, "lora_A", None), torch.nn.ModuleDict
+    ):
+        return None
+    return "has another kind of adapter than LoRA"
 
 
 def pairs(module: torch.nn.Module, group: tuple[str, ...]) -> list[tuple]:
@@ -95,7 +134,7 @@ class _Group:
 
     def __init__(self, module: torch.nn.Module, names: tuple[str, ...], like):
         group = linears(module, names)
-        bases = [getattr(one, "base_layer", one) for one in group]
+        bases = [base(one) for one in group]
         self.weights = [base.weight for base in bases]
         self.outputs = [base.out_features for base in bases]
         self.inputs, self.like = bases[0].in_features, like
@@ -192,7 +231,10 @@ class Layer:
 
     def __init__(self, module, config, cos, sin, documents, again, offload):
         self.module, self.cos, self.sin, self.documents = module, cos, sin, documents
-        self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
+        self.heads, self.kv_heads = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+        )
         self.norms = (module.input_layernorm, module.post_attention_layernorm)
         self.eps = config.rms_norm_eps
         self.again, self.offload = again, again and offload
@@ -213,8 +255,8 @@ class Layer:
         n = ops.norm(x, self.norms[0].weight, self.eps)
         qkv, low1 = qkv_of.forward(n, parts[0])
         del n
-        ops.rotate(qkv, self.cos, self.sin, self.heads + self.kv)
-        out, *extra = ops.attention(qkv, self.heads, self.kv, self.documents)
+        ops.rotate(qkv, self.cos, self.sin, self.heads + self.kv_heads)
+        out, *extra = ops.attention(qkv, self.heads, self.kv_heads, self.documents)
         h, low2 = o_of.forward(out, parts[1], residual=x)
         n = ops.norm(h, self.norms[1].weight, self.eps)
         both, low3 = up_of.forward(n, parts[2])
@@ -245,9 +287,9 @@ class Layer:
         d, d_low = o_of.backward(dh, parts[1])
         b2 = o_of.grad_b(dh, low2)
         a2 = o_of.grad_a(d_low, out)
-        where = (self.heads, self.kv, self.documents)
+        where = (self.heads, self.kv_heads, self.documents)
         d = ops.attention_backward(d, qkv, *where, out, *extra)
-        ops.rotate(d, self.cos, self.sin, self.heads + self.kv, -1)
+        ops.rotate(d, self.cos, self.sin, self.heads + self.kv_heads, -1)
         del out, h
         dqkv, b1 = d, qkv_of.grad_b(d, low1)
         d, d_low = qkv_of.backward(dqkv, parts[0], need)

@@ -154,9 +154,9 @@ def load_model(
             given = {}
             print(f"{name} is quantised already: taken as it is")
         if config.model_type == "llama":
-            from colab_utils import kernels
+            from colab_utils import compiling
 
-            kernels.prepare(config, torch_dtype())  # while the weights are read
+            compiling.prepare(config, torch_dtype())  # while the weights are read
         model = AutoModelForCausalLM.from_pretrained(
             location(name),
             dtype=torch_dtype(),

@@ -132,33 +132,33 @@ def swiglu_backward(grad: torch.Tensor, both: torch.Tensor) -> None:
     up.copy_(d_up)
 
 
-def _heads(qkv: torch.Tensor, heads: int, groups: int) -> list[torch.Tensor]:
+def _heads(qkv: torch.Tensor, heads: int, kv_heads: int) -> list[torch.Tensor]:
     """Queries, keys and values (T, heads, D) of rows that hold them side by side."""
-    split = qkv.view(len(qkv), heads + 2 * groups, -1)
-    q, k, v = split.split([heads, groups, groups], dim=1)
-    if groups == heads:
+    split = qkv.view(len(qkv), heads + 2 * kv_heads, -1)
+    q, k, v = split.split([heads, kv_heads, kv_heads], dim=1)
+    if kv_heads == heads:
         return [q, k, v]
-    return [q, *(t.repeat_interleave(heads // groups, dim=1) for t in (k, v))]
+    return [q, *(t.repeat_interleave(heads // kv_heads, dim=1) for t in (k, v))]
 
 
 def attention(
-    qkv: torch.Tensor, heads: int, groups: int, documents: Documents
+    qkv: torch.Tensor, heads: int, kv_heads: int, documents: Documents
 ) -> tuple[torch.Tensor, ...]:
     """Causal attention inside each document, and what its gradient needs.
 
-    qkv is (T, (heads + 2 groups) x D), the result (T, heads x D). On a GPU this is the
-    memory-efficient kernel of torch, which needs no mask and exists for 7.5.
+    qkv is (T, (heads + 2 kv_heads) x D), the result (T, heads x D). On a GPU this is
+    the memory-efficient kernel of torch, which needs no mask and exists for 7.5.
     """
     if qkv.is_cuda:
         rows, starts, longest = _rows(documents, len(qkv))
-        q, k, v = (t.unflatten(0, rows) for t in _heads(qkv, heads, groups))
+        q, k, v = (t.unflatten(0, rows) for t in _heads(qkv, heads, kv_heads))
         bounds = (starts, starts, longest, longest)
         found = torch.ops.aten._efficient_attention_forward(
             q, k, v, None, *bounds, 0.0, CAUSAL, True
         )
         out, *saved = found[:4]
         return out.view(len(qkv), -1), *saved
-    return (_attention(*_heads(qkv, heads, groups), documents).flatten(1),)
+    return (_attention(*_heads(qkv, heads, kv_heads), documents).flatten(1),)
 
 
 def _rows(documents: Documents, tokens: int) -> tuple[tuple[int, int], Any, int]:
@@ -191,7 +191,7 @@ def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return out.transpose(1, 2)
 
 
-def store(
+def rotate_and_store(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -203,32 +203,32 @@ def store(
 ) -> None:
     """Rotate q and k of one new token a row, and put k and v into the cache.
 
-    q is (rows, heads x D), k and v (rows, groups x D), cos and sin (size, D), keys and
-    values (rows, size, groups, D); lengths (rows,) say how many tokens are there.
+    q is (rows, heads x D), k and v (rows, kv_heads x D), cos and sin (size, D), keys
+    and values (rows, size, kv_heads, D); lengths (rows,) say how many tokens are there.
     """
     if _triton(q):
         from colab_utils import triton_ops
 
-        triton_ops.store(q, k, v, cos, sin, keys, values, lengths)
+        triton_ops.rotate_and_store(q, k, v, cos, sin, keys, values, lengths)
         return
-    groups, size = keys.shape[2:]
+    kv_heads, size = keys.shape[2:]
     for x in (q, k):
         rotate(x, cos[lengths], sin[lengths], x.shape[1] // size)
     row = torch.arange(len(q), device=q.device)
-    keys[row, lengths] = k.view(-1, groups, size)
-    values[row, lengths] = v.view(-1, groups, size)
+    keys[row, lengths] = k.view(-1, kv_heads, size)
+    values[row, lengths] = v.view(-1, kv_heads, size)
 
 
-def attend(
+def attention_step(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor
 ) -> torch.Tensor:
     """Attention of a row's new token over its `lengths` + 1 tokens in the cache."""
     if _triton(q):
         from colab_utils import triton_ops
 
-        return triton_ops.attend(q, keys, values, lengths)
-    groups, size = keys.shape[2:]
-    q = q.view(len(q), groups, -1, size)
+        return triton_ops.attention_step(q, keys, values, lengths)
+    kv_heads, size = keys.shape[2:]
+    q = q.view(len(q), kv_heads, -1, size)
     there = torch.arange(keys.shape[1], device=q.device) <= lengths[:, None]
     scores = torch.einsum("rghd,rtgd->rght", q * size**-0.5, keys)
     scores = scores.masked_fill(~there[:, None, None], float("-inf"))
@@ -239,13 +239,13 @@ def attention_backward(
     grad: torch.Tensor,
     qkv: torch.Tensor,
     heads: int,
-    groups: int,
+    kv_heads: int,
     documents: Documents,
     out: torch.Tensor,
     *saved: torch.Tensor,
 ) -> torch.Tensor:
     """The gradient for qkv, in its shape."""
-    q, k, v = _heads(qkv, heads, groups)
+    q, k, v = _heads(qkv, heads, kv_heads)
     if qkv.is_cuda:
         rows, starts, longest = _rows(documents, len(qkv))
         given = [t.reshape(q.shape).unflatten(0, rows) for t in (grad, q, k, v)]
@@ -263,7 +263,7 @@ def attention_backward(
             # one tensor (T, 3, heads, D): the layout of qkv, so nothing is copied
             shared_storage_dqdkdv=True,
         )
-        if groups == heads:
+        if kv_heads == heads:
             width = 3 * q[0].numel()
             return found[0].as_strided((len(qkv), width), (width, 1))
         grads = [t.flatten(0, 1) for t in found[:3]]
@@ -272,7 +272,7 @@ def attention_backward(
             leaves = [t.detach().requires_grad_() for t in (q, k, v)]
             again = _attention(*leaves, documents)
         grads = torch.autograd.grad(again, leaves, grad.view_as(again))
-    shape = (len(qkv), groups, heads // groups, -1)
+    shape = (len(qkv), kv_heads, heads // kv_heads, -1)
     dk, dv = (t.reshape(shape).sum(2).flatten(1) for t in grads[1:])
     return torch.cat([grads[0].flatten(1), dk, dv], dim=1)
 

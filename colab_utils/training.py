@@ -47,9 +47,9 @@ def prepare_fast_path(config: LlamaConfig) -> None:
 
     On a CPU there is nothing to compile.
     """
-    from colab_utils import kernels, models
+    from colab_utils import compiling, models
 
-    if kernels.prepare(config, models.torch_dtype(), training=True):
+    if compiling.prepare(config, models.torch_dtype(), training=True):
         print("the fast path's kernels are compiled while the model is loaded")
 
 

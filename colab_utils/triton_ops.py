@@ -6,15 +6,9 @@ in torch, for CPUs and as the reference: tests compare the two.
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
-
-if TYPE_CHECKING:
-    from transformers import LlamaConfig
 
 BYTES = 1024  # of packed 4-bit weights that one program unpacks
 
@@ -204,8 +198,8 @@ def swiglu_backward(grad: torch.Tensor, both: torch.Tensor) -> None:
 
 
 @triton.jit
-def _store(
-    q, k, v, cos, sin, keys, values, lengths, size, half, heads, kept,
+def _rotate_and_store(
+    q, k, v, cos, sin, keys, values, lengths, size, half, heads, kv_heads,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -221,9 +215,9 @@ def _store(
     tl.store(first, a * c - b * s, inside)
     tl.store(first + half, b * c + a * s, inside)
     head = tl.arange(0, K)[:, None]
-    inside = (head < kept) & (at < half)
-    first = (row * kept + head) * 2 * half + at
-    to = ((row * size + place) * kept + head) * 2 * half + at
+    inside = (head < kv_heads) & (at < half)
+    first = (row * kv_heads + head) * 2 * half + at
+    to = ((row * size + place) * kv_heads + head) * 2 * half + at
     a = tl.load(k + first, inside, 0).to(tl.float32)
     b = tl.load(k + first + half, inside, 0).to(tl.float32)
     tl.store(keys + to, a * c - b * s, inside)
@@ -232,11 +226,20 @@ def _store(
     tl.store(values + to + half, tl.load(v + first + half, inside, 0), inside)
 
 
-def store(q, k, v, cos, sin, keys, values, lengths) -> None:
+def rotate_and_store(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
     """Rotate q and k of one new token a row, and put k and v into the cache."""
-    size, kept, width = keys.shape[1:]
+    size, kv_heads, width = keys.shape[1:]
     heads = q.shape[1] // width
-    _store[(len(q),)](
+    _rotate_and_store[(len(q),)](
         q,
         k,
         v,
@@ -248,17 +251,17 @@ def store(q, k, v, cos, sin, keys, values, lengths) -> None:
         size,
         width // 2,
         heads,
-        kept,
+        kv_heads,
         H=triton.next_power_of_2(heads),
-        K=triton.next_power_of_2(kept),
+        K=triton.next_power_of_2(kv_heads),
         D=triton.next_power_of_2(width // 2),
         num_warps=8,
     )
 
 
 @triton.jit
-def _attend(
-    q, keys, values, lengths, out, size, heads, kept, width, scale,
+def _attention_step(
+    q, keys, values, lengths, out, size, heads, kv_heads, width, scale,
     N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -267,30 +270,36 @@ def _attend(
     inside = at < width
     mine = (row * heads + head) * width + at
     x = tl.load(q + mine, inside, 0).to(tl.float32) * scale
-    first = row * size * kept * width + head // (heads // kept) * width + at[None, :]
+    first = (
+        row * size * kv_heads * width
+        + head // (heads // kv_heads) * width
+        + at[None, :]
+    )
     best = tl.full((), float("-inf"), tl.float32)
     total = tl.zeros((), tl.float32)
     found = tl.zeros((D,), tl.float32)
     for start in range(0, count, N):
         place = (start + tl.arange(0, N))[:, None]
         there = (place < count) & inside[None, :]
-        k = tl.load(keys + first + place * kept * width, there, 0).to(tl.float32)
+        k = tl.load(keys + first + place * kv_heads * width, there, 0).to(tl.float32)
         score = tl.sum(k * x[None, :], 1)
         score = tl.where(start + tl.arange(0, N) < count, score, float("-inf"))
         top = tl.maximum(best, tl.max(score, 0))
         weight, fade = tl.exp(score - top), tl.exp(best - top)
-        v = tl.load(values + first + place * kept * width, there, 0).to(tl.float32)
+        v = tl.load(values + first + place * kv_heads * width, there, 0).to(tl.float32)
         total = total * fade + tl.sum(weight, 0)
         found = found * fade + tl.sum(weight[:, None] * v, 0)
         best = top
     tl.store(out + mine, found / total, inside)
 
 
-def attend(q, keys, values, lengths) -> torch.Tensor:
+def attention_step(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
     """Attention of one new token a row over the `lengths` + 1 tokens of its cache."""
-    size, kept, width = keys.shape[1:]
+    size, kv_heads, width = keys.shape[1:]
     out, heads = torch.empty_like(q), q.shape[1] // width
-    _attend[(len(q), heads)](
+    _attention_step[(len(q), heads)](
         q,
         keys,
         values,
@@ -298,64 +307,10 @@ def attend(q, keys, values, lengths) -> torch.Tensor:
         out,
         size,
         heads,
-        kept,
+        kv_heads,
         width,
         width**-0.5,
         N=32,
         D=triton.next_power_of_2(width),
     )
     return out
-
-
-def compile_training(
-    config: LlamaConfig, dtype: torch.dtype, device: str = "cuda"
-) -> None:
-    """Run each kernel of training once on one token, so that it is compiled.
-
-    Triton compiles for what it is called with: dtypes, and which sizes divide by 16.
-    """
-    size, heads, kept = _sizes(config)
-    ones = functools.partial(torch.ones, dtype=dtype, device=device)
-    x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
-    norm_backward(norm(x, weight, config.rms_norm_eps), x, weight, x, 1e-5)
-    angles = ones(1, size), ones(1, size)
-    rotate(ones(1, (heads + 2 * kept) * size), *angles, heads + kept, 1)
-    both = ones(1, 2 * config.intermediate_size)
-    swiglu_backward(swiglu(*both.chunk(2, -1)), both)
-    _compile_nf4(dtype, device)
-
-
-def compile_decoding(
-    config: LlamaConfig, dtype: torch.dtype, device: str = "cuda"
-) -> None:
-    """The same for the kernels of decoding; a cache has a multiple of 16 tokens."""
-    size, heads, kept = _sizes(config)
-    ones = functools.partial(torch.ones, dtype=dtype, device=device)
-    x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
-    add_norm(x, norm(x, weight, config.rms_norm_eps), weight, config.rms_norm_eps)
-    cos, sin = ones(16, size), ones(16, size)
-    rotate(ones(1, (heads + 2 * kept) * size), cos[:1], sin[:1], heads + kept, 1)
-    swiglu(ones(1, config.intermediate_size), ones(1, config.intermediate_size))
-    q, k, v = ones(1, heads * size), ones(1, kept * size), ones(1, kept * size)
-    keys, values = ones(1, 16, kept, size), ones(1, 16, kept, size)
-    lengths = torch.zeros(1, dtype=torch.int32, device=device)
-    store(q, k, v, cos, sin, keys, values, lengths)
-    attend(q, keys, values, lengths)
-    _compile_nf4(dtype, device)
-
-
-def _sizes(config: LlamaConfig) -> tuple[int, int, int]:
-    """Width of a head, heads, heads of keys."""
-    heads = config.num_attention_heads
-    width = config.head_dim or config.hidden_size // heads
-    return width, heads, config.num_key_value_heads
-
-
-def _compile_nf4(dtype: torch.dtype, device: str) -> None:
-    import bitsandbytes.functional as bnb
-
-    weight = torch.ones(64, 64, dtype=dtype, device=device)
-    packed, state = bnb.quantize_4bit(
-        weight, quant_type="nf4", compress_statistics=True
-    )
-    nf4(packed, state, weight)

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from test_kernels import LORAS, SHAPES, small_llama, with_lora
 
-from colab_utils import decoding, kernels, models
+from colab_utils import decoding, kernels, models, static_cache
 
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 10000.0}
@@ -57,7 +57,7 @@ def test_scores_are_those_of_transformers(shape, lora):
 
 
 def test_a_prompt_that_goes_through_the_mlp_in_parts(monkeypatch):
-    monkeypatch.setattr(decoding, "CHUNK", 4)
+    monkeypatch.setattr(static_cache, "MLP_ROWS", 4)
     model = with_lora(small_llama(), target_modules="all-linear")
     assert_computes(model, decoding.Static(model, 3, 32))
 
@@ -97,7 +97,7 @@ def test_while_the_fast_path_of_training_is_on():
 
 def streamed(model, more: int = 4) -> None:
     """A kept decoder computes what the model is now."""
-    with decoding.kept(model, 32) as decoder:
+    with decoding.reused(model, 32) as decoder:
         assert_computes(model, decoder, LENGTHS[:1], more)
 
 
@@ -141,9 +141,9 @@ CHANGES = {
 def test_what_is_kept_is_never_out_of_date(change):
     model = with_lora(small_llama(), target_modules="all-linear")
     streamed(model)
-    before = model.get_base_model()._decoder
+    before = decoding._last[model.get_base_model()]
     streamed(model)
-    assert model.get_base_model()._decoder is before
+    assert decoding._last[model.get_base_model()] is before
     streamed(change(model))
 
 
@@ -154,17 +154,17 @@ def test_a_model_that_gets_an_adapter_later():
 
 
 def test_4_bits_that_were_merged_and_unmerged(tuned_demo):
-    with decoding.kept(tuned_demo, 32) as decoder:
+    with decoding.reused(tuned_demo, 32) as decoder:
         assert_computes(tuned_demo, decoder, LENGTHS[:1], rel=1e-4)
     tuned_demo.merge_adapter()
     tuned_demo.unmerge_adapter()
-    with decoding.kept(tuned_demo, 32) as decoder:
+    with decoding.reused(tuned_demo, 32) as decoder:
         assert_computes(tuned_demo, decoder, LENGTHS[:1], rel=1e-4)
 
 
 def test_two_readers_never_share_a_cache():
     model = small_llama()
-    with decoding.kept(model, 32) as one, decoding.kept(model, 32) as other:
+    with decoding.reused(model, 32) as one, decoding.reused(model, 32) as other:
         assert one is not other
 
 
@@ -233,6 +233,14 @@ def test_a_prompt_adapter_is_refused():
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     with pytest.raises(ValueError, match=r"prompt, no LoRA: use model\.generate"):
         decoding.decoder(get_peft_model(small_llama(), config), 1, 32)
+
+
+def test_a_weight_in_8_bits_is_not_read_as_one_of_16():
+    model = small_llama()
+    proj = model.model.layers[1].mlp.up_proj
+    weight = torch.ones_like(proj.weight, dtype=torch.int8)
+    proj.weight = torch.nn.Parameter(weight, requires_grad=False)
+    assert decoding.why_not(model) == "up_proj holds its weight as torch.int8"
 
 
 def test_a_second_adapter_on_fewer_modules():

@@ -366,11 +366,11 @@ def test_an_adapter_that_was_trained_meanwhile_is_read_again(loud, tokenizer):
 
 def test_the_memory_of_a_stream_is_kept_and_given_back(model, tokenizer):
     list(generation.stream(model, tokenizer, "Why?", 2))
-    kept = model._decoder
+    kept = decoding._last[model]
     list(generation.stream(model, tokenizer, "Who?", 2))
-    assert model._decoder is kept
+    assert decoding._last[model] is kept
     kernels.remove(model)  # as training begins
-    assert not hasattr(model, "_decoder")
+    assert model not in decoding._last
 
 
 def test_a_system_prompt_comes_first():

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from colab_utils import kernels, layers, models, ops
@@ -247,6 +247,20 @@ def test_what_is_not_supported_stays_plain(shape, lora, reason, capsys):
     assert not kernels.apply(model)
     assert f"plain path: {reason}" in capsys.readouterr().out.replace("its ", "")
     assert_equal(gradients(model, batch), expected, 1e-12)
+
+
+def test_other_kinds_of_adapters_and_weights_stay_plain(capsys):
+    adapted = get_peft_model(small_llama(), IA3Config(task_type="CAUSAL_LM"))
+    assert not kernels.apply(adapted)
+    whole = small_llama().requires_grad_(False)
+    proj = whole.model.layers[1].self_attn.v_proj
+    weight = torch.ones_like(proj.weight, dtype=torch.int8)
+    proj.weight = torch.nn.Parameter(weight, requires_grad=False)
+    assert not kernels.apply(whole)
+    assert capsys.readouterr().out.splitlines() == [
+        "plain path: k_proj has another kind of adapter than LoRA",
+        "plain path: v_proj holds its weight as torch.int8",
+    ]
 
 
 def test_other_models_and_full_fine_tuning_stay_plain(capsys):

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 # The interpreter must be chosen before Triton is imported: each test is a program.
 START = """
 import torch
-from colab_utils import ops, triton_ops
+from colab_utils import compiling, ops, triton_ops
 torch.manual_seed(0)
 def close(found, expected, rel=1e-6):
     error = (found.double() - expected.double()).norm() / expected.double().norm()
@@ -54,9 +54,10 @@ for heads, kept, width in ((6, 6, 32), (6, 2, 48), (3, 1, 20)):
     found = []
     for kind in (triton_ops, ops):
         given = [t.clone() for t in (q, k, v, cos, sin, keys, values)]
-        kind.store(*given, lengths)
+        kind.rotate_and_store(*given, lengths)
         q2, *_, keys2, values2 = given
-        found.append((kind.attend(q2, keys2, values2, lengths), q2, keys2, values2))
+        y = kind.attention_step(q2, keys2, values2, lengths)
+        found.append((y, q2, keys2, values2))
     for ours, theirs in zip(*found):
         close(ours, theirs)
 """,
@@ -82,8 +83,8 @@ for heads, kept in ((6, 3), (4, 1)):
 from transformers import AutoConfig
 from colab_utils import models
 config = AutoConfig.from_pretrained(models.location("demo"))
-triton_ops.compile_training(config, torch.float32, "cpu")
-triton_ops.compile_decoding(config, torch.float32, "cpu")
+compiling.for_training(config, torch.float32, "cpu")
+compiling.for_decoding(config, torch.float32, "cpu")
 """,
     "swiglu": """
 gate, up = torch.randn(3, 2 * 1100).chunk(2, -1)
