@@ -156,7 +156,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
         offload=offload,
         fast=fast,
         accumulating=times > 1,
-        half=GPU,
+        gpu=GPU,
         optimizer="adamw_8bit" if GPU else "adamw_torch",
     )
     plan = memory.Plan(tokens, times, recompute, offload, fast, cost)

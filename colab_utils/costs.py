@@ -18,6 +18,7 @@ NF4_WEIGHT, NF4_SCALE = 0.5, 1 / 64 + 4 / (64 * 256)
 # pass: 8.1 MiB each, or 32 MiB from compute capability 9.0 on.
 CUBLAS = 2 * 8.1 * 2**20
 LOGIT_ROWS = 512  # tokens whose logits exist at a time on the fast path
+MLP_ROWS = 512  # tokens of a prompt that go through an MLP at a time
 # What torch takes from the card beyond the tensors that exist (fragments of its cache).
 RESERVE = 0.6 * GIB
 
@@ -45,11 +46,6 @@ class Memory:
     def peak(self) -> float:
         """The most that tensors take, as `torch.cuda.max_memory_allocated` counts."""
         return self.total - self.reserve
-
-    @property
-    def held(self) -> float:
-        """What stays for longer than one layer's computation takes."""
-        return self.peak - self.working
 
     @property
     def total(self) -> float:
@@ -98,20 +94,26 @@ def weights(config: LlamaConfig, method: str, size: int, offload: bool) -> Memor
     return Memory(weights=(4 if method == "full" else size) * (linear + other))
 
 
-def estimate(*args: Any, **kwargs: Any) -> Memory:
-    """Bytes at the worst moment of a training step; takes what `moments` takes.
+def estimate(
+    config: LlamaConfig, method: str, tokens: int, rank: int = 16, **options: Any
+) -> Memory:
+    """Bytes at the worst moment of a training step; `options` are those of `moments`.
 
     >>> estimate(config, "qlora", tokens=2048, rank=16, recompute=4, fast=True)
     """
-    return max(moments(*args, **kwargs), key=lambda one: one.total)
+    found = moments(config, method, tokens, rank, **options)
+    return max(found, key=lambda one: one.total)
 
 
-def at_loss(*args: Any, **kwargs: Any) -> Memory:
+def at_loss(
+    config: LlamaConfig, method: str, tokens: int, rank: int = 16, **options: Any
+) -> Memory:
     """What is held when the loss is known: `measuring.held` counts the same.
 
-    Takes what `moments` takes; gradients of an earlier micro-batch are there.
+    `options` are those of `moments`; gradients of an earlier micro-batch are there.
     """
-    loss = moments(*args, **kwargs, accumulating=True)[0]
+    options["accumulating"] = True
+    loss = moments(config, method, tokens, rank, **options)[0]
     return replace(loss, working=0.0, reserve=0.0)
 
 
@@ -125,7 +127,7 @@ def moments(
     offload: bool = False,
     fast: bool = False,
     accumulating: bool = False,
-    half: bool = True,
+    gpu: bool = True,
     optimizer: str = "adamw_torch",
 ) -> list[Memory]:
     """A training step on `tokens` tokens, moment by moment, for any Llama's config.
@@ -133,8 +135,9 @@ def moments(
     `method` is "qlora", "lora" or "full" (which holds its weights in 32 bits). The
     first `recompute` layers keep only their input, with `offload` not even that, and
     the embeddings leave the card too; `fast` means `kernels.apply`. `accumulating` says
-    that gradients of an earlier micro-batch are there, `half` that activations are
-    16-bit (a GPU), else 32-bit. Raises ValueError for an unknown method or optimizer.
+    that gradients of an earlier micro-batch are there, `gpu` that activations are
+    16-bit, and that cuBLAS and torch's cache take their share; on a CPU they are
+    32-bit. Raises ValueError for an unknown method or optimizer.
 
     The moments: the loss is known; the backward pass of each layer, from the last to
     the first; the update.
@@ -142,51 +145,56 @@ def moments(
     for name, known in ((method, METHODS), (optimizer, tuple(OPTIMIZER_BYTES))):
         if name not in known:
             raise ValueError(f"{name!r} is unknown; it can be: {', '.join(known)}.")
-    layers, width, size = config.num_hidden_layers, config.hidden_size, 2 if half else 4
-    fast, recompute = fast and method != "full", min(recompute, layers)
+    layers, width, size = config.num_hidden_layers, config.hidden_size, 2 if gpu else 4
+    full = method == "full"
+    fast, recompute = fast and not full, min(recompute, layers)
     linear, other = parameters(config)
-    trained = linear + other if method == "full" else adapter_parameters(config, rank)
+    trained = linear + other if full else adapter_parameters(config, rank)
     fixed = replace(
         weights(config, method, size, offload),
-        adapters=0.0 if method == "full" else 4.0 * trained,
+        adapters=0.0 if full else 4.0 * trained,
         optimizer=OPTIMIZER_BYTES[optimizer] * trained,
-        working=CUBLAS if half else 0.0,
-        reserve=RESERVE if half else 0.0,
+        working=CUBLAS if gpu else 0.0,
+        reserve=RESERVE if gpu else 0.0,
     )
-    if method == "full" and optimizer == "adamw_8bit":
+    if full and optimizer == "adamw_8bit":
         # transformers keeps the states of the embeddings in 32 bits
         words = (8.0 - OPTIMIZER_BYTES[optimizer]) * config.vocab_size * width
         fixed = replace(fixed, optimizer=fixed.optimizer + words)
-    keep = tokens * activation_bytes(config, method, rank, size, fast)
-    if half and not fast:
-        keep += tokens * attention_bytes(config, tokens)
+    layer_keeps = tokens * activation_bytes(config, method, rank, size, fast)
+    loss_keeps, loss_passing = loss_bytes(config, method, tokens, size, fast)
+    if gpu and not fast:
+        layer_keeps += tokens * attention_bytes(config, tokens)
         # 16-bit copies of the 32-bit weights that are trained
-        keep += 2.0 * (linear if method == "full" else trained) / layers
+        layer_keeps += 2.0 * (linear if full else trained) / layers
+    if gpu and full:
+        loss_keeps += 2.0 * config.vocab_size * width
     # Between its layers full fine-tuning computes in 32 bits.
-    entry = 0 if offload and half else 4 if method == "full" else size
-    entry *= tokens * width
-    kept, passing = loss_bytes(config, method, tokens, size, fast)
-    kept += 2.0 * config.vocab_size * width * (half and method == "full")
-    through = tokens * layer_bytes(config, size, fast)
+    layer_input = tokens * width * (4 if full else size)
+    if offload and gpu:
+        layer_input = 0
+    layer_passing = tokens * layer_bytes(config, size, fast)
     buffer = unpacked_bytes(config, method, size, fast)
-    before = 4.0 * trained if accumulating else 0.0
+    accumulated = 4.0 * trained if accumulating else 0.0
 
-    def moment(below: int, own: float, gradients: float, logits: float, working: float):
+    def moment(
+        below: int, own: float, gradients: float, logits: float, working: float
+    ) -> Memory:
         """`below` layers wait, one holds `own`; `working` comes and goes."""
         return replace(
             fixed,
-            gradients=max(before, gradients),
-            checkpoints=entry * min(below, recompute),
-            activations=keep * max(below - recompute, 0) + own,
+            gradients=max(accumulated, gradients),
+            checkpoints=layer_input * min(below, recompute),
+            activations=layer_keeps * max(below - recompute, 0) + own,
             logits=logits,
             working=fixed.working + working + buffer,
         )
 
-    step = [moment(layers, 0.0, 0.0, kept, passing)]
+    step = [moment(layers, 0.0, 0.0, loss_keeps, loss_passing)]
     for i in reversed(range(layers)):
         ready = 4.0 * trained * (layers - 1 - i) / layers
-        own = keep + (entry if i < recompute else 0.0)
-        step.append(moment(i, own, ready, 0.0, through))
+        own = layer_keeps + (layer_input if i < recompute else 0.0)
+        step.append(moment(i, own, ready, 0.0, layer_passing))
     step.append(moment(0, 0.0, 4.0 * trained, 0.0, 0.0))
     return step
 

@@ -90,7 +90,7 @@ def plan(
     update: int,
     room: float,
     fast: bool = True,
-    half: bool = True,
+    gpu: bool = True,
     optimizer: str = "adamw_8bit",
 ) -> Plan:
     """The fastest way to train that fits `room` bytes.
@@ -98,8 +98,8 @@ def plan(
     `longest` is the longest row in tokens, `update` how many tokens one update should
     see. Tried are micro-batches from `longest` to `update`, each with as few recomputed
     layers as fit, and, on the fast path of a GPU, inputs kept in RAM where recomputing
-    all is not enough. Raises
-    MemoryError, with the numbers and what to change, when nothing fits.
+    all is not enough. Raises MemoryError, with the numbers and what to change, when
+    nothing fits.
     """
     fast, layers = fast and method != "full", config.num_hidden_layers
 
@@ -114,7 +114,7 @@ def plan(
             offload=offload,
             fast=fast,
             accumulating=times > 1,
-            half=half,
+            gpu=gpu,
             optimizer=optimizer,
         )
         return Plan(tokens, times, recompute, offload, fast, cost)
@@ -132,9 +132,7 @@ def plan(
             range(layers + 1), True, key=lambda k: fits(way(times, k))
         )
         found = (
-            way(times, fewest)
-            if fewest <= layers
-            else way(times, layers, half and fast)
+            way(times, fewest) if fewest <= layers else way(times, layers, gpu and fast)
         )
         fitting += [found] if fits(found) else []
         if fits(found) and not found.recompute:
@@ -153,12 +151,13 @@ def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
     """Check card, RAM, disk and access before a download; print the numbers.
 
     `model` is a folder or a Hub id, `cost` what `estimate` or `plan` found. Raises
-    MemoryError with all that is wrong: what is needed, what is there, what to change.
+    MemoryError with all that is short: what is needed, what is there, what to change;
+    or PermissionError for a model that can't be downloaded.
     """
     import psutil
     import torch
 
-    machine, problems = runtime.detect(), []
+    machine, problems, refused = runtime.detect(), [], None
     ram = ram_to_load(config) + (0 if machine.device == "cuda" else cost.total)
     needs = [("RAM", ram, psutil.virtual_memory().available, "restart the session")]
     if machine.device == "cuda":
@@ -175,7 +174,7 @@ def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
         free = shutil.disk_usage(there).free
         needs.append(("disk", size, free, f"delete files, of which some in {there}"))
         if not auth.can_read(model, auth.token()):
-            problems.append(f"{model} can't be downloaded (the line above says why)")
+            refused = f"{model} can't be downloaded (a line above says why)"
     for name, need, have, change in needs:
         print(f"{name}: needs {need / GIB:.1f} GiB of {have / GIB:.1f} free")
         if need > have:
@@ -184,7 +183,10 @@ def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
                 f"needed: {change}"
             )
     if problems:
-        raise MemoryError("This would not fit. " + "; ".join(problems) + ".")
+        told = "; ".join([*problems, refused] if refused else problems)
+        raise MemoryError(f"This would not fit. {told}.")
+    if refused:
+        raise PermissionError(f"{refused}.")
 
 
 def _downloaded(model: str) -> bool:
@@ -196,18 +198,22 @@ def _downloaded(model: str) -> bool:
 
 
 def inference(config: LlamaConfig, method: str, tokens: int, rank: int = 16) -> Memory:
-    """Bytes at the peak of generating, with `tokens` tokens in the cache of all rows.
+    """Bytes at the peak of answering on a GPU, with `tokens` in the cache of all rows.
 
-    `activations` is the cache of keys and values; 16-bit, the adapter included.
+    `activations` is the cache of keys and values. Weights are held as `method` trained
+    them, in 4 or in 16 bits; the adapter is there twice, as PEFT has it and as a step
+    of decoding needs it. The peak is that of reading a prompt as long as the cache.
     """
+    full = method == "full"
+    width, inner = config.hidden_size, config.intermediate_size
     (_, keys) = costs.linear_shapes(config)[1]
-    adapters = 0.0 if method == "full" else 2.0 * adapter_parameters(config, rank)
+    prompt = 2.0 * (2 * width * tokens + 3 * inner * min(tokens, costs.MLP_ROWS))
     return replace(
-        costs.weights(config, "lora" if method == "full" else method, 2, False),
-        adapters=adapters,
+        costs.weights(config, "lora" if full else method, 2, False),
+        adapters=0.0 if full else 2 * 2.0 * adapter_parameters(config, rank),
         activations=2.0 * 2 * keys * config.num_hidden_layers * tokens,
         logits=6.0 * config.vocab_size,
-        working=2.0 * config.hidden_size * config.intermediate_size,
+        working=costs.CUBLAS + prompt + 2.0 * width * inner * (method == "qlora"),
         reserve=costs.RESERVE,
     )
 
@@ -217,7 +223,9 @@ def ram_to_load(config: LlamaConfig) -> float:
     return 2.5 * GIB + 4 * 2.0 * config.vocab_size * config.hidden_size
 
 
-def ram_to_merge(config: LlamaConfig) -> float:
-    """Bytes of RAM that `merging.merge` takes at most: one weight, dequantised."""
-    widest = max(i * o for i, o in costs.linear_shapes(config))
-    return 1.0 * GIB + 3 * 4.0 * max(widest, config.vocab_size * config.hidden_size)
+def ram_to_merge(config: LlamaConfig, rank: int = 16) -> float:
+    """Bytes of RAM that `merging.merge` takes: Python with torch, the adapter, blocks.
+
+    The model's size is not among them: its weights pass by in row blocks.
+    """
+    return 0.5 * GIB + 4.0 * adapter_parameters(config, rank)

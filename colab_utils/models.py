@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted licence
 OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
-LINEARS = "all-linear"  # PEFT's name for every linear layer but the head
 
 # Llama 2's own format (Touvron et al. 2023, appendix A.3.3), with `generation` marks
 # around what the assistant says: only that is trained on.

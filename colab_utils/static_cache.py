@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from colab_utils import compiling, layers, ops
+from colab_utils.costs import MLP_ROWS
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
 
 FEW = 64  # up to so many rows bitsandbytes' fused product beats unpacking the weight
-MLP_ROWS = 512  # tokens of a prompt that go through an MLP at a time
 
 
 class _Linears:

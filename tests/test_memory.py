@@ -47,7 +47,7 @@ def test_the_estimate_is_what_training_holds(trained, method, shape):
     trainer, _ = trained[method]
     measured = measuring.held(trainer, batch_of(*shape))
     config, tokens = trainer.model.config, shape[0] * shape[1]
-    assert_close(memory.at_loss(config, method, tokens, RANK, half=False), measured)
+    assert_close(memory.at_loss(config, method, tokens, RANK, gpu=False), measured)
 
 
 @pytest.mark.parametrize("method", ["qlora", "full"])
@@ -60,7 +60,7 @@ def test_the_estimate_of_recomputed_layers(make_trainer, method, recompute):
     trainer.train()
     measured = measuring.held(trainer, batch_of(2, 256))
     config = trainer.model.config
-    found = memory.at_loss(config, method, 512, RANK, recompute=recompute, half=False)
+    found = memory.at_loss(config, method, 512, RANK, recompute=recompute, gpu=False)
     assert_close(found, measured)
 
 
@@ -75,7 +75,7 @@ def test_the_estimate_of_the_fast_path(make_trainer, method, recompute):
     measured = measuring.held(trainer, batch_of(2, 256))
     config = trainer.model.config
     found = memory.at_loss(
-        config, method, 512, RANK, recompute=recompute, half=False, fast=True
+        config, method, 512, RANK, recompute=recompute, gpu=False, fast=True
     )
     assert_close(found, measured)
 
@@ -117,7 +117,7 @@ def test_the_estimate_of_grouped_heads_and_tied_embeddings(
     trainer.train()
     config = trainer.model.config
     measured = measuring.held(trainer, batch_of(8, 32, padded=4))
-    assert_close(memory.at_loss(config, method, 256, RANK, half=False), measured)
+    assert_close(memory.at_loss(config, method, 256, RANK, gpu=False), measured)
     trainable, total = models.count_parameters(trainer.model)
     if method == "qlora":
         assert trainable == memory.adapter_parameters(config, RANK)
@@ -196,12 +196,15 @@ def test_the_8_bit_optimizer_takes_a_quarter():
 
 
 def test_inference_holds_weights_and_cache():
-    empty, full = (memory.inference(seven_b(), "qlora", n) for n in (0, 2048))
-    assert full.activations == 2 * 2 * 4096 * 32 * 2048  # 1 GiB
-    assert full.peak - empty.peak == pytest.approx(full.activations)
-    assert full.peak < 5 * memory.GIB
+    found = memory.inference(seven_b(), "qlora", 2048)
+    assert found.activations == 2 * 2 * 4096 * 32 * 2048  # 1 GiB
+    # measured on an H100, where cuBLAS takes 48 MiB more: 4.98 GiB
+    measured = (4.98 - 48 / 1024) * memory.GIB
+    assert found.peak == pytest.approx(measured, rel=0.02)
+    whole = memory.inference(seven_b(), "full", 1)
+    assert whole.adapters == 0 and whole.weights > 13e9
     assert memory.ram_to_load(seven_b()) < 5e9
-    assert memory.ram_to_merge(seven_b()) < 4e9
+    assert memory.ram_to_merge(seven_b()) < 0.75e9
 
 
 # --- the plan -------------------------------------------------------------------------
@@ -300,6 +303,13 @@ def test_what_fits_is_told_in_numbers(tmp_path, capsys):
     assert re.fullmatch(r"RAM: needs 2\.5 GiB of \d+\.\d free", line)
 
 
+def test_a_model_without_access_is_no_matter_of_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr("colab_utils.auth.can_read", lambda *_: False)
+    config = AutoConfig.from_pretrained(models.location("demo"))
+    with pytest.raises(PermissionError, match="some/one can't be downloaded"):
+        memory.preflight(config, "some/one", memory.Memory(weights=1e6))
+
+
 def test_what_does_not_fit_is_told_with_the_change(monkeypatch, capsys):
     from types import SimpleNamespace
 
@@ -330,7 +340,7 @@ def test_gib_add_up():
     cost = memory.Memory(weights=2**30, gradients=2**29, working=2**29, reserve=2**30)
     found = cost.as_gib()
     assert (found["weights"], found["gradients"], found["total"]) == (1.0, 0.5, 3.0)
-    assert (cost.peak, cost.held) == (2 * 2**30, 1.5 * 2**30)
+    assert cost.peak == 2 * 2**30
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is the GPU's here")

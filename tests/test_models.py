@@ -167,7 +167,7 @@ def adapted():
 
     torch.manual_seed(0)
     model = models.load_model("demo", models.quantization_config())
-    config = LoraConfig(r=4, target_modules=models.LINEARS, init_lora_weights=False)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     return get_peft_model(model, config)
 
 
