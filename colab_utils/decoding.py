@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from colab_utils import layers, memory
 from colab_utils.static_cache import Static
@@ -30,10 +29,8 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"its activation is {config.hidden_act}, its positions are {rope}"
     if len({p.device for p in inner.model.parameters()}) > 1:
         return "it is spread over several devices"
-    for module in inner.model.layers:
-        norms = module.input_layernorm, module.post_attention_layernorm
-        if any(type(norm) is not LlamaRMSNorm for norm in norms):
-            return "its norms are adapted, or of another kind"
+    if not layers.plain_norms(inner):
+        return "its norms are adapted, or of another kind"
     return layers.problem(inner.model.layers, _problem)
 
 

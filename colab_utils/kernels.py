@@ -35,13 +35,18 @@ def why_not(model: PreTrainedModel) -> str | None:
     inner = layers.llama(model)
     if inner is None:
         return "the model is no LlamaForCausalLM"
-    config = inner.config
-    if config.hidden_act != "silu" or config.attention_dropout:
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "its adapter is a prompt, no LoRA"
+    if inner.config.hidden_act != "silu" or inner.config.attention_dropout:
         return "its activation is not silu, or its attention has dropout"
     outside = [p for name, p in inner.named_parameters() if ".layers." not in name]
     norms = [p for name, p in inner.named_parameters() if "norm" in name]
     if any(p.requires_grad for p in outside + norms):
         return "its embeddings, norms or head are trained"
+    if type(inner.lm_head) is not torch.nn.Linear or not layers.plain_norms(inner):
+        return "its norms or head are adapted, or of another kind"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in inner.model.layers):
+        return "its layers have hooks, which would not be called"
     return layers.problem(inner.model.layers, _problem)
 
 
@@ -49,9 +54,11 @@ def _problem(linear: Any) -> str | None:
     """What keeps the fast path from computing a linear layer."""
     if layers.base(linear).weight.requires_grad:
         return "is trained as a whole"
-    if layers.base(linear) is linear:
+    if layers.base(linear) is linear or linear.disable_adapters:
         return None
-    if len(linear.active_adapters) != 1 or linear.merged or linear.disable_adapters:
+    if linear.merged:
+        return "has its adapter merged"
+    if len(linear.active_adapters) != 1:
         return "has not exactly one active adapter"
     (name,) = linear.active_adapters
     if name not in linear.lora_A:
@@ -116,27 +123,27 @@ def _bring_embeddings_back(inner: LlamaForCausalLM) -> None:
 # What a forward pass may be given, beside ids and labels, to be on the fast path. The
 # documents' lengths of newer collators (cu_seq_lens) say what position_ids say, too.
 KNOWN = {"attention_mask", "position_ids", "num_items_in_batch"}
-KNOWN |= {"cu_seq_lens_q", "cu_seq_lens_k"}
-LIGERS = ("skip_logits", "return_token_accuracy", "use_token_scaling")
+KNOWN |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+# and what changes nothing, or is asked for by a trainer that expects no logits
+IDLE = {"use_cache", "skip_logits", "return_token_accuracy", "use_token_scaling"}
 
 
-def _forward(self: LlamaForCausalLM, input_ids=None, labels=None, **kwargs: Any):
+def _forward(
+    self: LlamaForCausalLM,
+    input_ids: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> CausalLMOutputWithPast:
     """What `apply` puts in place of the model's forward pass."""
-    for name in LIGERS:  # a trainer that expects no logits asks for these
-        kwargs.pop(name, None)
     if not self.training or labels is None or input_ids is None:
         if self._fast.offload:
             _bring_embeddings_back(self)
-        return type(self).forward(self, input_ids=input_ids, labels=labels, **kwargs)
-    if other := {k for k, v in kwargs.items() if torch.is_tensor(v)} - KNOWN:
-        raise TypeError(
-            f"The fast path does not know the input {', '.join(sorted(other))}. Train "
-            "without it, or call kernels.remove(model) for the plain path."
-        )
-    ids, targets, positions, documents = flatten(
-        input_ids, labels, kwargs.get("attention_mask"), kwargs.get("position_ids")
-    )
-    x = hidden(self, ids, positions, documents)
+        plain = {k: v for k, v in kwargs.items() if k not in IDLE - {"use_cache"}}
+        return type(self).forward(self, input_ids=input_ids, labels=labels, **plain)
+    _check(self, kwargs)
+    mask = kwargs.get("attention_mask")
+    targets, positions, documents = flatten(labels, mask, kwargs.get("position_ids"))
+    x = hidden(self, input_ids, mask, positions, documents)
     trained = (targets != -100).nonzero().squeeze(1)
     total, right = ops.CrossEntropy.apply(
         x[trained], self.lm_head.weight, targets[trained], LOGIT_ROWS
@@ -146,54 +153,85 @@ def _forward(self: LlamaForCausalLM, input_ids=None, labels=None, **kwargs: Any)
     return Output(loss=loss, token_accuracy=right / max(len(trained), 1))
 
 
+def _check(inner: LlamaForCausalLM, given: dict[str, Any]) -> None:
+    """Raise TypeError for what would be left out: of the inputs, or of the adapters."""
+    other = {k for k, v in given.items() if not (v is None or v is False)}
+    other -= KNOWN | IDLE | {"return_dict"}
+    other |= {k for k, v in given.items() if k == "return_dict" and v is False}
+    if other:
+        raise TypeError(
+            f"The fast path does not know the input {', '.join(sorted(other))}. Train "
+            "without it, or call kernels.remove(model) for the plain path."
+        )
+    if reason := layers.problem(inner.model.layers, _problem):
+        raise TypeError(
+            f"The fast path can't train this model any more: {reason}. Call "
+            "kernels.remove(model) for the plain path."
+        )
+
+
 def flatten(
-    ids: torch.Tensor,
     labels: torch.Tensor,
     mask: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ops.Documents]:
+) -> tuple[torch.Tensor, torch.Tensor, ops.Documents]:
     """Rows of a batch, padded or packed, as one row of T tokens without padding.
 
-    Returns ids, targets (the next token's label, -100 at a document's end), positions,
-    each (T,), and where the documents begin.
+    Returns targets (the next token's label, -100 at a document's end) and positions,
+    each (T,), and where the documents begin: at a row's first token, and wherever the
+    positions begin anew. Raises ValueError for a mask that is more than padding.
     """
+    whole = torch.ones_like(labels) if mask is None else mask
+    if whole.shape != labels.shape:
+        raise ValueError(
+            f"The fast path takes an attention mask of {tuple(labels.shape)}, rows by "
+            f"tokens, and this one has {tuple(whole.shape)}."
+        )
+    keep = whole.bool()
+    first = keep.clone()
+    first[:, 1:] &= ~keep[:, :-1]
     if positions is None:
-        whole = torch.ones_like(ids) if mask is None else mask
-        positions = whole.cumsum(-1) - 1
-    elif positions.shape != ids.shape:
-        positions = positions.expand_as(ids)
-    if mask is not None:
-        keep = mask.bool()
-        ids, labels, positions = (t[keep] for t in (ids, labels, positions))
-    ids, labels, positions = (t.flatten() for t in (ids, labels, positions))
-    starts = (positions == 0).nonzero().squeeze(1)
-    ends = torch.cat([starts, starts.new_tensor([len(ids)])]).int()
+        positions = keep.cumsum(-1) - 1
+    begins = ((positions.expand_as(keep) == 0) | first)[keep]
+    labels, positions = labels[keep], positions.expand_as(keep)[keep]
+    starts = begins.nonzero().squeeze(1)
+    ends = torch.cat([starts, starts.new_tensor([len(labels)])]).int()
+    rows, longest = torch.stack([first.sum(1).max(), ends.diff().max()]).tolist()
+    if rows > 1:
+        raise ValueError(
+            "The attention mask has a hole: the fast path knows padding at a row's "
+            "beginning and end. Call kernels.remove(model) for the plain path."
+        )
     targets = torch.full_like(labels, -100)
-    targets[:-1] = torch.where(positions[1:] == 0, -100, labels[1:])
-    longest = int(ends.diff().max())
-    return ids, targets, positions, ops.Documents(ends, longest)
+    targets[:-1] = torch.where(begins[1:], -100, labels[1:])
+    return targets, positions, ops.Documents(ends, longest)
 
 
 def hidden(
     model: LlamaForCausalLM,
     ids: torch.Tensor,
+    mask: torch.Tensor | None,
     positions: torch.Tensor,
     documents: ops.Documents,
 ) -> torch.Tensor:
-    """The output of the last norm (T, width) for tokens (T,)."""
+    """The output of the last norm (T, width) for the T tokens that the mask leaves."""
     llama, saving = model.model, model._fast
     tied = llama.embed_tokens.weight is model.lm_head.weight
     if saving.offload and not tied:
         llama.embed_tokens.cpu()  # here: a trainer may have moved all of the model
+    # As rows, and before padding is left out: a hook may add noise to them (NEFTune).
     x = llama.embed_tokens(ids.to(llama.embed_tokens.weight.device)).to(ids.device)
+    x = x.flatten(0, 1) if mask is None else x[mask.bool()]
     cos, sin = (t[0] for t in llama.rotary_emb(x, positions[None]))
     for i, module in enumerate(llama.layers):
-        given = [
-            pair for group in layers.GROUPS for pair in layers.pairs(module, group)
-        ]
-        again = i < saving.recompute
         layer = layers.Layer(
-            module, model.config, cos, sin, documents, again, saving.offload
+            module,
+            model.config,
+            cos,
+            sin,
+            documents,
+            again=i < saving.recompute,
+            offload=saving.offload,
         )
-        x = layers.Step.apply(x, layer, *sum(given, ()))
+        x = layers.Step.apply(x, layer, *layer.given())
     return layers.Norm.apply(x, llama.norm.weight, llama.norm.variance_epsilon)

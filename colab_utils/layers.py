@@ -7,6 +7,7 @@ keeps the rest.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import torch
 from colab_utils import ops
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedModel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 GROUPS = (
     ("q_proj", "k_proj", "v_proj"),
@@ -36,6 +37,16 @@ def linears(module: torch.nn.Module, names: tuple[str, ...]) -> list[Any]:
     """The linear layers of a decoder layer with these names."""
     parts = module.self_attn, module.mlp
     return [getattr(parts[not hasattr(parts[0], name)], name) for name in names]
+
+
+def plain_norms(inner: LlamaForCausalLM) -> bool:
+    """Whether all norms are Llama's own, without an adapter."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    norms = [inner.model.norm]
+    for module in inner.model.layers:
+        norms += [module.input_layernorm, module.post_attention_layernorm]
+    return all(type(norm) is LlamaRMSNorm for norm in norms)
 
 
 def base(linear: Any) -> torch.nn.Module:
@@ -73,7 +84,9 @@ def _unsupported(linear: Any) -> str | None:
     return "has another kind of adapter than LoRA"
 
 
-def pairs(module: torch.nn.Module, group: tuple[str, ...]) -> list[tuple]:
+def pairs(
+    module: torch.nn.Module, group: tuple[str, ...]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """A (r, inputs) and B (outputs, r) of every linear in the group that has them."""
     found = []
     for linear in linears(module, group):
@@ -229,8 +242,18 @@ def _mm32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 class Layer:
     """One decoder layer on one batch: the computation and its gradient by hand."""
 
-    def __init__(self, module, config, cos, sin, documents, again, offload):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        config: LlamaConfig,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        documents: ops.Documents,
+        again: bool,
+        offload: bool,
+    ) -> None:
         self.module, self.cos, self.sin, self.documents = module, cos, sin, documents
+        self.pairs = [pairs(module, group) for group in GROUPS]
         self.heads, self.kv_heads = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -239,14 +262,14 @@ class Layer:
         self.eps = config.rms_norm_eps
         self.again, self.offload = again, again and offload
 
-    def split(self, given: tuple) -> list[list]:
+    def given(self) -> list[torch.Tensor]:
+        """The adapters' tensors, A and B in turn: autograd must see them."""
+        return [tensor for group in self.pairs for pair in group for tensor in pair]
+
+    def split(self, given: tuple[torch.Tensor, ...]) -> list[list[torch.Tensor]]:
         """The adapters' tensors by group."""
-        parts, given = [], list(given)
-        for names in GROUPS:
-            count = 2 * len(pairs(self.module, names))
-            parts.append(given[:count])
-            given = given[count:]
-        return parts
+        rest = iter(given)
+        return [list(itertools.islice(rest, 2 * len(group))) for group in self.pairs]
 
     def forward(self, x, given, output=True):
         """The layer's output (or None) and what its gradient needs."""

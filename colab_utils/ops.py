@@ -33,11 +33,17 @@ def _triton(x: torch.Tensor) -> bool:
     return x.is_cuda and has_triton()
 
 
+def _precise(x: torch.Tensor) -> torch.Tensor:
+    """In 32 bits at least: the square of 300 is too much for float16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def dequantise(weight: torch.nn.Parameter, out: torch.Tensor) -> None:
     """Write a 4-bit weight into `out` (outputs, inputs) in out's dtype."""
     state = weight.quant_state
     nested = state.nested and state.quant_type == "nf4" and state.blocksize == 64
-    if _triton(out) and nested and state.state2.blocksize == 256:
+    usual = nested and state.state2.blocksize == 256 and weight.dtype == torch.uint8
+    if _triton(out) and usual:
         from colab_utils import triton_ops
 
         triton_ops.nf4(weight, state, out)
@@ -53,8 +59,9 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         from colab_utils import triton_ops
 
         return triton_ops.norm(x, weight, eps)
-    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return x * scale * weight
+    y = _precise(x)
+    scale = torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return (y * scale * weight).to(x.dtype)
 
 
 def add_norm(
@@ -80,11 +87,12 @@ def norm_backward(
         from colab_utils import triton_ops
 
         return triton_ops.norm_backward(grad, x, weight, residual, eps)
-    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    normal, g = x * scale, grad * weight
+    y = _precise(x)
+    scale = torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    normal, g = y * scale, _precise(grad) * weight
     out = scale * (g - normal * (g * normal).mean(-1, keepdim=True)) + residual
     grad.copy_(normal * weight)
-    return out
+    return out.to(x.dtype)
 
 
 def rotate(
@@ -113,7 +121,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         from colab_utils import triton_ops
 
         return triton_ops.swiglu(gate, up)
-    return torch.nn.functional.silu(gate) * up
+    return (torch.nn.functional.silu(_precise(gate)) * up).to(gate.dtype)
 
 
 def swiglu_backward(grad: torch.Tensor, both: torch.Tensor) -> None:
@@ -123,13 +131,14 @@ def swiglu_backward(grad: torch.Tensor, both: torch.Tensor) -> None:
 
         triton_ops.swiglu_backward(grad, both)
         return
-    gate, up = both.chunk(2, dim=-1)
+    parts = both.chunk(2, dim=-1)
+    gate, up, g = (_precise(t) for t in (*parts, grad))
     s = torch.sigmoid(gate)
     silu = gate * s
-    d_gate, d_up = grad * up * (s + silu * (1 - s)), grad * silu
+    d_gate, d_up = g * up * (s + silu * (1 - s)), g * silu
     grad.copy_(silu * up)
-    gate.copy_(d_gate)
-    up.copy_(d_up)
+    parts[0].copy_(d_gate)
+    parts[1].copy_(d_up)
 
 
 def _heads(qkv: torch.Tensor, heads: int, kv_heads: int) -> list[torch.Tensor]:
