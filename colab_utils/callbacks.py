@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
 from colab_utils import runtime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class CheckFloat32(TrainerCallback):
@@ -24,31 +28,50 @@ class CheckFloat32(TrainerCallback):
             )
 
 
-class CheckLoss(TrainerCallback):
-    """Stop when the loss is no number any more, or 0 again and again.
+def check_finite(model: PreTrainedModel, step: int) -> None:
+    """Raise FloatingPointError when something that is trained is no number any more."""
+    import torch
 
-    Such a run would only burn the hour that is left.
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if trained and not torch.stack([p.isfinite().all() for p in trained]).all():
+        raise _no_number("What is trained", step)
+
+
+def _no_number(what: str, step: int) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what} is no number any more at step {step}. Lower the learning rate, and "
+        "look at the data with plots.trained_tokens."
+    )
+
+
+class CheckLoss(TrainerCallback):
+    """Stop when the loss is no number, or 0, again and again, or the weights are none.
+
+    Such a run would only burn the hour that is left. The trainer must log what is no
+    number (logging_nan_inf_filter=False). Once or twice is no harm with 16-bit scaling,
+    which leaves such a step out.
     """
 
-    zeros = 0  # logged losses of 0 in a row
+    broken = zeros = 0  # logged losses in a row that are no number, or 0
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        loss, norm = (logs or {}).get("loss"), (logs or {}).get("grad_norm", 0.0)
-        # The trainer logs a loss of 0 for steps without a number; with 16-bit scaling
-        # the gradient alone may overflow now and then, and that step is left out.
-        broken = loss is not None and not math.isfinite(loss)
-        if broken or (loss == 0 and not math.isfinite(norm)):
-            raise FloatingPointError(
-                f"The loss is no number any more at step {state.global_step}. Lower "
-                "the learning rate, and look at the data with plots.trained_tokens."
-            )
-        if loss is not None:
-            self.zeros = self.zeros + 1 if loss == 0 else 0
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        self.zeros = self.zeros + 1 if loss == 0 else 0
+        self.broken = 0 if math.isfinite(loss) else self.broken + 1
+        if self.broken:
+            check_finite(model, state.global_step)
+        if self.broken >= 3:
+            raise _no_number("The loss", state.global_step)
         if self.zeros >= 3:
             raise FloatingPointError(
                 f"The loss is 0 for the third time at step {state.global_step}: there "
                 "is nothing to learn. Is any token trained on (plots.trained_tokens)?"
             )
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        check_finite(model, state.global_step)
 
 
 class LivePlot(TrainerCallback):
@@ -121,7 +144,8 @@ class SaveEvery(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.saved = time.time()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
         if time.time() - self.saved >= self.minutes * 60:
+            check_finite(model, state.global_step)
             control.should_save = True
             self.saved = time.time()

@@ -149,7 +149,8 @@ def _forward(
         x[trained], self.lm_head.weight, targets[trained], LOGIT_ROWS
     )
     count = kwargs.get("num_items_in_batch")
-    loss = total / (max(len(trained), 1) if count is None else count)
+    count = torch.as_tensor(len(trained) if count is None else count)
+    loss = total / count.clamp(min=1)
     return Output(loss=loss, token_accuracy=right / max(len(trained), 1))
 
 
@@ -194,6 +195,8 @@ def flatten(
         positions = keep.cumsum(-1) - 1
     begins = ((positions.expand_as(keep) == 0) | first)[keep]
     labels, positions = labels[keep], positions.expand_as(keep)[keep]
+    if not len(labels):
+        raise ValueError("The attention mask leaves no token to train on.")
     starts = begins.nonzero().squeeze(1)
     ends = torch.cat([starts, starts.new_tensor([len(labels)])]).int()
     rows, longest = torch.stack([first.sum(1).max(), ends.diff().max()]).tolist()

@@ -109,13 +109,15 @@ class Norm(torch.autograd.Function):
     """The last RMSNorm."""
 
     @staticmethod
-    def forward(ctx, x, weight, eps):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         return ops.norm(x, weight, eps)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         x, weight = ctx.saved_tensors
         grad = grad.clone()
         dx = ops.norm_backward(grad, x, weight, torch.zeros_like(x), ctx.eps)
@@ -145,7 +147,9 @@ class _Group:
     by alpha / r; B (outputs, ranks) has theirs as blocks on its diagonal.
     """
 
-    def __init__(self, module: torch.nn.Module, names: tuple[str, ...], like):
+    def __init__(
+        self, module: torch.nn.Module, names: tuple[str, ...], like: torch.Tensor
+    ) -> None:
         group = linears(module, names)
         bases = [base(one) for one in group]
         self.weights = [base.weight for base in bases]
@@ -191,7 +195,12 @@ class _Group:
                 a[at : at + r] *= scale
         return a, b
 
-    def forward(self, x, given, residual=None):
+    def forward(
+        self,
+        x: torch.Tensor,
+        given: list[torch.Tensor],
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """y (T, outputs) [+ residual], and what A makes of x (T, ranks)."""
         w = self.weight()
         y = x @ w.T if residual is None else torch.addmm(residual, x, w.T)
@@ -202,11 +211,13 @@ class _Group:
         y.addmm_(low, b.T)
         return y, low
 
-    def low(self, x, given):
+    def low(self, x: torch.Tensor, given: list[torch.Tensor]) -> torch.Tensor | None:
         """What A makes of x, computed again."""
         return x @ self.adapters(given)[0].T if self.rank else None
 
-    def backward(self, grad, given, need=True):
+    def backward(
+        self, grad: torch.Tensor, given: list[torch.Tensor], need: bool = True
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Gradient for x (or None) and for what A makes of x."""
         dx = grad @ self.weight() if need else None
         if not self.rank:
@@ -217,14 +228,16 @@ class _Group:
             dx.addmm_(d_low, a)
         return dx, d_low
 
-    def grad_b(self, grad, low) -> list[torch.Tensor]:
+    def grad_b(
+        self, grad: torch.Tensor, low: torch.Tensor | None
+    ) -> list[torch.Tensor]:
         """Gradient for every B."""
         if not self.rank:
             return []
         d_b = _mm32(grad.T, low)
         return [d_b[i : i + n, j : j + r] for i, n, j, r, _ in self.blocks]
 
-    def grad_a(self, d_low, x) -> list[torch.Tensor]:
+    def grad_a(self, d_low: torch.Tensor | None, x: torch.Tensor) -> list[torch.Tensor]:
         """Gradient for every A."""
         if not self.rank:
             return []
@@ -254,10 +267,8 @@ class Layer:
     ) -> None:
         self.module, self.cos, self.sin, self.documents = module, cos, sin, documents
         self.pairs = [pairs(module, group) for group in GROUPS]
-        self.heads, self.kv_heads = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-        )
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
         self.norms = (module.input_layernorm, module.post_attention_layernorm)
         self.eps = config.rms_norm_eps
         self.again, self.offload = again, again and offload
@@ -271,7 +282,9 @@ class Layer:
         rest = iter(given)
         return [list(itertools.islice(rest, 2 * len(group))) for group in self.pairs]
 
-    def forward(self, x, given, output=True):
+    def forward(
+        self, x: torch.Tensor, given: tuple[torch.Tensor, ...], output: bool = True
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
         """The layer's output (or None) and what its gradient needs."""
         qkv_of, o_of, up_of, down_of = (_Group(self.module, g, x) for g in GROUPS)
         parts = self.split(given)
@@ -291,7 +304,13 @@ class Layer:
             )
         return y, [x, qkv, out, h, both, low1, low2, low3, low4, *extra]
 
-    def backward(self, grad, saved, given, need):
+    def backward(
+        self,
+        grad: torch.Tensor,
+        saved: list[torch.Tensor | None],
+        given: tuple[torch.Tensor, ...],
+        need: bool,
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Gradients for the input (or None) and for every adapter tensor."""
         x, qkv, out, h, both, low1, low2, low3, low4, *extra = saved
         saved.clear()  # so that memory is given back on the way
@@ -332,7 +351,9 @@ class Step(torch.autograd.Function):
     """A layer in autograd: input and adapters in, output out."""
 
     @staticmethod
-    def forward(ctx, x, layer, *given):
+    def forward(
+        ctx: Any, x: torch.Tensor, layer: Layer, *given: torch.Tensor
+    ) -> torch.Tensor:
         y, saved = layer.forward(x, given)
         ctx.layer = layer
         if layer.again:
@@ -345,7 +366,7 @@ class Step(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         given = ctx.saved_tensors[: ctx.count]
         saved = list(ctx.saved_tensors[ctx.count :])
         layer = ctx.layer

@@ -29,7 +29,9 @@ class _Linears:
     Their A stand one above the other, in the compute dtype and scaled by alpha / r.
     """
 
-    def __init__(self, module: torch.nn.Module, names: tuple[str, ...], like):
+    def __init__(
+        self, module: torch.nn.Module, names: tuple[str, ...], like: torch.Tensor
+    ) -> None:
         self.linears = layers.linears(module, names)
         self.weights = [layers.base(one).weight for one in self.linears]
         self.names = [layers.adapter(linear) for linear in self.linears]

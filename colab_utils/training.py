@@ -71,7 +71,6 @@ def use_fast_path(trainer: Trainer, plan: Plan) -> None:
     recompute = len(layers) if plan.fast else plan.recompute
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
         for i, layer in enumerate(layers):
             layer.gradient_checkpointing = i < recompute
         print(f"plain path: {recompute} of {len(layers)} layers are recomputed")
@@ -81,20 +80,22 @@ def use_plain_path(trainer: Trainer) -> None:
     """Compute as transformers and PEFT wrote it, with nothing recomputed."""
     from colab_utils import kernels
 
-    kernels.remove(trainer.model)
+    model = trainer.model
+    kernels.remove(model)
     vars(trainer).pop("compute_loss", None)
-    for layer in _checkpointable(trainer.model):
-        layer.gradient_checkpointing = False
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+        model.disable_input_require_grads()
 
 
 def _expect_no_logits(trainer: Trainer) -> None:
     """TRL reads logits after each step, unless Liger's kernels run: they have none."""
     plain = trainer.compute_loss
 
-    def compute_loss(*args: Any, **kwargs: Any) -> Any:
-        trainer.args.use_liger_kernel = True
+    def compute_loss(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        trainer.args.use_liger_kernel = model.training
         try:
-            return plain(*args, **kwargs)
+            return plain(model, *args, **kwargs)
         finally:  # at the start of training the real ones would be put in
             trainer.args.use_liger_kernel = False
 
@@ -119,6 +120,7 @@ def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
 
     for kind in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
         trainer.remove_callback(kind)
+    trainer.args.logging_nan_inf_filter = False  # else a loss of NaN is averaged away
     trainer.add_callback(CheckLoss())
     trainer.add_callback(LivePlot())
     trainer.add_callback(SaveEvery(save_minutes))

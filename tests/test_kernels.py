@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from colab_utils import kernels, layers, models, ops
 
@@ -222,11 +222,116 @@ def test_evaluation_and_generation_are_transformers_own():
     assert ids.shape == (2, 12)
 
 
-def test_an_input_that_is_unknown_is_refused():
+def test_the_positions_of_a_row_may_begin_anywhere():
+    """Documents are told from each other by rows, not only by a position of 0."""
+    model = with_lora(small_llama(), target_modules="all-linear")
+    batch = padded([8, 8])
+    batch["position_ids"] = torch.stack([torch.arange(8), torch.arange(8, 16)])
+    expected = gradients(model, batch)
+    kernels.apply(model)
+    assert_equal(gradients(model, batch), expected, NOISE)
+    del batch["attention_mask"]
+    assert_equal(gradients(model, batch), expected, NOISE)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_padding_on_the_left(given):
+    model = with_lora(small_llama(), target_modules="all-linear")
+    batch = {name: t.flip(1) for name, t in padded([11, 7, 3]).items()}
+    batch["labels"][:, 0] = -100  # of a row's first token nothing is predicted
+    for row, begin in enumerate((0, 4, 8)):
+        batch["labels"][row, begin] = -100
+    if given:
+        batch["position_ids"] = torch.arange(11).expand(3, 11)
+    expected = gradients(model, batch)
+    kernels.apply(model)
+    assert_equal(gradients(model, batch), expected, NOISE)
+
+
+UNKNOWN = {
+    "a cache": (
+        lambda batch: batch | {"past_key_values": DynamicCache()},
+        TypeError,
+        r"not know the input past_key_values\. Train",
+    ),
+    "hidden states": (
+        lambda batch: batch | {"output_hidden_states": True},
+        TypeError,
+        r"not know the input output_hidden_states\. Train",
+    ),
+    "a tuple": (
+        lambda batch: batch | {"return_dict": False},
+        TypeError,
+        r"not know the input return_dict\. Train",
+    ),
+    "a hole": (
+        lambda batch: batch | {"attention_mask": torch.tensor([[1, 0, 1, 1]])},
+        ValueError,
+        "mask has a hole",
+    ),
+    "a mask of pairs": (
+        lambda batch: batch | {"attention_mask": torch.ones(1, 1, 4, 4)},
+        ValueError,
+        r"mask of \(1, 4\), rows by tokens, and this one has \(1, 1, 4, 4\)",
+    ),
+    "no token": (
+        lambda batch: batch | {"attention_mask": torch.zeros(1, 4)},
+        ValueError,
+        "mask leaves no token",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "kind", "said"), UNKNOWN.values(), ids=UNKNOWN)
+def test_an_input_that_would_be_left_out_is_refused(change, kind, said):
     model = with_lora(small_llama(), target_modules="all-linear")
     kernels.apply(model)
-    with pytest.raises(TypeError, match=r"not know the input cache_position\. Train"):
-        model(**padded([4]), cache_position=torch.arange(4))
+    with pytest.raises(kind, match=said):
+        model(**change(padded([4])))
+
+
+def test_an_adapter_that_came_later_is_not_left_out():
+    model = with_lora(small_llama(), target_modules="all-linear")
+    kernels.apply(model)
+    model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(TypeError, match="q_proj has not exactly one active adapter"):
+        model(**padded([4]))
+    model.set_adapter("default")
+    batch = padded([4])
+    with model.disable_adapter():
+        alone = model(**batch).loss
+        kernels.remove(model)
+        assert alone == pytest.approx(model(**batch).loss.item(), rel=NOISE)
+
+
+def test_noise_on_the_embeddings_is_that_of_the_plain_path():
+    """NEFTune is a hook, which counts rows and tokens."""
+    model = with_lora(small_llama(), target_modules="all-linear")
+
+    def noise(module, args, output):
+        _, tokens, width = output.shape
+        size = 5 / (tokens * width) ** 0.5
+        torch.manual_seed(3)
+        return output + torch.empty_like(output).uniform_(-size, size)
+
+    model.get_input_embeddings().register_forward_hook(noise)
+    batch = padded([11, 7])
+    expected = gradients(model, batch)
+    kernels.apply(model)
+    assert_equal(gradients(model, batch), expected, NOISE)
+
+
+def test_norms_and_swiglu_of_float16_count_in_32_bits():
+    x = torch.randn(3, 64).half()
+    x[0, 0] = 900  # as large as Llama 2's own; its square is no float16
+    weight, grad = torch.ones(64).half(), torch.randn(3, 64).half()
+    expected = ops.norm(x.float(), weight.float(), 1e-5)
+    torch.testing.assert_close(ops.norm(x, weight, 1e-5), expected.half())
+    wide = [t.float() for t in (grad, x, weight, torch.zeros_like(x))]
+    expected = ops.norm_backward(*wide, 1e-5)
+    found = ops.norm_backward(grad, x, weight, torch.zeros_like(x), 1e-5)
+    torch.testing.assert_close(found, expected.half())
 
 
 REASONS = {
@@ -252,6 +357,13 @@ def test_what_is_not_supported_stays_plain(shape, lora, reason, capsys):
 def test_other_kinds_of_adapters_and_weights_stay_plain(capsys):
     adapted = get_peft_model(small_llama(), IA3Config(task_type="CAUSAL_LM"))
     assert not kernels.apply(adapted)
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert not kernels.apply(get_peft_model(small_llama(), prompt))
+    headed = with_lora(small_llama(), target_modules=["q_proj", "lm_head"])
+    assert not kernels.apply(headed.requires_grad_(False))
+    hooked = small_llama().requires_grad_(False)
+    hooked.model.layers[2].register_forward_hook(lambda *_: None)
+    assert not kernels.apply(hooked)
     whole = small_llama().requires_grad_(False)
     proj = whole.model.layers[1].self_attn.v_proj
     weight = torch.ones_like(proj.weight, dtype=torch.int8)
@@ -259,6 +371,9 @@ def test_other_kinds_of_adapters_and_weights_stay_plain(capsys):
     assert not kernels.apply(whole)
     assert capsys.readouterr().out.splitlines() == [
         "plain path: k_proj has another kind of adapter than LoRA",
+        "plain path: its adapter is a prompt, no LoRA",
+        "plain path: its norms or head are adapted, or of another kind",
+        "plain path: its layers have hooks, which would not be called",
         "plain path: v_proj holds its weight as torch.int8",
     ]
 

@@ -67,6 +67,7 @@ def test_training_on_the_fast_path_is_training(make_trainer, packing):
     fast.train()
     assert losses(fast) == pytest.approx(losses(plain), rel=1e-3)
     assert losses(fast)[-1] < 0.8 * losses(fast)[0]
+    assert not fast.args.use_liger_kernel  # or the next run would put Liger's in
     for name in ("mean_token_accuracy", "num_tokens"):
         found, expected = (
             [e[name] for e in t.state.log_history if name in e] for t in (fast, plain)
@@ -107,6 +108,19 @@ def test_the_plain_path_is_back_when_asked_for(make_trainer):
     assert "entropy" in trainer.state.log_history[0]  # TRL found logits
 
 
+def test_evaluation_beside_the_fast_path_is_the_plain_ones(make_trainer, demo_rows):
+    trainer = make_trainer("qlora")
+    training.float32_adapters(trainer)
+    rows = trainer.train_dataset.select(range(4))
+    trainer.evaluate(rows)
+    training.use_fast_path(trainer, PLAN)
+    trainer.evaluate(rows)
+    expected, found = trainer.state.log_history
+    assert not trainer.args.use_liger_kernel
+    for name in ("eval_loss", "eval_mean_token_accuracy", "eval_entropy"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6)
+
+
 def test_what_the_fast_path_cannot_train_is_recomputed_plainly(make_trainer, capsys):
     trainer = make_trainer("full")
     training.use_fast_path(trainer, PLAN)
@@ -116,8 +130,11 @@ def test_what_the_fast_path_cannot_train_is_recomputed_plainly(make_trainer, cap
     layers = trainer.model.model.layers
     assert all(layer.gradient_checkpointing for layer in layers)
     trainer.train()
+    training.use_fast_path(trainer, PLAN)
+    hooks = trainer.model.model.embed_tokens._forward_hooks
+    assert len(hooks) == 1
     training.use_plain_path(trainer)
-    assert not any(layer.gradient_checkpointing for layer in layers)
+    assert not any(layer.gradient_checkpointing for layer in layers) and not hooks
 
 
 def test_what_is_saved_after_the_fast_path_is_an_ordinary_adapter(
@@ -397,10 +414,30 @@ def test_a_loss_that_is_no_number_stops_training(make_trainer, headless):
     trainer = make_trainer("qlora", max_steps=50, logging_steps=2)
     training.float32_adapters(trainer)
     training.show_progress(trainer)
-    weight = next(p for p in trainer.model.parameters() if p.requires_grad)
-    weight.data[0, 0] = float("nan")
+    break_a_weight(trainer)
     with pytest.raises(FloatingPointError, match=r"at step 2\. Lower the learning"):
         trainer.train()
+
+
+def break_a_weight(trainer) -> None:
+    weight = next(p for p in trainer.model.parameters() if p.requires_grad)
+    weight.data[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_weights_that_are_no_numbers_are_not_saved(
+    make_trainer, headless, tmp_path, minutes
+):
+    """Also where no step of the short run is logged."""
+    short = {"max_steps": 3, "logging_steps": 5, "output_dir": str(tmp_path)}
+    trainer = make_trainer("qlora", **short)
+    training.float32_adapters(trainer)
+    training.show_progress(trainer, save_minutes=minutes)
+    break_a_weight(trainer)
+    step = 3 if minutes else 1
+    with pytest.raises(FloatingPointError, match=rf"no number any more at step {step}"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(
@@ -409,12 +446,27 @@ def test_a_loss_that_is_no_number_stops_training(make_trainer, headless):
         {"loss": 0.0, "grad_norm": 0.0},
         {"loss": 2.0, "grad_norm": float("inf")},  # 16-bit scaling finds its scale
         {"loss": 0.0},
+        {"loss": float("nan")},  # and leaves this step out
         {"train_loss": float("nan")},
     ],
 )
 def test_a_loss_that_is_a_number_goes_on(logs):
-    state = SimpleNamespace(global_step=1)
-    callbacks.CheckLoss().on_log(None, state, None, logs=logs)
+    state, model = SimpleNamespace(global_step=1), torch.nn.Linear(2, 2)
+    callbacks.CheckLoss().on_log(None, state, None, logs=logs, model=model)
+
+
+def test_a_loss_that_stays_no_number_stops_training_beside_sound_weights():
+    check, model = callbacks.CheckLoss(), torch.nn.Linear(2, 2)
+
+    def log(loss: float, step: int) -> None:
+        state = SimpleNamespace(global_step=step)
+        check.on_log(None, state, None, logs={"loss": loss}, model=model)
+
+    nan = float("nan")
+    for step, loss in enumerate((nan, nan, 2.0, nan, float("inf"))):
+        log(loss, step)
+    with pytest.raises(FloatingPointError, match=r"The loss is no number .* at step 5"):
+        log(nan, 5)
 
 
 def test_a_loss_that_stays_0_stops_training():
