@@ -32,7 +32,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 GPU = torch.cuda.is_available()
-RESULTS = Path(__file__).parent / "results" / "decode.json"
 
 
 def generate(**given):
@@ -145,7 +144,7 @@ def main() -> None:
     first = statistics.median(seconds(run, long, 1) for _ in range(5))
     found["first_token_ms"] = round(first * 1e3, 1)
     if GPU:
-        found["card"] = torch.cuda.get_device_name()
+        found |= emulate.card()
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
         if o["batch"] == 1:  # the whole context
@@ -156,9 +155,7 @@ def main() -> None:
         size = 3.6e9 + o["batch"] * 80 * 2**19
         found["floor_ms"] = round(size / copied() * 1e3, 2)
     print("DECODE", json.dumps(found), flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    RESULTS.write_text(json.dumps([*earlier, found], indent=1) + "\n")
+    emulate.append("decode.json", found)
 
 
 if __name__ == "__main__":

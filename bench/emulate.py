@@ -1,9 +1,20 @@
-"""Let a larger GPU pass for a T4: float16, no flash attention, 14.2 GiB."""
+"""A larger GPU that passes for a T4, models of random weights, files of results."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import torch
 
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "triton", "bitsandbytes", "transformers", "peft", "trl")
+PACKAGES += ("unsloth", "xformers")
 CAP = 14.2  # GiB that torch may take: a T4 has 14.56, of which CUDA itself needs some
 
 
@@ -26,3 +37,34 @@ def t4() -> bool:
         return False
     runtime.dtype_for = lambda capability, name: ("float16", "float16: as on a T4")
     return True
+
+
+def random_model(config: LlamaConfig, folder: Path) -> None:
+    """Save a Llama of random float16 weights, where there is none."""
+    from transformers import AutoModelForCausalLM
+
+    if folder.exists():
+        return
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    model.save_pretrained(folder, max_shard_size="5GB")
+
+
+def card() -> dict[str, Any]:
+    """The GPU's name, and the versions of what computes on it."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return {"card": torch.cuda.get_device_name(), "versions": found}
+
+
+def append(name: str, row: dict[str, Any]) -> None:
+    """Add a row to a file of bench/results."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / name
+    earlier = json.loads(file.read_text()) if file.exists() else []
+    file.write_text(json.dumps([*earlier, row], indent=1) + "\n")

@@ -1,6 +1,7 @@
 """Memory that loading a model in 4 bits takes: python bench/loading.py MODEL [SAVE_TO]
 
-SAVE_TO saves the 4-bit model, to be loaded once more as it is.
+MODEL is a folder; SAVE_TO saves the 4-bit model, to be loaded once more as it is. Adds
+a line to bench/results/loading.json.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ GPU = emulate.t4()
 runtime.quiet()
 
 
+def saved_as_4_bits(name: str) -> bool:
+    """Whether the folder holds a model that is quantised already."""
+    config = json.loads((Path(name) / "config.json").read_text())
+    return "quantization_config" in config
+
+
 def load(name: str):
     """Load, and print what it took."""
     torch.zeros(1, device="cuda" if GPU else "cpu")  # CUDA's own start is not counted
@@ -29,12 +36,14 @@ def load(name: str):
         torch.cuda.reset_peak_memory_stats()
     with Sampler() as sampler:
         model = models.load_model(name, models.quantization_config())
-    found = {"model": name, **sampler.result()}
+    found = {"quantised_before": saved_as_4_bits(name), **sampler.result()}
     if GPU:
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
         found["held_gib"] = round(torch.cuda.memory_allocated() / 2**30, 2)
+        found |= emulate.card()
     print("LOADING", json.dumps(found), flush=True)
+    emulate.append("loading.json", found)
     return model
 
 

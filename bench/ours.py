@@ -17,12 +17,16 @@ from trl import SFTConfig, SFTTrainer
 from colab_utils import decoding, memory, models, training
 
 
+def lora(rank: int) -> LoraConfig:
+    """An adapter on all linears."""
+    return LoraConfig(
+        r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
 def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list):
     """TRL's trainer as 02_finetune_qlora builds it."""
     emulate.t4()
-    lora = LoraConfig(
-        r=o["r"], lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
     training.prepare_fast_path(AutoConfig.from_pretrained(checkpoint))
     trainer = SFTTrainer(
         model=models.load_model(checkpoint, models.quantization_config()),
@@ -30,7 +34,7 @@ def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list)
         train_dataset=ds,
         callbacks=callbacks,
         args=SFTConfig(**config, gradient_checkpointing=False),
-        peft_config=lora,
+        peft_config=lora(o["r"]),
     )
     training.float32_adapters(trainer)
     return trainer
@@ -63,10 +67,7 @@ def plain(*given: Any):
 def adapted(checkpoint: str, rank: int):
     """The 4-bit model with an adapter on all linears that adds something."""
     model = models.load_model(checkpoint, models.quantization_config())
-    lora = LoraConfig(
-        r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(model, lora)
+    model = get_peft_model(model, lora(rank))
     draw = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_" in name:

@@ -24,7 +24,7 @@ import torch
 from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+from transformers import LlamaConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from colab_utils import costs, memory, models, runtime, training
@@ -33,7 +33,6 @@ GPU = emulate.t4()
 if GPU and torch.cuda.get_device_capability() >= (9, 0):
     costs.CUBLAS = 2 * 32 * 2**20
 runtime.quiet()
-OUT = Path(__file__).parent / "results" / "peaks.json"
 SHAPES = {
     "7B": {},
     "GQA, 8 layers": {
@@ -79,10 +78,13 @@ RUNS = [
 
 
 class Peak(TrainerCallback):
-    """Forget the peak of the first step, in which the optimizer's states are made."""
+    """The peak of the first step, in which the optimizer's states are made, apart."""
+
+    first = 0
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 1 and GPU:
+            self.first = torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
 
 
@@ -100,11 +102,7 @@ def checkpoint_of(name: str, tiny: bool, folder: Path) -> tuple[str, LlamaConfig
     path = folder / name.replace(" ", "-")
     if name == "7B" and os.environ.get("LLAMA_7B"):  # it is there already
         path = Path(os.environ["LLAMA_7B"])
-    if not path.exists():
-        torch.manual_seed(0)
-        with torch.device("cuda" if GPU else "cpu"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
-        model.save_pretrained(path)
+    emulate.random_model(config, path)
     return str(path), config
 
 
@@ -127,7 +125,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
         model=base,
         processing_class=models.load_tokenizer("demo"),
         train_dataset=Dataset.from_dict({"input_ids": rows}),
-        callbacks=[Peak()],
+        callbacks=[peak := Peak()],
         peft_config=None if method == "full" else lora,
         args=SFTConfig(
             output_dir=tempfile.mkdtemp(),
@@ -150,8 +148,8 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
     cost = memory.estimate(
         config,
         method,
-        tokens,
         rank,
+        tokens,
         recompute=recompute,
         offload=offload,
         fast=fast,
@@ -163,11 +161,13 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
     training.use_fast_path(trainer, plan)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    found = {"shape": name, "method": method, "rank": rank, "tokens": tokens}
+    found = {"shape": name, "config": SHAPES[name]}
+    found |= {"method": method, "rank": rank, "tokens": tokens}
     found |= {"recompute": recompute, "offload": offload, "fast": fast, "times": times}
     found |= {"predicted": cost.peak / memory.GIB, "parts": cost.as_gib()}
     found["losses"] = losses
     if GPU:
+        found["measured_first"] = peak.first / memory.GIB
         found["measured"] = torch.cuda.max_memory_allocated() / memory.GIB
         found["reserved"] = torch.cuda.max_memory_reserved() / memory.GIB
         found["off"] = found["predicted"] / found["measured"] - 1
@@ -202,7 +202,9 @@ def main() -> None:
             shown = {k: v for k, v in results[-1].items() if k != "parts"}
             print("PEAK", json.dumps(shown), flush=True)
             if not tiny:
-                OUT.write_text(json.dumps(results, indent=1) + "\n")
+                (emulate.RESULTS / "peaks.json").write_text(
+                    json.dumps(results, indent=1) + "\n"
+                )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure again what needs a GPU: python bench/run.py CHECKPOINT (`make bench`).
 
-    python bench/run.py CHECKPOINT [speed] [peers] [decode] [peaks] [loading] [curve]
+    python bench/run.py CHECKPOINT [speed] [brim] [peers] [decode] ...
 
 CHECKPOINT is a folder with a Llama-2-7B-shaped model; where it is missing, one of
 random weights is written there (13.5 GB). Without names of parts, all are measured, in
@@ -27,6 +27,11 @@ PARTS = {  # the scripts of each part; MODEL stands for the checkpoint
         "speed.py fast MODEL mix=0 seq=1024 bs=2",
         "speed.py fast MODEL r=64",
     ),
+    "brim": (  # as much as the plan puts on a T4
+        "speed.py fast MODEL seq=3328",
+        "speed.py fast MODEL seq=3072 r=64",
+        "speed.py fast MODEL seq=8192 recompute=21",
+    ),
     "peers": (
         "speed.py unsloth MODEL gc=false",
         "speed.py unsloth MODEL gc=unsloth",
@@ -51,22 +56,19 @@ PARTS = {  # the scripts of each part; MODEL stands for the checkpoint
 
 def make_checkpoint(folder: Path) -> None:
     """Llama 2 7B's shape with random weights, and the demo's tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import LlamaConfig
 
-    sys.path.insert(0, str(HERE.parent))
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    import emulate
+
     from colab_utils import models
 
-    torch.manual_seed(0)
-    config = LlamaConfig(max_position_embeddings=4096)
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
-    model.save_pretrained(folder, max_shard_size="5GB")
+    emulate.random_model(LlamaConfig(max_position_embeddings=4096), folder)
     models.load_tokenizer("demo").save_pretrained(folder)
 
 
-def run(script: str, *arguments: str, path: str | None = None) -> None:
-    """One measurement in a process of its own; a failure is told and passed over."""
+def run(script: str, *arguments: str, path: str | None = None) -> bool:
+    """One measurement in a process of its own; whether it ended well."""
     command = [sys.executable, str(HERE / script), *arguments]
     env = os.environ | ({"PYTHONPATH": path} if path else {})
     result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
@@ -75,15 +77,24 @@ def run(script: str, *arguments: str, path: str | None = None) -> None:
             print(line, flush=True)
     if result.returncode:
         print(f"{script} {' '.join(arguments)} failed", flush=True)
+    return not result.returncode
 
 
 def forget(part: str) -> None:
     """Take a part's earlier rows out of the files that rows are added to."""
-    for name in ("speed", "decode"):
+
+    def belongs(name: str, row: dict) -> bool:
+        if name == "loading":
+            return part == "loading"
+        if row["way"] == "unsloth":
+            return part == "peers"
+        return part == ("brim" if row.get("seq", 0) > 2048 else name)
+
+    for name in ("speed", "decode", "loading"):
         file = RESULTS / f"{name}.json"
-        if part in (name, "peers") and file.exists():
+        if file.exists():
             rows = json.loads(file.read_text())
-            rows = [r for r in rows if (r["way"] == "unsloth") != (part == "peers")]
+            rows = [row for row in rows if not belongs(name, row)]
             file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
@@ -101,16 +112,16 @@ def main() -> None:
     if "peers" in parts and not path:
         print("Unsloth is passed over: UNSLOTH_PATH names no folder with its packages.")
         parts.remove("peers")
-    if not checkpoint.exists():
-        make_checkpoint(checkpoint)
+    make_checkpoint(checkpoint)
     RESULTS.mkdir(exist_ok=True)
     os.environ["LLAMA_7B"] = str(checkpoint)
+    good = True
     for part in parts:
         forget(part)
         for line in PARTS[part]:
             words = [word.replace("MODEL", str(checkpoint)) for word in line.split()]
-            run(*words, path=path if part == "peers" else None)
-    run("figure.py")
+            good &= run(*words, path=path if part == "peers" else None)
+    sys.exit(not (run("figure.py") and good))
 
 
 if __name__ == "__main__":

@@ -58,10 +58,28 @@ class Memory:
         return {**parts, "total": self.total / GIB}
 
 
+def check(
+    config: LlamaConfig, *, method: str, rank: int, tokens: int, optimizer: str = ""
+) -> None:
+    """Raise ValueError for what `moments` can't compute."""
+    if not hasattr(config, "intermediate_size"):
+        raise ValueError(
+            f"The memory plan knows models with Llama's layers, and this one is a "
+            f"{config.model_type}: choose another MODEL."
+        )
+    for name, known in ((method, METHODS), (optimizer, ("", *OPTIMIZER_BYTES))):
+        if name not in known:
+            there = ", ".join(filter(None, known))
+            raise ValueError(f"{name!r} is unknown; it can be: {there}.")
+    for name, value in (("rank", rank), ("tokens", tokens)):
+        if value < 1:
+            raise ValueError(f"{name} = {value}, but it must be at least 1.")
+
+
 def linear_shapes(config: LlamaConfig) -> list[tuple[int, int]]:
     """(inputs, outputs) of the seven linear layers of one decoder layer."""
     width, inner = config.hidden_size, config.intermediate_size
-    head = config.head_dim or width // config.num_attention_heads
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries = config.num_attention_heads * head
     keys = config.num_key_value_heads * head
     attention = [(width, queries), (width, keys), (width, keys), (queries, width)]
@@ -95,33 +113,33 @@ def weights(config: LlamaConfig, method: str, size: int, offload: bool) -> Memor
 
 
 def estimate(
-    config: LlamaConfig, method: str, tokens: int, rank: int = 16, **options: Any
+    config: LlamaConfig, method: str, rank: int, tokens: int, **options: Any
 ) -> Memory:
     """Bytes at the worst moment of a training step; `options` are those of `moments`.
 
-    >>> estimate(config, "qlora", tokens=2048, rank=16, recompute=4, fast=True)
+    >>> estimate(config, "qlora", rank=16, tokens=2048, recompute=4, fast=True)
     """
-    found = moments(config, method, tokens, rank, **options)
+    found = moments(config, method, rank, tokens, **options)
     return max(found, key=lambda one: one.total)
 
 
 def at_loss(
-    config: LlamaConfig, method: str, tokens: int, rank: int = 16, **options: Any
+    config: LlamaConfig, method: str, rank: int, tokens: int, **options: Any
 ) -> Memory:
     """What is held when the loss is known: `measuring.held` counts the same.
 
     `options` are those of `moments`; gradients of an earlier micro-batch are there.
     """
     options["accumulating"] = True
-    loss = moments(config, method, tokens, rank, **options)[0]
+    loss = moments(config, method, rank, tokens, **options)[0]
     return replace(loss, working=0.0, reserve=0.0)
 
 
 def moments(
     config: LlamaConfig,
     method: str,
+    rank: int,
     tokens: int,
-    rank: int = 16,
     *,
     recompute: int = 0,
     offload: bool = False,
@@ -137,17 +155,16 @@ def moments(
     the embeddings leave the card too; `fast` means `kernels.apply`. `accumulating` says
     that gradients of an earlier micro-batch are there, `gpu` that activations are
     16-bit, and that cuBLAS and torch's cache take their share; on a CPU they are
-    32-bit. Raises ValueError for an unknown method or optimizer.
+    32-bit. Raises ValueError for an unknown method or optimizer, a number below 1, or a
+    config that is no Llama's.
 
     The moments: the loss is known; the backward pass of each layer, from the last to
     the first; the update.
     """
-    for name, known in ((method, METHODS), (optimizer, tuple(OPTIMIZER_BYTES))):
-        if name not in known:
-            raise ValueError(f"{name!r} is unknown; it can be: {', '.join(known)}.")
+    check(config, method=method, optimizer=optimizer, rank=rank, tokens=tokens)
     layers, width, size = config.num_hidden_layers, config.hidden_size, 2 if gpu else 4
     full = method == "full"
-    fast, recompute = fast and not full, min(recompute, layers)
+    fast, recompute = fast and not full, max(0, min(recompute, layers))
     linear, other = parameters(config)
     trained = linear + other if full else adapter_parameters(config, rank)
     fixed = replace(

@@ -60,7 +60,7 @@ def decoder(model: PreTrainedModel, rows: int, size: int) -> Static | Plain:
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        one = memory.inference(model.config, "lora", size).activations
+        one = memory.inference(model.config, "lora", 1, size).activations
         rows = max(1, min(rows, int(0.6 * free / one)))
     return Static(model, rows, size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +102,8 @@ def plan(
     all is not enough. Raises MemoryError, with the numbers and what to change, when
     nothing fits.
     """
+    tokens = min(longest, update)
+    costs.check(config, method=method, optimizer=optimizer, rank=rank, tokens=tokens)
     fast, layers = fast and method != "full", config.num_hidden_layers
 
     def way(times: int, recompute: int, offload: bool = False) -> Plan:
@@ -108,8 +111,8 @@ def plan(
         cost = estimate(
             config,
             method,
-            tokens,
             rank,
+            tokens,
             recompute=recompute,
             offload=offload,
             fast=fast,
@@ -128,20 +131,22 @@ def plan(
 
     fitting = []
     for times in range(1, max(1, update // max(longest, SMALLEST)) + 1):
+        # The more are recomputed the less it takes, but for the last one.
         fewest = bisect.bisect_left(
-            range(layers + 1), True, key=lambda k: fits(way(times, k))
+            range(layers), True, key=lambda k: fits(way(times, k))
         )
-        found = (
-            way(times, fewest) if fewest <= layers else way(times, layers, gpu and fast)
-        )
+        found = way(times, fewest)
+        if not fits(found):
+            found = way(times, layers, gpu and fast)
         fitting += [found] if fits(found) else []
         if fits(found) and not found.recompute:
             break  # smaller ones would only unpack the weights more often
     if not fitting:
+        smaller = "" if method == "qlora" else "METHOD = 'qlora', "
         raise MemoryError(
             f"{method} at rank {rank} needs {found.cost.total / GIB:.1f} GiB for rows "
             f"of {longest:,} tokens, at its leanest, and there are {room / GIB:.1f}. "
-            "Use METHOD = 'qlora', a smaller RANK or MODEL, or set MAX_TOKENS lower in "
+            f"Use {smaller}a smaller RANK or MODEL, or set MAX_TOKENS lower in "
             "01_create_dataset."
         )
     return min(fitting, key=slowness)
@@ -152,34 +157,44 @@ def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
 
     `model` is a folder or a Hub id, `cost` what `estimate` or `plan` found. Raises
     MemoryError with all that is short: what is needed, what is there, what to change;
-    or PermissionError for a model that can't be downloaded.
+    PermissionError for a model that can't be downloaded, FileNotFoundError for a name
+    that is none.
     """
     import psutil
     import torch
 
-    machine, problems, refused = runtime.detect(), [], None
-    ram = ram_to_load(config) + (0 if machine.device == "cuda" else cost.total)
-    needs = [("RAM", ram, psutil.virtual_memory().available, "restart the session")]
-    if machine.device == "cuda":
-        free, card = torch.cuda.mem_get_info()
-        change = "choose a smaller MODEL, RANK or MAX_TOKENS"
-        if cost.total <= card:
-            change = "something else holds memory: restart the session"
-        needs.insert(0, (machine.accelerator, cost.total, free, change))
-    if not Path(model).is_dir() and not _downloaded(model):
-        from huggingface_hub import constants
-
-        size, cache = 2.0 * sum(costs.parameters(config)), Path(constants.HF_HUB_CACHE)
-        there = next(folder for folder in (cache, *cache.parents) if folder.exists())
-        free = shutil.disk_usage(there).free
-        needs.append(("disk", size, free, f"delete files, of which some in {there}"))
-        if not auth.can_read(model, auth.token()):
+    machine, ram = runtime.detect(), psutil.virtual_memory()
+    gpu, smaller = machine.device == "cuda", "choose a smaller MODEL"
+    # what for, bytes, free, in all, what to change where even all is too little
+    needs = [
+        (
+            "RAM",
+            ram_to_load(config) + (0 if gpu else cost.total),
+            ram.available,
+            ram.total,
+            smaller if gpu else f"choose a machine with a GPU, or {smaller[7:]}",
+        )
+    ]
+    if gpu:
+        there = torch.cuda.mem_get_info()
+        card = machine.accelerator, cost.total, *there, f"{smaller}, RANK or MAX_TOKENS"
+        needs.insert(0, card)
+    refused = None
+    if not Path(model).is_dir():
+        with auth.hub_errors(model, None):
+            there = _downloaded(model)
+        if not there:
+            needs.append(("disk", _download(config), *_disk()))
+        if not there and not auth.can_read(model, auth.token()):
             refused = f"{model} can't be downloaded (a line above says why)"
-    for name, need, have, change in needs:
-        print(f"{name}: needs {need / GIB:.1f} GiB of {have / GIB:.1f} free")
-        if need > have:
+    problems = []
+    for name, need, free, total, change in needs:
+        print(f"{name}: needs {need / GIB:.1f} GiB of {free / GIB:.1f} free")
+        if need > free:
+            if need <= total:
+                change = "something else holds memory: restart the session"
             problems.append(
-                f"{name} has {have / GIB:.1f} GiB free and {need / GIB:.1f} are "
+                f"{name} has {free / GIB:.1f} GiB free and {need / GIB:.1f} are "
                 f"needed: {change}"
             )
     if problems:
@@ -189,21 +204,47 @@ def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
         raise PermissionError(f"{refused}.")
 
 
+def _download(config: LlamaConfig) -> float:
+    """Bytes of a model's files: 16 bits a weight, unless they are quantised."""
+    quantised = getattr(config, "quantization_config", None)
+    return costs.weights(config, "qlora" if quantised else "lora", 2, False).total
+
+
+def _disk() -> tuple[int, int, str]:
+    """Bytes free where the Hub's files go, as all there can be, and what to do."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    return free, free, f"delete files, of which some in {there}"
+
+
 def _downloaded(model: str) -> bool:
-    """Whether the Hub's cache holds the weights already."""
+    """Whether the Hub's cache holds the weights already, all of them."""
     from huggingface_hub import try_to_load_from_cache
 
-    names = ("model.safetensors", "model.safetensors.index.json")
-    return any(isinstance(try_to_load_from_cache(model, name), str) for name in names)
+    def find(name: str) -> str | None:
+        found = try_to_load_from_cache(model, name)
+        return found if isinstance(found, str) else None
+
+    if find("model.safetensors"):
+        return True
+    index = find("model.safetensors.index.json")
+    if index is None:
+        return False
+    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+    return all(map(find, set(shards)))
 
 
-def inference(config: LlamaConfig, method: str, tokens: int, rank: int = 16) -> Memory:
+def inference(config: LlamaConfig, method: str, rank: int, tokens: int) -> Memory:
     """Bytes at the peak of answering on a GPU, with `tokens` in the cache of all rows.
 
     `activations` is the cache of keys and values. Weights are held as `method` trained
     them, in 4 or in 16 bits; the adapter is there twice, as PEFT has it and as a step
     of decoding needs it. The peak is that of reading a prompt as long as the cache.
     """
+    costs.check(config, method=method, rank=rank, tokens=tokens)
     full = method == "full"
     width, inner = config.hidden_size, config.intermediate_size
     (_, keys) = costs.linear_shapes(config)[1]

@@ -278,7 +278,7 @@ def planner(config: LlamaConfig, room: float) -> Any:
             )
         except MemoryError as problem:
             cost = memory.estimate(
-                config, method, length, rank, recompute=config.num_hidden_layers
+                config, method, rank, length, recompute=config.num_hidden_layers
             )
             return plots.memory({"too much": cost}, limit), str(problem)
         return plots.memory({"planned": found.cost}, limit), str(found)
