@@ -68,9 +68,9 @@ SCALE = 1024.0  # the loss is scaled, as the trainer scales it
 
 
 def scaled(model, batch):
-    """Loss and gradients in float16 with autocast, as the trainer has it."""
+    """Loss and gradients with autocast, as the trainer has it."""
     model.zero_grad()
-    with torch.autocast("cuda", torch.float16, enabled=model.dtype == torch.float16):
+    with torch.autocast("cuda", model.dtype, enabled=model.dtype != torch.float32):
         loss = model(**batch, use_cache=False).loss
     (loss * SCALE).backward()
     named = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
@@ -79,22 +79,27 @@ def scaled(model, batch):
 
 @pytest.mark.parametrize("shape", ["padded", "packed"])
 @pytest.mark.parametrize("recompute", [0, 2])
-def test_gradients_in_float16_are_as_good_as_pefts(checkpoint, shape, recompute):
+@pytest.mark.parametrize(
+    ("dtype", "noise"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_gradients_in_16_bits_are_as_good_as_pefts(
+    checkpoint, shape, recompute, dtype, noise
+):
     batch = padded([300, 17, 512, 190], vocabulary=32000)
     batch = on_gpu(packed(batch) if shape == "packed" else batch)
     _, exact = gradients(quantised(checkpoint, torch.float32), batch)
-    model = quantised(checkpoint, torch.float16)
+    model = quantised(checkpoint, dtype)
     plain_loss, plain = scaled(model, batch)
     assert kernels.apply(model, recompute)
     fast_loss, fast = scaled(model, batch)
-    assert fast_loss == pytest.approx(plain_loss, rel=2e-3)
+    assert fast_loss == pytest.approx(plain_loss, rel=noise)
 
     def error(found, name):
         return ((found[name] - exact[name]).norm() / exact[name].norm()).item()
 
     worst = {name: (error(fast, name), error(plain, name)) for name in exact}
     for name, (ours, pefts) in worst.items():
-        assert ours < max(1.5 * pefts, 2e-3) < 0.1, (name, ours, pefts)
+        assert ours < max(1.5 * pefts, noise) < 50 * noise, (name, ours, pefts)
 
 
 def test_keeping_inputs_in_ram_changes_nothing(checkpoint):
