@@ -14,7 +14,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
-from colab_utils import decoding, memory, models, training
+from colab_utils import decoding, memory, models, runtime, training
+
+runtime.quiet()  # before torch takes memory
 
 
 def lora(rank: int) -> LoraConfig:

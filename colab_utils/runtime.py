@@ -347,10 +347,13 @@ def quiet() -> None:
     """Silence the messages of `NOISE`, which mean nothing here, and no other.
 
     Call it before peft, trl or transformers' BitsAndBytesConfig is imported: one of the
-    messages appears at the import.
+    messages appears at the import. It also sets what libraries read as they start.
     """
     # Tokenizers warn when a data loader forks; nothing here tokenizes in parallel.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Packed rows differ in length, and leave gaps in torch's cache of GPU memory: 1 GiB
+    # in the plan's largest run, 0.4 where its segments can grow (bench/LOG.md).
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for name, pattern in NOISE.items():
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Known) for known in logger.filters):
