@@ -327,4 +327,8 @@ def planner(config: LlamaConfig, room: float) -> Any:
         one.continuous_update = False
         one.observe(redraw, names="value")
     redraw()
-    return widgets.VBox([widgets.HBox(list(choices.values())), picture, text])
+    controls = widgets.HBox(list(choices.values()))
+    controls.layout.flex_flow = "row wrap"  # ipywidgets 7 would make the box too wide
+    box = widgets.VBox([controls, picture, text])
+    box.layout.max_width = "820px"
+    return box
