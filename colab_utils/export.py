@@ -180,7 +180,12 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
             )
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight", None)  # llama.cpp takes the embeddings, too
-        found = _tied(found)
+        stored = {tensor.name: tensor for tensor in found}
+        head, embeddings = stored.get("output.weight"), stored.get("token_embd.weight")
+        if head and embeddings and _same(head, embeddings):
+            found.remove(head)
+        elif head:  # transformers does not tie another head, whatever the config says
+            print("the head differs from the embeddings, and is written beside them")
     if wanted:
         raise ValueError(
             f"{model} lacks {len(wanted)} weights (the first is {next(iter(wanted))})."
@@ -194,21 +199,13 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
     return found
 
 
-def _tied(tensors: list[Tensor]) -> list[Tensor]:
-    """Without a head that is stored and the same as the embeddings.
-
-    Another one counts, whatever the config says: transformers does not tie it.
-    """
-    named = {tensor.name: tensor for tensor in tensors}
-    both = [named.get(name) for name in ("token_embd.weight", "output.weight")]
-    if None in both or both[0].dtype != both[1].dtype:
-        return tensors
-    with both[0].path.open("rb") as one, both[1].path.open("rb") as other:
-        files = zip(both, (one, other), strict=True)
-        if any(a != b for a, b in zip(*(_blocks(t, f) for t, f in files), strict=True)):
-            print("the head differs from the embeddings, and is written beside them")
-            return tensors
-    return [tensor for tensor in tensors if tensor is not both[1]]
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two weights of one shape are stored as the same bytes."""
+    if one.dtype != other.dtype:
+        return False
+    with one.path.open("rb") as a, other.path.open("rb") as b:
+        blocks = zip(_blocks(one, a), _blocks(other, b), strict=True)
+        return all(x == y for x, y in blocks)
 
 
 def _kind(shape: tuple[int, ...], kind: str) -> str:

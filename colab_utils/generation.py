@@ -71,8 +71,8 @@ def answers(
     """
     from colab_utils import decoding
 
-    prompts = [{}] if isinstance(prompts, str) else list(prompts)
-    if any(isinstance(prompt, dict) for prompt in prompts):
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
+    if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
         raise ValueError("`answers` takes a list of prompts: put this one into a list.")
     runtime.require(max_new_tokens=(max_new_tokens, 1, 10**9))
     runtime.require(batch_size=(batch_size, 1, 10**9))
@@ -221,19 +221,19 @@ class _Writer:
 def _stops(stop: str | Sequence[str]) -> list[str]:
     """The strings that end an answer; an empty one ends none."""
     stops = [stop] if isinstance(stop, str) else stop
-    good = isinstance(stops, list | tuple) and all(isinstance(s, str) for s in stops)
-    if not good:
+    if not isinstance(stops, list | tuple) or not all(
+        isinstance(s, str) for s in stops
+    ):
         raise ValueError(f"stop = {stop!r}, but it must be a text or a list of texts.")
     return [s for s in stops if s]
 
 
 def _tell_ignored(model: PreTrainedModel) -> None:
     """Name what the model's own settings ask for and is not done here."""
-    asked = model.generation_config.to_dict()
-    usual = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-    for name, nothing in usual.items():
-        if asked.get(name) not in (None, nothing):
-            print(f"not applied: {name} = {asked[name]} of the model's settings")
+    for name in ("repetition_penalty", "no_repeat_ngram_size"):
+        value = getattr(model.generation_config, name, None)
+        if value not in (None, 0, 1):
+            print(f"not applied: {name} = {value} of the model's generation_config")
 
 
 def _chooser(**given: Any) -> Callable[[torch.Tensor], torch.Tensor]:
