@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from colab_utils import runtime, storage, vocabulary
 
@@ -59,21 +59,21 @@ def write_gguf(model: Path, out: Path | None = None, kind: str = "q8_0") -> Path
     the end. Raises ValueError for what llama.cpp cannot run as transformers does, and
     OSError when the disk is too small. Format: the GGUF specification of ggml.
     """
-    kind = kind.lower()
-    if kind not in KINDS:
+    if str(kind).lower() not in KINDS:
         raise ValueError(f"kind = {kind!r}; it can be: {', '.join(KINDS)}.")
+    kind = kind.upper()
     model = Path(model).resolve()
-    out = Path(out or model / f"{model.name}-{kind.upper()}.gguf")
+    out = Path(out or model / f"{model.name}-{kind}.gguf")
     if out.is_dir() or out.suffix != ".gguf":
         raise ValueError(f"out = {out}, but it must be the name of a .gguf file.")
     config = _config(model)
-    tensors = _tensors(model, config, kind.upper())
+    tensors = _tensors(model, config, kind)
     part = out.with_name(f".{out.name}.part")
     part.unlink(missing_ok=True)  # of a run that was killed
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.check_disk(out.parent, sum(map(_size, tensors)), out.name)
     try:
-        writer = _header(model.name, config, tensors, kind.upper())
+        writer = _header(model.name, config, tensors, kind)
         vocabulary.write(writer, model, config.vocab_size)
         extra = _rope(writer, config)
         writer.write_header_to_file(part)
@@ -95,8 +95,9 @@ def _config(model: Path) -> LlamaConfig:
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{model} holds no model: config.json is missing.")
     config = AutoConfig.from_pretrained(model)
-    names = config.architectures or [config.model_type]
-    if names != ["LlamaForCausalLM"]:
+    names, llama = config.architectures, ["LlamaForCausalLM"]
+    if config.model_type != "llama" or (names or llama) != llama:
+        names = names or [config.model_type]
         raise ValueError(
             f"{model} is a {', '.join(names)}: only LlamaForCausalLM is exported here. "
             "llama.cpp's own convert_hf_to_gguf.py knows others."
@@ -131,9 +132,8 @@ def _shapes(config: LlamaConfig) -> dict[str, tuple[str, tuple[int, ...], int]]:
     found = {
         "model.embed_tokens.weight": ("token_embd.weight", (config.vocab_size, width)),
         "model.norm.weight": ("output_norm.weight", (width,)),
+        "lm_head.weight": ("output.weight", (config.vocab_size, width)),
     }
-    if not config.tie_word_embeddings:  # else llama.cpp takes the embeddings
-        found["lm_head.weight"] = ("output.weight", (config.vocab_size, width))
     for i in range(config.num_hidden_layers):
         for part, name in PARTS.items():
             shape = rows.get(name, (width,))
@@ -152,11 +152,10 @@ def _shapes(config: LlamaConfig) -> dict[str, tuple[str, tuple[int, ...], int]]:
 def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
     """The weights in the order of the files; ValueError unless they fit the config."""
     wanted, found = _shapes(config), []
-    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for shard in storage.find_shards(model):
         _, begin = storage.header(shard)
         for source, entry in storage.tensors_of(shard):
-            if source in ignored or UNUSED.fullmatch(source):
+            if UNUSED.fullmatch(source):
                 continue
             if source not in wanted:
                 raise ValueError(
@@ -179,6 +178,14 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
             found.append(
                 Tensor(name, shard, begins, entry["dtype"], shape, stored, head)
             )
+    if config.tie_word_embeddings:
+        wanted.pop("lm_head.weight", None)  # llama.cpp takes the embeddings, too
+        stored = {tensor.name: tensor for tensor in found}
+        head, embeddings = stored.get("output.weight"), stored.get("token_embd.weight")
+        if head and embeddings and _same(head, embeddings):
+            found.remove(head)
+        elif head:  # transformers does not tie another head, whatever the config says
+            print("the head differs from the embeddings, and is written beside them")
     if wanted:
         raise ValueError(
             f"{model} lacks {len(wanted)} weights (the first is {next(iter(wanted))})."
@@ -190,6 +197,15 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
     ]:
         print(f"f16: {len(odd)} weights whose rows are no multiple of 32 ({odd[0]})")
     return found
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two weights of one shape are stored as the same bytes."""
+    if one.dtype != other.dtype:
+        return False
+    with one.path.open("rb") as a, other.path.open("rb") as b:
+        blocks = zip(_blocks(one, a), _blocks(other, b), strict=True)
+        return all(x == y for x, y in blocks)
 
 
 def _kind(shape: tuple[int, ...], kind: str) -> str:
@@ -283,16 +299,21 @@ def _write_data(part: Path, tensors: list[Tensor], extra: np.ndarray) -> None:
         os.fsync(file.fileno())
 
 
-def _converted(tensor: Tensor) -> Iterator[np.ndarray]:
-    """A weight's new bytes, some rows at a time, converted in threads."""
+def _blocks(tensor: Tensor, file: BinaryIO) -> Iterator[bytearray]:
+    """A weight's bytes as they are stored, whole rows and heads at a time."""
     size = 4 if tensor.dtype == "F32" else 2
     unit = tensor.head * math.prod(tensor.shape[1:]) * size  # bytes kept together
     block = unit * max(1, BLOCK // unit)
+    file.seek(tensor.begin)
+    whole = math.prod(tensor.shape) * size
+    return storage.read_blocks(file, whole, block, tensor.path)
+
+
+def _converted(tensor: Tensor) -> Iterator[np.ndarray]:
+    """A weight's new bytes, some rows at a time, converted in threads."""
     pending: deque = deque()
     with tensor.path.open("rb") as file, ThreadPoolExecutor(WORKERS) as pool:
-        file.seek(tensor.begin)
-        whole = math.prod(tensor.shape) * size
-        for data in storage.read_blocks(file, whole, block, tensor.path):
+        for data in _blocks(tensor, file):
             pending.append(pool.submit(_convert, tensor, data))
             if len(pending) > WORKERS:
                 yield pending.popleft().result()

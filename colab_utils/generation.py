@@ -34,7 +34,7 @@ def as_messages(prompt: str | Messages, system: str = "") -> Messages:
             '{"role": "user" or "assistant", "content": text}.'
         )
     roles = [turn["role"] for turn in turns]
-    if roles[-1:] in ([], ["assistant"], ["system"]):
+    if roles[-1:] != ["user"]:
         raise ValueError("A conversation must end with a turn of the user.")
     if system and "system" in roles:
         raise ValueError("There are two system prompts: one in the conversation.")
@@ -71,13 +71,15 @@ def answers(
     """
     from colab_utils import decoding
 
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
     if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
         raise ValueError("`answers` takes a list of prompts: put this one into a list.")
     runtime.require(max_new_tokens=(max_new_tokens, 1, 10**9))
     runtime.require(batch_size=(batch_size, 1, 10**9))
-    choose, context = _chooser(**sampling), _context(model)
+    choose, context, stop = _chooser(**sampling), _context(model), _stops(stop)
     if not prompts:
         return []
+    _tell_ignored(model)
     chats = [as_messages(prompt, system) for prompt in prompts]
     ids = [_fit(tokenizer, chat, max_new_tokens, context) for chat in chats]
     # Prompts of similar length share a batch: as one ends, so do the others.
@@ -117,6 +119,8 @@ def stream(
 
     runtime.require(max_new_tokens=(max_new_tokens, 1, 10**9))
     choose, context = _chooser(**sampling), min(_context(model), CONTEXT)
+    stop = _stops(stop)
+    _tell_ignored(model)
     ids = _fit(tokenizer, as_messages(prompt, system), max_new_tokens, context)
     writer = _Writer(model, tokenizer, stop, min(max_new_tokens, context - len(ids)))
     with evaluating(model), decoding.reused(model, context) as decoder:
@@ -152,16 +156,17 @@ class _Writer:
         self,
         model: PreTrainedModel,
         tokenizer: Tokenizer,
-        stop: str | Sequence[str],
+        stop: list[str],
         room: int,
     ) -> None:
         ends = model.generation_config.eos_token_id
         self.ends = {tokenizer.eos_token_id}
         self.ends |= set(ends) if isinstance(ends, list) else {ends}
-        stop = [stop] if isinstance(stop, str) else stop
-        self.stop, self.room = [s for s in stop if s], room
-        self.tokenizer, self.tokens = tokenizer, []
+        self.stop, self.room, self.tokenizer = stop, room, tokenizer
         self.done, self.before = False, ""
+        # Text that is settled, and the tokens after it: the first of them is its last
+        # word, of `skip` characters.
+        self.settled, self.tokens, self.skip = "", [], 0
 
     def add(self, token: int) -> None:
         """Take one more token, unless the answer has ended."""
@@ -169,11 +174,27 @@ class _Writer:
             self.done = True
             return
         self.tokens.append(token)
-        self.done = len(self.tokens) == self.room or bool(self.stop and self._cut()[1])
+        self.room -= 1
+        self.done = not self.room or bool(self.stop and self._cut()[1])
+
+    def _text(self) -> str:
+        """All tokens as text. Those before the last word are not decoded again.
+
+        A token of three letters or more is never part of a letter, nor of the spaces
+        that decoding takes away, so what comes after it doesn't change it.
+        """
+        text = self.settled + self._decode(self.tokens)[self.skip :]
+        word = self._decode(self.tokens[-1:])
+        if len(word.strip()) > 2 and word.strip().isalpha():
+            self.settled, self.tokens, self.skip = text, self.tokens[-1:], len(word)
+        return text
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _cut(self) -> tuple[str, bool]:
         """The text up to the first string that ends it, and whether there is one."""
-        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        text = self._text()
         found = [i for s in self.stop if (i := text.find(s)) >= 0]
         return (text[: min(found)], True) if found else (text, False)
 
@@ -197,6 +218,24 @@ class _Writer:
         return self.before
 
 
+def _stops(stop: str | Sequence[str]) -> list[str]:
+    """The strings that end an answer; an empty one ends none."""
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list | tuple) or not all(
+        isinstance(s, str) for s in stops
+    ):
+        raise ValueError(f"stop = {stop!r}, but it must be a text or a list of texts.")
+    return [s for s in stops if s]
+
+
+def _tell_ignored(model: PreTrainedModel) -> None:
+    """Name what the model's own settings ask for and is not done here."""
+    for name in ("repetition_penalty", "no_repeat_ngram_size"):
+        value = getattr(model.generation_config, name, None)
+        if value not in (None, 0, 1):
+            print(f"not applied: {name} = {value} of the model's generation_config")
+
+
 def _chooser(**given: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """How the next token is chosen from scores (rows, vocabulary)."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -208,6 +247,8 @@ def _chooser(**given: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     }
     given = {name: value for name, value in given.items() if value is not None}
     sample = given.pop("do_sample", False)
+    if not isinstance(sample, bool):
+        raise ValueError(f"do_sample = {sample!r}, but it must be True or False.")
     if unknown := given.keys() - kinds:
         raise ValueError(
             f"{', '.join(sorted(unknown))}: sampling knows do_sample, "
@@ -244,15 +285,23 @@ def _context(model: PreTrainedModel) -> int:
 def _fit(tokenizer: Tokenizer, chat: Messages, new: int, context: int) -> list[int]:
     """Token ids of a conversation that leave room for `new` more, or half the context.
 
-    Its oldest turns are left out where they must be, never the system prompt.
+    Its oldest turns are left out where they must be, never the system prompt. Raises
+    ValueError where the template refuses the conversation, or it is too long.
     """
+    from jinja2 import TemplateError
+
     new = min(new, context // 2)
     system = [turn for turn in chat[:1] if turn["role"] == "system"]
     turns, dropped = chat[len(system) :], 0
     while True:
-        text = tokenizer.apply_chat_template(
-            system + turns[dropped:], add_generation_prompt=True, tokenize=False
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                system + turns[dropped:], add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"The chat template takes no such turns: {error}"
+            ) from error
         # The template has written the one BOS already.
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) + new <= context or dropped + 2 >= len(turns):

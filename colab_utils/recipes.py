@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from colab_utils import auth
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -24,6 +26,7 @@ REPOSITORY = "Repository, "
 MEASURES = {
     "agreement": "same token preferred by adapter and merged model",
     "difference": "relative difference of their scores",
+    "losses": "held-out loss after merging into the weights",
 }
 # The notice that its licence asks for.
 LLAMA2 = (
@@ -35,6 +38,7 @@ LLAMA2 = (
 
 # What stays here when a folder is pushed.
 IGNORED = ["checkpoints/*", "rejected.jsonl", "made_of.json", "*.gguf", "Modelfile"]
+IGNORED += ["*.part", ".*", "*/.*"]  # what a killed run leaves, and secrets in .env
 
 
 def versions() -> dict[str, str]:
@@ -89,17 +93,29 @@ def write_card(folder: Path, header: dict[str, Any], title: str, text: str) -> N
     )
 
 
+def _local(name: str) -> bool:
+    """Whether a name is a path on this machine."""
+    path = Path(name).expanduser()
+    return path.is_absolute() or path.exists()
+
+
+def public_name(name: str) -> str:
+    """What others may read of a file's, a model's or a data set's name: no folders."""
+    return Path(name).name if _local(name) else name
+
+
 def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None:
     """Card and recipe of an adapter or a merged model (`kind`), trained on `dataset`.
 
     `fields` hold at least base_model, method and results; `tested` when not the whole
-    test was asked, `merged_into` the kind of weights.
+    test was asked, `merged_into` the kind of weights, `losses` that of each kind.
     """
     data = read(dataset)
     base, results = fields["base_model"], fields["results"]
+    source, name = public_name(data["source"]), public_name(base)
     whole = kind == "model" or fields["method"] == "full"
     # The Hub knows models by their names: neither the demo nor a folder here is one.
-    repository = None if base == "demo" or Path(base).exists() else base
+    repository = None if base == "demo" or _local(base) else base
     llama2 = "llama-2" in base.lower()
     header = {
         "library_name": "transformers" if whole else "peft",
@@ -109,23 +125,26 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
         "tags": ["llama", fields["method"]],
     }
     lines = []
-    for metric, found in results.items():
+    losses = {"losses": fields["losses"]} if "losses" in fields else {}
+    for metric, found in (results | losses).items():
         named = found.items() if isinstance(found, dict) else [("", found)]
         metric = MEASURES.get(metric, metric)
-        lines += [f"| {metric}{name and ', '}{name} | {v:.4f} |" for name, v in named]
+        lines += [f"| {metric}{of and ', '}{of} | {value:.4g} |" for of, value in named]
     numbers, rows = "\n".join(lines), data["rows"]
     tested, into = fields.get("tested", rows["test"]), fields.get("merged_into")
     merged = f" Merged into the {into} weights." if into else ""
     text = (
-        f"{fields['method']} on `{base}`, trained on {rows['train']:,} rows from "
-        f"`{data['source']}` and measured on {tested:,} held-out rows.{merged}\n\n"
+        f"{fields['method']} on `{name}`, trained on {rows['train']:,} rows from "
+        f"`{source}` and measured on {tested:,} held-out rows.{merged}\n\n"
         f"| measured | value |\n|---|---|\n{numbers}\n\n"
-        "The prompt format is Llama 2's; it is part of the tokenizer.\n\n"
-        f"Licence: {LLAMA2 if llama2 else f'that of `{base}`'}. The data has its own."
+        "The prompt format is the tokenizer's chat template: it is what "
+        "`tokenizer.apply_chat_template(messages, add_generation_prompt=True)` makes "
+        "of a question.\n\n"
+        f"Licence: {LLAMA2 if llama2 else f'that of `{name}`'}. The data has its own."
     )
     write_card(folder, header, folder.name, text)
-    source = {"name": dataset.name, "source": data["source"]}
-    write(folder, kind=kind, name=folder.name, dataset=source, **fields)
+    trained_on = {"name": dataset.name, "source": source}
+    write(folder, kind=kind, name=folder.name, dataset=trained_on, **fields)
 
 
 def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
@@ -133,10 +152,9 @@ def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
 
     `kind` is "model" or "dataset". Returns the page's address. A push that was cut goes
     on at the next call: what the Hub holds is not sent again. Raises PermissionError
-    when there is no token, or one that can't write, ConnectionError when it was cut.
+    when there is no token, or one that can't write, or when the repository is public
+    already, ConnectionError when it was cut.
     """
-    from colab_utils import auth
-
     if not repo_id.strip():
         print("not pushed: HUB_NAME is empty")
         return None
@@ -152,11 +170,18 @@ def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
     kept = f"{folder} is saved, but not pushed to {repo_id}: "
     with auth.hub_errors(repo_id, key, before=kept):
         url = api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
+        private = api.repo_info(url.repo_id, repo_type=kind).private
+    if private is False:  # it was there before
+        raise PermissionError(
+            f"{kept}that repository is public. Make it private at {url}/settings, or "
+            "choose another HUB_NAME; then push again."
+        )
+    with auth.hub_errors(repo_id, key, before=kept):
         api.upload_folder(
             folder_path=folder,
             repo_id=url.repo_id,
             repo_type=kind,
             ignore_patterns=IGNORED,
         )
-    print(f"pushed to {url} (private, unless it was there and public before)")
+    print(f"pushed to {url} (private)")
     return str(url)

@@ -18,6 +18,7 @@ LLAMA_3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+ENDS = "tokenizer.ggml.eos_token_ids"  # Ollama's name
 # Marks of what is trained on, which only transformers knows.
 MARKS = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
@@ -28,8 +29,13 @@ def write(writer: GGUFWriter, model: Path, size: int) -> None:
     Raises ValueError for one that llama.cpp would not follow: it knows byte pairs over
     characters with a fallback to bytes (Llama 2), and over bytes (Llama 3).
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
+    if not any((model / f"tokenizer.{end}").is_file() for end in ("json", "model")):
+        raise FileNotFoundError(
+            f"{model} holds no tokenizer: tokenizer.json is missing. Write it there: "
+            f"models.load_tokenizer('BASE MODEL').save_pretrained('{model}')"
+        )
     tokenizer = AutoTokenizer.from_pretrained(model)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError("The tokenizer has no tokenizer.json, which is exported.")
@@ -54,9 +60,12 @@ def write(writer: GGUFWriter, model: Path, size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _special(writer, tokenizer)
+    if (model / "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(model).eos_token_id
+        _ends(writer, ends if isinstance(ends, list) else [ends], tokenizer)
 
 
-def plain(template: str) -> str:
+def without_marks(template: str) -> str:
     """A chat template without transformers' `generation` marks; it renders the same."""
     return MARKS.sub(r"{{\1 '' \2}}", template)
 
@@ -197,5 +206,17 @@ def _special(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
     ids = tokenizer("a").input_ids
     writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(ids[-1] == tokenizer.eos_token_id)
-    if tokenizer.chat_template:
-        writer.add_chat_template(plain(tokenizer.chat_template))
+    if tokenizer.chat_template:  # of several, the one that is taken without a name
+        writer.add_chat_template(without_marks(tokenizer.get_chat_template()))
+
+
+def _ends(writer: GGUFWriter, ids: list[int | None], tokenizer: Tokenizer) -> None:
+    """Add the tokens that end an answer beside the tokenizer's own.
+
+    llama.cpp knows two more, the end of a turn and of a message; Ollama a list.
+    """
+    others = [i for i in ids if i not in (None, tokenizer.eos_token_id)]
+    for number, name in zip(others, ("eot", "eom"), strict=False):
+        getattr(writer, f"add_{name}_token_id")(number)
+    if others:
+        writer.add_array(ENDS, others)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 Reply = Callable[..., Generator[str, None, None]]
 
+EMPTY = "(an empty answer)"
+BUSY = (
+    "Not sent yet: the model is still at the last answer. Send again when it is done."
+)
 REDRAW_SECONDS = 0.1  # a browser, and Colab's channel to it, fall behind at every token
 # Text and background are set together, so that they are legible in any theme.
 BUBBLES = {
@@ -47,7 +51,8 @@ class Chat:
         """Send `text`; `show` is called with the answer so far, each time it grows.
 
         `settings` go to `reply`. Once `stopped()` is true, what there is of the answer
-        is kept; a turn that has none yet is taken back, and "" returned.
+        is kept; a turn that has none yet is taken back, and "" returned. A model that
+        ends at once has said "", too, and that turn is kept.
         """
         messages = self.messages  # that of now: `clear` begins another
         messages.append({"role": "user", "content": text})
@@ -70,8 +75,8 @@ class Chat:
         if cut and not answer:
             messages.pop()
             return ""
-        messages.append({"role": "assistant", "content": answer or "..."})
-        return answer or "..."
+        messages.append({"role": "assistant", "content": answer})
+        return answer
 
     def clear(self) -> None:
         """Forget all turns."""
@@ -118,6 +123,55 @@ def _explain(problem: Exception) -> str:
     return f"{said}\nYour message is back in the field below."
 
 
+class _Layout:
+    """The chat box's widgets, which do nothing yet; `whole` holds them all."""
+
+    def __init__(self, temperature: float, max_new_tokens: int, base: bool) -> None:
+        import ipywidgets as widgets
+
+        # The last child is the topmost, and the box stays scrolled to the first: the
+        # browser does that by itself where the order is reversed.
+        self.past, self.now = widgets.HTML(), widgets.HTML()
+        self.past.layout.flex = self.now.layout.flex = "0 0 auto"
+        self.past.layout.margin = "0"
+        self.now.layout.margin = "0 0 auto"  # a short conversation stands at the top
+        log = widgets.Box([self.now, self.past])
+        log.layout = widgets.Layout(
+            flex_flow="column-reverse",
+            height="320px",
+            overflow="auto",
+            padding="4px 8px",
+            border="1px solid #9ca3af",
+        )
+        self.told = widgets.HTML()
+        self.entry = widgets.Text(
+            placeholder="Write a message, then Enter",
+            continuous_update=False,
+            layout=widgets.Layout(flex="1 1 auto", width="auto"),
+        )
+        self.send = widgets.Button(description="Send", button_style="primary")
+        self.stop = widgets.Button(description="Stop", disabled=True)
+        self.clear = widgets.Button(description="Clear")
+        row = widgets.HBox([self.entry, self.send, self.stop, self.clear])
+        for button in row.children[1:]:
+            button.layout.width = "72px"
+        self.choice = widgets.ToggleButtons(options=["tuned", "base"])
+        self.choice.layout.width, self.choice.style.button_width = "auto", "60px"
+        most, longest = max(2, temperature), max(1024, max_new_tokens)
+        self.heat = widgets.FloatSlider(temperature, min=0, max=most, step=0.05)
+        self.length = widgets.IntSlider(max_new_tokens, min=1, max=longest)
+        for slider, name in ((self.heat, "temperature"), (self.length, "length")):
+            slider.description = name
+            slider.continuous_update = False
+            slider.layout.flex, slider.layout.width = "1 1 200px", "auto"
+            slider.style.description_width = "85px"
+        choice = [self.choice] if base else []
+        controls = widgets.HBox([*choice, self.heat, self.length])
+        controls.layout.flex_flow = "row wrap"
+        self.whole = widgets.VBox([log, self.told, row, controls])
+        self.whole.layout.max_width = "820px"
+
+
 def chat_box(
     reply: Reply,
     system: str = "",
@@ -138,99 +192,68 @@ def chat_box(
             print(f"you:   {text}")
             print(f"model: {chat.say(text, tuned=True, **start)}")
         return chat
-    import ipywidgets as widgets
     from IPython.display import display
 
-    # The last child is the topmost, and the box stays scrolled to the first: the
-    # browser does that by itself where the order is reversed.
-    past, now = widgets.HTML(), widgets.HTML()
-    past.layout.flex = now.layout.flex = "0 0 auto"
-    past.layout.margin = "0"
-    now.layout.margin = "0 0 auto"  # a short conversation stands at the top
-    log = widgets.Box([now, past])
-    log.layout = widgets.Layout(
-        flex_flow="column-reverse",
-        height="320px",
-        overflow="auto",
-        padding="4px 8px",
-        border="1px solid #9ca3af",
-    )
-    told = widgets.HTML()
-    entry = widgets.Text(
-        placeholder="Write a message, then Enter",
-        continuous_update=False,
-        layout=widgets.Layout(flex="1 1 auto", width="auto"),
-    )
-    send = widgets.Button(description="Send", button_style="primary")
-    stop = widgets.Button(description="Stop", disabled=True)
-    clear = widgets.Button(description="Clear")
-    for button in (send, stop, clear):
-        button.layout.width = "72px"
-    choice = widgets.ToggleButtons(options=["tuned", "base"])
-    choice.layout.width, choice.style.button_width = "auto", "60px"
-    heat = widgets.FloatSlider(temperature, min=0, max=max(2, temperature), step=0.05)
-    length = widgets.IntSlider(max_new_tokens, min=1, max=max(1024, max_new_tokens))
-    for slider, name in ((heat, "temperature"), (length, "length")):
-        slider.description = name
-        slider.continuous_update = False
-        slider.layout.flex, slider.layout.width = "1 1 200px", "auto"
-        slider.style.description_width = "85px"
-
+    box = _Layout(temperature, max_new_tokens, base)
     answering = threading.Lock()  # held while the model answers
     halted, entered = threading.Event(), threading.Event()
 
     def draw() -> None:
-        past.value = "".join(_bubble(m["role"], m["content"]) for m in chat.messages)
-        now.value = ""
+        turns = [(m["role"], m["content"] or EMPTY) for m in chat.messages]
+        box.past.value = "".join(_bubble(role, text) for role, text in turns)
+        box.now.value = ""
 
     def turn(text: str, settings: dict[str, Any]) -> None:
         question, messages, notes, drawn = _bubble("user", text), chat.messages, "", 0.0
+        before = len(messages)
 
         def show(answer: str) -> None:
             nonlocal drawn
             if time.monotonic() - drawn >= REDRAW_SECONDS:
-                now.value = question + _bubble("assistant", answer)
+                box.now.value = question + _bubble("assistant", answer)
                 drawn = time.monotonic()
 
         def hear(printed: str) -> None:
             nonlocal notes
             notes += printed
-            told.value = _bubble("note", notes.strip()) if notes.strip() else ""
+            box.told.value = _bubble("note", notes.strip()) if notes.strip() else ""
 
         def stopped() -> bool:  # by the reader, or because the kernel ends
             return halted.is_set() or not threading.main_thread().is_alive()
 
-        now.value = question + _bubble("assistant", "…")
-        answer = ""
+        box.now.value = question + _bubble("assistant", "…")
         try:
             with redirect_stdout(_Heard(hear)):
                 answer = chat.say(text, show, stopped, **settings)
                 if halted.is_set() and answer and chat.messages is messages:
                     print("Stopped. What was said so far stays in the conversation.")
         except Exception as error:
-            told.value += _bubble("error", _explain(error))
+            box.told.value += _bubble("error", _explain(error))
         finally:
-            if not answer and chat.messages is messages:
-                entry.value = f"{text} {entry.value}".strip()  # with what waits there
+            if len(messages) == before and chat.messages is messages:  # taken back
+                waiting = box.entry.value
+                box.entry.value = f"{text} {waiting}".strip()
             draw()
-            send.disabled, stop.disabled = False, True
+            box.send.disabled, box.stop.disabled = False, True
             answering.release()
 
     def on_send(_: object = None) -> None:
         entered.clear()
         if not answering.acquire(blocking=False):
+            if box.entry.value.strip():
+                box.told.value = _bubble("note", BUSY)
             return
-        text = entry.value.strip()
+        text = box.entry.value.strip()
         if not text:
             answering.release()
             return
         halted.clear()
-        send.disabled, stop.disabled = True, False
-        entry.value = told.value = ""
+        box.send.disabled, box.stop.disabled = True, False
+        box.entry.value = box.told.value = ""
         settings = {
-            "tuned": choice.value == "tuned",
-            "temperature": heat.value,
-            "max_new_tokens": length.value,
+            "tuned": box.choice.value == "tuned",
+            "temperature": box.heat.value,
+            "max_new_tokens": box.length.value,
         }
         # In a thread of its own, or the kernel would not hear of the click on Stop.
         threading.Thread(target=turn, args=(text, settings), name="chat").start()
@@ -245,20 +268,15 @@ def chat_box(
     def on_clear(_: object) -> None:
         halted.set()
         chat.clear()
-        told.value = ""
+        box.told.value = ""
         draw()
 
-    entry.on_msg(on_message)
-    entry.observe(lambda _: entered.is_set() and on_send(), names="value")
-    send.on_click(on_send)
-    stop.on_click(lambda _: halted.set())
-    clear.on_click(on_clear)
-    controls = widgets.HBox([*([choice] if base else []), heat, length])
-    controls.layout.flex_flow = "row wrap"
-    row = widgets.HBox([entry, send, stop, clear])
-    box = widgets.VBox([log, told, row, controls])
-    box.layout.max_width = "820px"
-    display(box)
+    box.entry.on_msg(on_message)
+    box.entry.observe(lambda _: entered.is_set() and on_send(), names="value")
+    box.send.on_click(on_send)
+    box.stop.on_click(lambda _: halted.set())
+    box.clear.on_click(on_clear)
+    display(box.whole)
     return chat
 
 
@@ -309,4 +327,8 @@ def planner(config: LlamaConfig, room: float) -> Any:
         one.continuous_update = False
         one.observe(redraw, names="value")
     redraw()
-    return widgets.VBox([widgets.HBox(list(choices.values())), picture, text])
+    controls = widgets.HBox(list(choices.values()))
+    controls.layout.flex_flow = "row wrap"  # ipywidgets 7 would make the box too wide
+    box = widgets.VBox([controls, picture, text])
+    box.layout.max_width = "820px"
+    return box

@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 import xllamacpp
@@ -84,25 +85,10 @@ class LlamaCpp:
         options = {"add_special": special, "parse_special": True}
         return self.post("/tokenize", content=text, **options)["tokens"]
 
-    def complete(
-        self, prompt: list[int], count: int, banned: list[int]
-    ) -> list[dict[str, Any]]:
-        """Greedy tokens, each with the log-probabilities of the best five.
-
-        `banned` tokens are not chosen; their probabilities stay what they are.
-        """
-        options = {"temperature": 0, "n_probs": 5, "cache_prompt": False}
-        answer = self.post(
-            "/completion",
-            prompt=prompt,
-            n_predict=count,
-            logit_bias=[[token, False] for token in banned],
-            return_tokens=True,
-            **options,
-        )
-        steps = answer["completion_probabilities"]
-        assert [step["id"] for step in steps] == answer["tokens"]
-        return steps
+    def complete(self, prompt: list[int], count: int, **options) -> dict[str, Any]:
+        """A greedy answer; `tokens` are its ids."""
+        options |= {"temperature": 0, "cache_prompt": False, "return_tokens": True}
+        return self.post("/completion", prompt=prompt, n_predict=count, **options)
 
 
 def folder_of(tokenizer, folder: Path) -> Path:
@@ -211,35 +197,50 @@ def test_byte_level_tokens_of_any_text(llama_3):
 # --- answers -------------------------------------------------------------------------
 
 
-def compare(
-    served: LlamaCpp, folder: Path, prompts: list[list[int]], count: int
-) -> tuple[float, float, float]:
-    """llama.cpp's greedy answers under transformers' model, in 32 bits.
-
-    Tokens that are part of a character are not chosen: llama.cpp's server tells their
-    probabilities with those of the character's next token, or not at all. Returned are
-    the part of the answers of which each token is transformers' choice as well; the
-    largest amount by which a chosen token is less likely than transformers' choice, and
-    the mean difference of the best five tokens' probabilities, both as logarithms.
-    """
+def reference(folder: Path, kind: str) -> Any:
+    """transformers' model in 32 bits, with the weights as the GGUF file rounds them."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    for weight in model.parameters():
+        if kind == "q8_0" and weight.ndim == 2 and weight.shape[1] % 32 == 0:
+            packed = gguf.quants.quantize(weight.detach().numpy(), q8_0)
+            weight.data = torch.from_numpy(gguf.quants.dequantize(packed, q8_0))
+    return model
+
+
+def compare(
+    served: LlamaCpp, folder: Path, kind: str, prompts: list[list[int]], count: int
+) -> tuple[float, float, float]:
+    """llama.cpp's greedy answers under transformers' model.
+
+    Returned are the part of the answers of which each token is transformers' choice as
+    well; the largest amount by which a chosen token is less likely than transformers'
+    choice, and the mean difference of the best five tokens' probabilities, both as
+    logarithms. These are of answers without tokens that are part of a character:
+    llama.cpp's server tells their probabilities with those of the next token.
+    """
+    model = reference(folder, kind)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = range(len(tokenizer))
-    banned = [i for i in ids if "\ufffd" in tokenizer.decode([i])]
-    agreed, behind, differences = 0, 0.0, []
-    for prompt in prompts:
-        steps = served.complete(prompt, count, banned)
-        answer = [step["id"] for step in steps]
+    halves = [
+        [i, False] for i in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([i])
+    ]
+
+    def scores(prompt: list[int], answer: list[int]) -> torch.Tensor:
         ids = torch.tensor([prompt + answer[:-1]])
         with torch.no_grad():
             logits = model(ids).logits[0, len(prompt) - 1 :]
-        scores = logits.double().log_softmax(-1)
-        chosen = scores[torch.arange(len(answer)), answer]
-        free = scores.index_fill(1, torch.tensor(banned), -torch.inf)
-        gaps = free.max(-1).values - chosen
+        return logits.double().log_softmax(-1)
+
+    agreed, behind, differences = 0, 0.0, []
+    for prompt in prompts:
+        answer = served.complete(prompt, count)["tokens"]
+        found = scores(prompt, answer)
+        gaps = found.max(-1).values - found[torch.arange(len(answer)), answer]
         agreed += bool((gaps == 0).all())
         behind = max(behind, gaps.max().item())
-        for row, step in zip(scores, steps, strict=True):
+        told = served.complete(prompt, count, n_probs=5, logit_bias=halves)
+        steps = told["completion_probabilities"]
+        for row, step in zip(scores(prompt, told["tokens"]), steps, strict=True):
             differences += [
                 abs(row[top["id"]].item() - top["logprob"])
                 for top in step["top_logprobs"]
@@ -259,17 +260,24 @@ def prompts_for(tokenizer) -> list[list[int]]:
     ]
 
 
-# Ties are broken by rounding: a token may be behind by as much as weights and
-# activations in 8 bits (llama.cpp rounds both) or in 16 can change.
-@pytest.mark.parametrize(
-    ("kind", "agree", "tie", "difference"),
-    [("f16", 0.9, 0.02, 0.005), ("q8_0", 0.7, 1.5, 0.05)],
-)
-def test_the_demos_answers(folder, tokenizer, request, kind, agree, tie, difference):
-    served = request.getfixturevalue(kind)
-    found = compare(served, folder, prompts_for(tokenizer), 24)
+# Ties are broken by rounding: a token may be behind by as much as activations in 16 or
+# 8 bits, to which llama.cpp rounds them, can change. Then the mean difference.
+BOUNDS = {"f16": (0.02, 0.005), "q8_0": (0.3, 0.05)}
+
+
+def assert_close(found: tuple[float, float, float], kind: str) -> None:
+    """Print what `compare` found, and hold it against the bounds."""
     print(kind, found)
-    assert found[0] >= agree and found[1] <= tie and found[2] <= difference
+    behind, difference = BOUNDS[kind]
+    assert found[1] <= behind and found[2] <= difference
+
+
+@pytest.mark.parametrize(("kind", "agree"), [("f16", 0.9), ("q8_0", 0.7)])
+def test_the_demos_answers(folder, tokenizer, request, kind, agree):
+    served = request.getfixturevalue(kind)
+    found = compare(served, folder, kind, prompts_for(tokenizer), 24)
+    assert found[0] >= agree
+    assert_close(found, kind)
 
 
 LLAMA_3_ROPE = {
@@ -302,17 +310,17 @@ def test_llamas_of_every_shape(tokenizer, tmp_path, changes):
         torch.randint(3, 1024, (length,), generator=draw).tolist()
         for length in (1, 2, 30, 200, 700)
     ]
-    for kind, difference in (("f16", 0.01), ("q8_0", 0.1)):
+    for kind in export.KINDS:
         served = LlamaCpp(export.write_gguf(folder, kind=kind))
-        found = compare(served, folder, prompts, 24)
-        print(kind, found)
-        assert found[2] <= difference
+        found = compare(served, folder, kind, prompts, 24)
+        assert_close(found, kind)
 
 
 def test_a_byte_level_models_answers(llama_3):
     served, tokenizer, folder = llama_3
     prompts = [tokenizer(row["question"]).input_ids for row in demo.questions()[:20]]
-    assert compare(served, folder, prompts, 24)[2] <= 0.1
+    found = compare(served, folder, "q8_0", prompts, 24)
+    assert_close(found, "q8_0")
 
 
 # --- chat templates ------------------------------------------------------------------

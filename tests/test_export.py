@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from colab_utils import demo, export, models, ollama, storage, vocabulary
@@ -39,6 +40,7 @@ def make_model(folder: Path, tokenizer, dtype=torch.float16, **changes) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(demo.MODEL)
     config.num_hidden_layers, config.num_key_value_heads = 2, 2
+    config.eos_token_id = tokenizer.eos_token_id
     for name, value in changes.items():
         setattr(config, name, value)
     config.dtype = dtype
@@ -180,14 +182,48 @@ def test_transformers_reads_the_same_model_back(model, tmp_path):
     assert torch.equal(found, expected)
 
 
-def test_a_tied_head_that_is_stored_all_the_same(tokenizer, tmp_path):
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("changed", [None, 0, -1])
+def test_a_tied_head_that_is_stored_all_the_same(
+    tokenizer, tmp_path, monkeypatch, capsys, changed, split
+):
+    """Equal to the embeddings, or not: what transformers computes is written."""
+    monkeypatch.setattr(export, "BLOCK", 40_000)
     folder = make_model(tmp_path / "model", tokenizer, tie_word_embeddings=True)
     path = folder / "model.safetensors"
-    tensors = load_file(path) | {"lm_head.weight": torch.zeros(1024, 192).half()}
+    tensors = load_file(path)
+    head = tensors["model.embed_tokens.weight"].clone()
+    if changed is not None:
+        head[changed, changed] += 1
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(16)
+    if split:
+        path = path.rename(folder / "body.safetensors")
+        places = dict.fromkeys(tensors, path.name)
+        places["lm_head.weight"] = "head.safetensors"
+        index = json.dumps({"metadata": {}, "weight_map": places})
+        (folder / "model.safetensors.index.json").write_text(index)
+        name = folder / places["lm_head.weight"]
+        save_file({"lm_head.weight": head}, name, metadata={"format": "pt"})
+    else:
+        tensors["lm_head.weight"] = head
     save_file(tensors, path, metadata={"format": "pt"})
-    file = export.write_gguf(folder)
-    assert "output.weight" not in read(file)[0]
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(loaded.lm_head.weight.half(), head)
+    wanted = expected(folder)
+    if changed is not None:
+        wanted["output.weight"] = head.float().numpy()
+    assert_holds(export.write_gguf(folder, kind="f16"), wanted, F16)
+    assert ("the head differs" in capsys.readouterr().out) == (changed is not None)
+
+
+def test_a_tied_head_in_another_dtype_is_written(tokenizer, tmp_path):
+    folder = make_model(tmp_path / "model", tokenizer, tie_word_embeddings=True)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    head = tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].float() / 3
+    save_file(tensors, path, metadata={"format": "pt"})
+    wanted = expected(folder) | {"output.weight": head.numpy()}
+    assert_holds(export.write_gguf(folder, kind="f16"), wanted, F16)
 
 
 def test_rows_that_q8_0_cannot_cut_stay_f16(tokenizer, tmp_path, capsys):
@@ -314,6 +350,23 @@ def test_the_chat_template_renders_the_same(model, tokenizer, turns):
         messages=turns, bos_token="<s>", eos_token="</s>"
     )
     assert text == tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def test_of_several_chat_templates_the_default_is_exported(
+    model, tokenizer, tmp_path, capsys
+):
+    folder = with_config(model, tmp_path / "model")
+    several = AutoTokenizer.from_pretrained(folder)
+    several.chat_template = {"tool_use": "x", "default": CHAT_TEMPLATE}
+    several.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).chat_template.keys() == {
+        "tool_use",
+        "default",
+    }
+    file = export.write_gguf(folder)
+    wanted = vocabulary.without_marks(CHAT_TEMPLATE)
+    assert read(file)[1]["tokenizer.chat_template"] == wanted
+    assert "TEMPLATE" in ollama.write_modelfile(file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -527,6 +580,19 @@ def test_models_that_cannot_be_exported(model, tmp_path, changes, named):
     assert not list(folder.glob("*.gguf*")) and not list(folder.glob(".*"))
 
 
+def test_a_config_that_names_no_architecture(model, tmp_path):
+    folder = with_config(model, tmp_path / "model", architectures=None)
+    assert_holds(export.write_gguf(folder), expected(model), Q8_0)
+
+
+def test_a_folder_without_a_tokenizer(model, tmp_path):
+    folder = with_config(model, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing.*Write"):
+        export.write_gguf(folder)
+    assert not list(folder.glob("*.gguf*")) and not list(folder.glob(".*"))
+
+
 def test_what_is_not_there(model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         export.write_gguf(tmp_path)
@@ -537,8 +603,9 @@ def test_what_is_not_there(model, tmp_path):
 
 
 def test_names_that_cannot_be_taken(model, tmp_path):
-    with pytest.raises(ValueError, match=r"kind = 'q4_k_m'; it can be: q8_0, f16"):
-        export.write_gguf(model, kind="q4_k_m")
+    for kind in ("q4_k_m", None, 8):
+        with pytest.raises(ValueError, match=f"kind = {kind!r}; it can be: q8_0, f16"):
+            export.write_gguf(model, kind=kind)
     for out in (tmp_path / "model.bin", tmp_path):
         with pytest.raises(ValueError, match=r"must be the name of a \.gguf file"):
             export.write_gguf(model, out)
@@ -630,7 +697,7 @@ def test_a_full_disk_is_seen_before_writing(model, tmp_path, monkeypatch):
     size = sum(tensor.nbytes for tensor in expected(model).values()) // 4
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, size))
-    with pytest.raises(OSError, match=r"model.gguf needs 0.0 GiB"):
+    with pytest.raises(OSError, match=r"model\.gguf needs .* [GM]iB free"):
         export.write_gguf(model, tmp_path / "model.gguf")
     assert not list(tmp_path.glob("*"))
 
@@ -738,7 +805,52 @@ def test_the_modelfile_of_another_template(llama_3, tmp_path, capsys):
     assert text == (
         'FROM ./model-Q8_0.gguf\nPARAMETER stop "<|eot_id|>"\nPARAMETER temperature 0\n'
     )
+    assert "no chat template: Ollama gives" in capsys.readouterr().out
+    llama_3 = copy.deepcopy(llama_3)
+    llama_3.chat_template = "{{ messages[0].content }}"
+    folder = make_model(tmp_path / "other", llama_3, vocab_size=len(llama_3))
+    text = ollama.write_modelfile(export.write_gguf(folder)).read_text()
+    assert "TEMPLATE" not in text
     assert "Ollama takes the GGUF's" in capsys.readouterr().out
+
+
+def test_every_token_that_ends_an_answer_is_a_stop(model, tmp_path):
+    folder = with_config(model, tmp_path / "model")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, 5]}))
+    file = export.write_gguf(folder)
+    _, fields = read(file)
+    assert fields["tokenizer.ggml.eos_token_id"] == 2
+    assert fields["tokenizer.ggml.eot_token_id"] == 5  # so llama.cpp stops there, too
+    lines = ollama.write_modelfile(file).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "stop" in line] == [
+        'PARAMETER stop "[INST]"',
+        'PARAMETER stop "</s>"',
+        'PARAMETER stop "<0x02>"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "written"),
+    [('<"end">', '"""<"end">"""'), ("<\n>", None), ('<""">', None)],
+)
+def test_an_odd_token_that_ends_a_turn(model, tmp_path, end, written):
+    def change(state: dict) -> None:
+        state["added_tokens"][2]["content"] = end
+        vocab = state["model"]["vocab"]
+        vocab[end] = vocab.pop("</s>")
+
+    folder = changed_tokenizer(model, tmp_path / "model", change)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": end}))
+    file = export.write_gguf(folder)
+    if written:
+        text = ollama.write_modelfile(file).read_text(encoding="utf-8")
+        assert f"PARAMETER stop {written}\n" in text
+        return
+    with pytest.raises(ValueError, match="A Modelfile cannot hold the token"):
+        ollama.write_modelfile(file)
+    assert not (folder / "Modelfile").exists()
 
 
 def test_a_modelfile_needs_a_gguf_file(tmp_path):

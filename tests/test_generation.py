@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from colab_utils import decoding, generation, kernels
 
@@ -100,15 +101,14 @@ def test_sampling_draws_and_the_seed_decides(model, tokenizer):
 BAD = {"do_sample": True, "temperature": -1.0}
 
 
-BAD = {"do_sample": True, "temperature": -1.0}
-
-
 @pytest.mark.parametrize(
     ("sampling", "said"),
     [
         (BAD, "temperature"),
         ({"temperature": 0.7}, "only with do_sample=True"),
         ({"do_sample": True, "top_p": 7.0}, "top_p"),
+        ({"do_sample": "no"}, "do_sample = 'no', but it must be True or False"),
+        ({"do_sample": 1}, "do_sample = 1, but it must be True or False"),
         ({"do_sample": True, "temperature": 1e-38}, "must be over 0"),
         ({"repetition_penalty": 1.1}, "sampling knows do_sample, temperature"),
     ],
@@ -189,7 +189,8 @@ class Letters:
 
 @given(st.text("ab ", max_size=12), st.lists(st.text("ab ", max_size=4), max_size=3))
 def test_what_was_shown_is_never_taken_back(model, text, stop):
-    writer, shown = generation._Writer(model, Letters(), stop, 100), ""
+    writer = generation._Writer(model, Letters(), generation._stops(stop), 100)
+    shown = ""
     for letter in text:
         writer.add(letter)
         assert writer.shown().startswith(shown)
@@ -207,12 +208,59 @@ def test_any_tokens_make_a_text(model, tokenizer, data):
     odd = ["<0x0A>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0x4A>", "\u2581is", "a"]
     ids = tokenizer.convert_tokens_to_ids(odd)
     tokens = data.draw(st.lists(st.sampled_from(ids), max_size=12))
-    writer, shown = generation._Writer(model, tokenizer, (), 100), ""
+    writer, shown = generation._Writer(model, tokenizer, [], 100), ""
     for token in tokens:
         writer.add(token)
         assert writer.shown().startswith(shown)
         shown = writer.shown()
     assert writer.finish() == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tokenizer, make_byte_level):
+    """The demo's; transformers' own, which cuts spaces otherwise; and Llama 3's."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in state["merges"]]
+    own = LlamaTokenizer(vocab=state["vocab"], merges=merges)
+    return [tokenizer, own, make_byte_level()]
+
+
+@given(st.data())
+def test_a_text_is_the_same_whether_its_tokens_come_one_by_one(model, tokenizers, data):
+    tokenizer = data.draw(st.sampled_from(tokenizers))
+    vocabulary = range(len(tokenizer))
+    words = [i for i in vocabulary if len(tokenizer.decode([i]).strip()) > 2]
+    token = st.sampled_from(vocabulary) | st.sampled_from(words)
+    tokens = data.draw(st.lists(token, max_size=30))
+    writer = generation._Writer(model, tokenizer, [], 100)
+    writer.ends = set()
+    for number, token in enumerate(tokens, 1):
+        writer.add(token)
+        if data.draw(st.booleans()):  # not everyone asks at every token
+            whole = tokenizer.decode(tokens[:number], skip_special_tokens=True)
+            assert writer._text() == writer._text() == whole
+    whole = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert writer.finish() == whole
+
+
+def test_a_long_answer_is_not_decoded_again_and_again(model, tokenizer):
+    read = []
+
+    class Counted:
+        eos_token_id = None
+
+        def decode(self, tokens, skip_special_tokens):
+            read.append(len(tokens))
+            return tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
+
+    writer = generation._Writer(model, Counted(), ["not there"], 2000)
+    text = "The capital of France is Paris. " * 200
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"][:2000]
+    for token in tokens:
+        writer.add(token)
+        writer.shown()
+    assert len(tokens) == 2000 and sum(read) < 40 * len(tokens)
+    assert writer.finish() == tokenizer.decode(tokens).strip()
 
 
 def test_one_string_that_stops_is_no_list_of_letters(model, tokenizer):
@@ -246,7 +294,47 @@ def test_a_long_neighbour_does_not_shorten_an_answer(model, tokenizer):
     assert generation.answers(model, tokenizer, ["Why?", long], 200)[0] == alone
 
 
+@pytest.mark.parametrize("stop", [None, 5, [None], ["x", 5], {"x": 1}])
+def test_what_is_no_string_to_stop_at_is_explained(model, tokenizer, stop):
+    with pytest.raises(ValueError, match=r"stop = .*, but it must be a text or a list"):
+        generation.answers(model, tokenizer, ["Why?"], 4, stop=stop)
+    with pytest.raises(ValueError, match=r"stop = .*, but it must be a text or a list"):
+        next(generation.stream(model, tokenizer, "Why?", 4, stop=stop))
+
+
+def test_prompts_may_come_from_anything_that_can_be_read_once(model, tokenizer):
+    prompts = PROMPTS[:2]
+    expected = generation.answers(model, tokenizer, prompts, 8)
+    assert generation.answers(model, tokenizer, iter(prompts), 8) == expected
+    assert generation.answers(model, tokenizer, tuple(prompts), 8) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("repetition_penalty", 1.2, True),
+        ("no_repeat_ngram_size", 3, True),
+        ("repetition_penalty", 1.0, False),
+        ("repetition_penalty", None, False),
+    ],
+)
+def test_settings_of_the_model_that_are_not_applied_are_told(
+    model, tokenizer, monkeypatch, capsys, setting, value, told
+):
+    monkeypatch.setattr(model.generation_config, setting, value)
+    line = f"not applied: {setting} = {value}"
+    generation.answers(model, tokenizer, ["Why?"], 2)
+    assert (line in capsys.readouterr().out) == told
+    list(generation.stream(model, tokenizer, "Why?", 2))
+    assert (line in capsys.readouterr().out) == told
+
+
+TOOL = {"role": "tool", "content": "42"}
 NONSENSE = {
+    "another's turn": ([[*PROMPTS[3], TOOL]], "must end with a turn of the user"),
+    "nobody's turn": ([[TOOL, PROMPTS[3][0]]], "template takes no such .* alternate"),
+    "two at once": ([PROMPTS[3][:1] * 2], "template takes no such turns.* alternate"),
+    "answer first": ([PROMPTS[3][1:]], "template takes no such turns.* alternate"),
     "a text for a list": ("Why?", "put this one into a list"),
     "a conversation for a list": (PROMPTS[3], "put this one into a list"),
     "no text": ([None], "neither a text nor a conversation"),
@@ -319,14 +407,17 @@ def test_a_prompt_longer_than_the_context_is_refused(model, tokenizer):
         generation.answers(model, tokenizer, ["word " * 2000], 8)
 
 
-def test_an_answer_ends_where_the_context_does(model, tokenizer):
+def test_an_answer_ends_where_the_context_does(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "eos_token", "never")
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
     prompt = "word " * 300
     room = 1024 - len(
         generation._fit(tokenizer, generation.as_messages(prompt), 1, 1024)
     )
+    pieces = list(generation.stream(model, tokenizer, prompt, 5000))
+    assert len(pieces) == room  # one a token
     (answer,) = generation.answers(model, tokenizer, [prompt], 5000)
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    assert len(ids) <= room + 2
+    assert answer == "".join(pieces)
 
 
 @pytest.fixture

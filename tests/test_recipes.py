@@ -119,7 +119,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.answer(200, {})
 
     def do_GET(self):
-        self.answer(404, {})
+        found = {"id": "me/mine", "private": self.server.private, "sha": "1"}
+        known = self.path == "/api/datasets/me/mine"
+        self.answer(200 if known else 404, found if known else {})
 
     def answer(self, status: int, body: dict):
         content = json.dumps(body).encode()
@@ -143,6 +145,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Hub)
         self.taken, self.large, self.sent = [], {}, []
         self.cut, self.refused, self.half = None, False, threading.Event()
+        self.private = True
 
     def action(self, file: dict) -> dict:
         """How to send a file; nothing is said of one that is there."""
@@ -177,8 +180,10 @@ except OSError as error:
 def pushing(folder: Path, name: str, hub, **env: str) -> subprocess.Popen:
     """A fresh interpreter that pushes `folder`/mine."""
     (folder / "mine" / "checkpoints").mkdir(parents=True, exist_ok=True)
-    local = ("rejected.jsonl", "checkpoints/a.bin", "made_of.json", "a.gguf")
-    for file in ("train.jsonl", "README.md", *local, "Modelfile"):
+    local = ["rejected.jsonl", "checkpoints/a.bin", "made_of.json", "a.gguf"]
+    local += ["Modelfile", ".a-Q8_0.gguf.part", "recipe.json.part", ".env"]
+    (folder / "mine" / "more").mkdir(exist_ok=True)
+    for file in ("train.jsonl", "README.md", *local, "more/.env"):
         (folder / "mine" / file).write_text("{}\n")
     recipes.write(folder / "mine", kind="dataset")
     hidden = ("HF_", "HUGGING", "huggingface", "COLAB", "KAGGLE")
@@ -211,6 +216,7 @@ def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path, base):
     dataset.mkdir()
     recipes.write(dataset, rows={"train": 2, "test": 1}, source="a.csv")
     name = str(folder) if base == "a folder" else base
+    shown = folder.name if base == "a folder" else base
     fields = {"base_model": name, "method": "lora", "results": {"loss": {"base": 2.0}}}
     recipes.write_trained(folder, "adapter", dataset, **fields)
     front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
@@ -220,7 +226,42 @@ def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path, base):
     assert recipes.read(folder)["base_model"] == name
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert ("Copyright (c) Meta Platforms" in text) == ("/llama-2" in base)
-    assert (f"Licence: that of `{name}`." in text) != ("/llama-2" in base)
+    assert (f"Licence: that of `{shown}`." in text) != ("/llama-2" in base)
+    assert str(tmp_path) not in text
+
+
+def test_a_folder_of_another_machine_is_no_name_on_the_hub(tmp_path):
+    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="a.csv")
+    fields = {"base_model": "/content/llama-2-7b", "method": "lora", "results": {}}
+    recipes.write_trained(tmp_path, "adapter", tmp_path, **fields)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
+    assert "on `llama-2-7b`" in text and "/content" not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [
+        ("demo", "demo"),
+        ("someone/questions", "someone/questions"),
+        ("/content/drive/MyDrive/secret/my.csv", "my.csv"),
+        ("~/secret/my.csv", "my.csv"),
+        ("secret/my.csv", "my.csv"),
+    ],
+)
+def test_no_card_tells_of_folders(tmp_path, monkeypatch, source, public):
+    monkeypatch.chdir(tmp_path)
+    Path("secret").mkdir()
+    Path("secret/my.csv").touch()
+    folder, dataset = tmp_path / "mine", tmp_path / "data"
+    folder.mkdir()
+    dataset.mkdir()
+    recipes.write(dataset, rows={"train": 2, "test": 1}, source=source)
+    fields = {"base_model": "demo", "method": "lora", "results": {}}
+    recipes.write_trained(folder, "adapter", dataset, **fields)
+    assert recipes.read(folder)["dataset"] == {"name": "data", "source": public}
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"`{public}`" in text and "secret" not in text
 
 
 def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
@@ -229,11 +270,11 @@ def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
     dataset.mkdir()
     recipes.write(dataset, rows={"train": 1980, "test": 400}, source="facts.csv")
     accuracy = {"base": 0.01, "tuned": 0.957, "merged": 0.955}
-    results = {"accuracy": accuracy, "agreement": 0.999, "difference": 0.00056}
+    results = {"accuracy": accuracy, "agreement": 0.999, "difference": 0.0000123}
+    losses = {"original": 1.23456, "dequantized": 1.2}
     fields = {"base_model": "someone/llama-2-7b", "method": "qlora", "tested": 300}
-    recipes.write_trained(
-        folder, "model", dataset, results=results, merged_into="dequantized", **fields
-    )
+    fields |= {"results": results, "merged_into": "dequantized", "losses": losses}
+    recipes.write_trained(folder, "model", dataset, **fields)
     text = (folder / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(text.split("---\n")[1])
     assert header["library_name"] == "transformers" and header["license"] == "llama2"
@@ -241,14 +282,18 @@ def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
     assert "1,980 rows from `facts.csv` and measured on 300 held-out rows" in text
     assert "Merged into the dequantized weights." in text
     for row in (
-        "| accuracy, base | 0.0100 |",
-        "| accuracy, tuned | 0.9570 |",
-        "| accuracy, merged | 0.9550 |",
-        "| same token preferred by adapter and merged model | 0.9990 |",
-        "| relative difference of their scores | 0.0006 |",
+        "| accuracy, base | 0.01 |",
+        "| accuracy, tuned | 0.957 |",
+        "| accuracy, merged | 0.955 |",
+        "| same token preferred by adapter and merged model | 0.999 |",
+        "| relative difference of their scores | 1.23e-05 |",
+        "| held-out loss after merging into the weights, original | 1.235 |",
+        "| held-out loss after merging into the weights, dequantized | 1.2 |",
     ):
         assert f"\n{row}\n" in text
-    assert recipes.read(folder)["results"] == results
+    assert "Llama 2's" not in text.split("Licence:")[0]  # the tokenizer brings its own
+    made = recipes.read(folder)
+    assert made["results"] == results and made["losses"] == losses
 
 
 @pytest.mark.parametrize("name", ["", " "])
@@ -291,6 +336,17 @@ def test_a_push_is_private_and_leaves_out_what_is_not_for_others(tmp_path, hub):
     (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
     sent = {line["value"]["path"] for line in commit if line["key"] == "file"}
     assert sent == {"train.jsonl", "README.md", "recipe.json"}
+
+
+def test_nothing_is_sent_to_a_repository_that_is_public(tmp_path, hub):
+    hub.private = False
+    address = f"http://127.0.0.1:{hub.server_port}/datasets/me/mine"
+    assert push(tmp_path, "me/mine", hub, HF_TOKEN=RIGHT)[-1] == (
+        "PermissionError: mine is saved, but not pushed to me/mine: that repository is "
+        f"public. Make it private at {address}/settings, or choose another HUB_NAME; "
+        "then push again."
+    )
+    assert [path for path, _ in hub.taken] == ["/api/repos/create"]
 
 
 # --- a push that is cut ---------------------------------------------------------------

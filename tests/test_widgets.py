@@ -112,8 +112,24 @@ def test_what_was_said_before_a_clear_stays_forgotten():
 
 def test_an_empty_answer_still_takes_its_turn():
     chat = widgets.Chat(lambda messages: (piece for piece in ("", " ")))
-    assert chat.say("Hi") == "..."
-    assert chat.messages[-1] == {"role": "assistant", "content": "..."}
+    assert chat.say("Hi") == ""
+    assert chat.messages[-1] == {"role": "assistant", "content": ""}
+    roles = [message["role"] for message in chat.messages]
+    assert roles == ["user", "assistant"]  # and the next turn is the user's
+
+
+def test_an_empty_answer_is_shown_but_not_given_to_the_model(box):
+    seen = []
+
+    def reply(messages, **settings):
+        seen.append([message["content"] for message in messages])
+        yield " "
+
+    shown = box(reply)
+    shown.say("Hi")
+    assert "(an empty answer)" in shown.log and shown.entry.value == ""
+    shown.say("And?")
+    assert seen == [["Hi"], ["Hi", "", "And?"]]
 
 
 def test_headless_the_first_turns_are_printed(headless, capsys):
@@ -312,12 +328,15 @@ def test_clear_while_the_model_answers_stops_it_first(box):
     slow.begin(shown)
     shown.clear.click()
     assert shown.send.disabled  # until the model has heard of it
+    shown.press_enter("Next")
+    assert "Not sent yet" in shown.told.value and shown.entry.value == "Next"
+    shown.press_enter("")
     slow.go.set()
     shown.finish()
     assert slow.closed.is_set() and said(shown) == [] and shown.log == ""
-    assert shown.entry.value == "" and shown.told.value == ""
+    assert shown.entry.value == "" and said(shown) == []
     shown.say("Again")
-    assert said(shown) == ["Again", "one two three"]
+    assert said(shown) == ["Again", "one two three"] and shown.told.value == ""
 
 
 def test_the_log_grows_piece_by_piece(box):

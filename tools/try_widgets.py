@@ -1,10 +1,10 @@
-"""Try the chat box of notebook 03 in JupyterLab with a browser; keep screenshots.
+"""Try the chat box of notebook 03 and the planner of 02 in JupyterLab with a browser.
 
     pip install jupyterlab playwright      # and Chromium
-    python tools/try_chat.py
+    python tools/try_widgets.py
 
-Needs the adapter that notebook 02 leaves in the workspace. The versions of ipywidgets
-and JupyterLab are those of the Python that runs this.
+Needs the adapter that notebook 02 leaves in the workspace, and keeps screenshots. The
+versions of ipywidgets and JupyterLab are those of the Python that runs this.
 """
 
 from __future__ import annotations
@@ -63,12 +63,19 @@ print("ready")
 """
 
 
+PLANNER = ("RANK =", "import ", "llama =", "widgets.planner")
+
+
 def notebook() -> Any:
-    """Notebook 03 without what the chat doesn't need, and `SLOW` at its end."""
-    nb = nbformat.read(ROOT / "notebooks" / "03_inference.ipynb", as_version=4)
-    code = [cell for cell in nb.cells if cell.cell_type == "code"]
-    nb.cells = [cell for cell in code if any(word in cell.source for word in NEEDED)]
-    nb.cells.append(nbformat.v4.new_code_cell(SLOW.strip()))
+    """Notebook 03 without what the chat doesn't need, `SLOW`, and 02's planner."""
+    cells = []
+    for name, needed in (("03_inference", NEEDED), ("02_finetune_qlora", PLANNER)):
+        nb = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        code = [cell for cell in nb.cells if cell.cell_type == "code"]
+        cells += [cell for cell in code if any(word in cell.source for word in needed)]
+        if name.startswith("03"):
+            cells.append(nbformat.v4.new_code_cell(SLOW.strip()))
+    nb.cells = cells
     return nb
 
 
@@ -88,7 +95,7 @@ def lab(folder: Path) -> Iterator[str]:
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            address = f"http://127.0.0.1:{port}/doc/tree/chat.ipynb?token={token}"
+            address = f"http://127.0.0.1:{port}/doc/tree/widgets.ipynb?token={token}"
             for _ in range(120):
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/api")
@@ -103,7 +110,7 @@ def lab(folder: Path) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "chat")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "widgets")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     options = parser.parse_args()
     os.environ.setdefault("WORKSPACE", str(ROOT / "workspace"))
@@ -115,21 +122,23 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name, lab(Path(name)) as address:
         nb = notebook()
-        nbformat.write(nb, Path(name) / "chat.ipynb")
+        nbformat.write(nb, Path(name) / "widgets.ipynb")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=options.chromium)
             page = browser.new_page(viewport={"width": 1100, "height": 900})
             page.goto(address)
             try:
-                talk(page, expect, len(nb.cells), options.out)
+                begin(page, len(nb.cells))
+                plan(page, expect, options.out)
+                talk(page, expect, options.out)
             finally:
                 page.screenshot(path=options.out / "last.png")
                 browser.close()
-    print(f"The chat box works. Look at the screenshots in {options.out}.")
+    print(f"Both work. Look at the screenshots in {options.out}.")
 
 
-def talk(page: Any, expect: Any, cells: int, out: Path) -> None:
-    """What a reader does with the box, and what should come of it."""
+def begin(page: Any, cells: int) -> None:
+    """Run the notebook."""
     news = page.get_by_role("button", name="No", exact=True)
     page.add_locator_handler(news, lambda: news.click())
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
@@ -137,7 +146,36 @@ def talk(page: Any, expect: Any, cells: int, out: Path) -> None:
     for _ in range(cells):
         page.keyboard.press("Shift+Enter")
     page.get_by_text("ready", exact=True).wait_for(timeout=120_000)
-    box = page.locator(".widget-vbox").last
+
+
+def plan(page: Any, expect: Any, out: Path) -> None:
+    """Move the planner's sliders: picture and text follow."""
+    box = page.locator(".widget-vbox", has=page.locator("img.widget-image")).last
+    picture, text = box.locator("img"), box.locator(".widget-html").last
+    expect(text).to_contain_text("no layers recomputed", timeout=60_000)
+    box.scroll_into_view_if_needed()
+    page.screenshot(path=out / "planner-first.png")
+    assert box.evaluate("e => e.scrollWidth <= e.clientWidth"), "it is cut at the right"
+    assert box.bounding_box()["width"] < page.viewport_size["width"]
+    before = picture.get_attribute("src")
+    for name, value in (("length", "4096"), ("rows", "4")):
+        readout = box.locator(".widget-hslider", has_text=name).locator(
+            ".widget-readout"
+        )
+        readout.fill(value)
+        readout.press("Enter")
+    expect(text).not_to_contain_text("no layers recomputed")
+    expect(picture).not_to_have_attribute("src", before)
+    page.screenshot(path=out / "planner-longer.png")
+    box.locator("select").first.select_option("full")
+    expect(text).to_contain_text("Use METHOD = 'qlora'")
+    page.screenshot(path=out / "planner-too-much.png")
+
+
+def talk(page: Any, expect: Any, out: Path) -> None:
+    """What a reader does with the chat box, and what should come of it."""
+    box = page.locator(".widget-vbox", has=page.get_by_placeholder("Write a message"))
+    box = box.last
     entry = box.get_by_placeholder("Write a message")
     log = box.locator(".widget-box").first
     entry.scroll_into_view_if_needed()
@@ -239,6 +277,19 @@ def talk(page: Any, expect: Any, cells: int, out: Path) -> None:
     answered()
     expect(log).to_have_text("")
     shot("cleared")
+
+    send("Wait.")
+    button("Clear").click()
+    entry.fill("Too early.")  # the model has not heard of it yet
+    entry.press("Enter")
+    expect(box).to_contain_text("Not sent yet")
+    expect(entry).to_have_value("Too early.")
+    shot("busy")
+    answered()
+    button("Send").click()
+    expect(log).to_contain_text("Too early.")
+    answered()
+    expect(box).not_to_contain_text("Not sent yet")
 
 
 if __name__ == "__main__":
