@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
-from colab_utils import decoding, memory, models, runtime, training
+from colab_utils import decoding, generation, memory, models, runtime, training
 
 runtime.quiet()  # before torch takes memory
 
@@ -80,21 +80,34 @@ def adapted(checkpoint: str, rank: int):
 
 
 def decode(checkpoint: str, o: dict):
-    """generate(ids, count) -> (rows, count) new tokens; a row alone may have 2,048."""
+    """generate(ids, count) -> (rows, count) new tokens; a row alone may have 2,048.
+
+    As `generation` answers: one row as `stream` shows it, several as `answers` does.
+    """
     emulate.t4()
-    model = adapted(checkpoint, o["r"])
+    model, tokenizer = adapted(checkpoint, o["r"]), models.load_tokenizer(checkpoint)
     room = max(o["prompt"] + o["new"], o["long"] + 1)
-    size = 2048 if o["batch"] == 1 else room
-    static = decoding.Static(model, o["batch"], size)
+    made: list[list[int]] = []
+
+    def choose(scores: torch.Tensor) -> torch.Tensor:
+        made.append(tokens := scores.argmax(-1))
+        return tokens
 
     def generate(ids: torch.Tensor, count: int) -> torch.Tensor:
-        assert static.inner is model.get_base_model()  # it holds the model weakly
-        scores, made = static.start(ids.tolist()), []
-        for left in reversed(range(count)):
-            tokens = scores.argmax(-1)
-            made.append(tokens.tolist())  # a reader sees each as it comes
-            if left:
-                scores = static.step(tokens)
-        return torch.tensor(made).T
+        made.clear()
+        writers = [generation._Writer(model, tokenizer, [], count) for _ in ids]
+        for writer in writers:
+            writer.ends = set()  # exactly `count` tokens
+        if o["batch"] == 1:
+            with decoding.reused(model, 2048) as decoder:
+                for _ in generation._write(decoder, ids.tolist(), choose, writers):
+                    writers[0].shown()
+        else:
+            decoder = several if len(ids) > 1 else decoding.decoder(model, 1, room)
+            for _ in generation._write(decoder, ids.tolist(), choose, writers):
+                pass
+        [writer.finish() for writer in writers]
+        return torch.stack(made, 1)
 
+    several = decoding.decoder(model, o["batch"], room) if o["batch"] > 1 else None
     return generate
