@@ -275,37 +275,32 @@ def _changed(
     import torch
 
     first, last = entry["data_offsets"]
-    width = (last - first) // entry["shape"][0]  # bytes of a row
+    dtype, shape = storage.dtype(entry), entry["shape"]
+    width = (last - first) // shape[0]  # bytes of a row
     # Parts of equal size: a product of very few rows would be summed in another order.
-    height, row = entry["shape"][0], 0
-    parts = math.ceil(height / max(64, BLOCK // width))
-    step = math.ceil(height / parts)
-    block, scales = step * width, None
+    parts = math.ceil(shape[0] / max(64, BLOCK // width))
+    step = math.ceil(shape[0] / parts)
+    block, scales, row = step * width, None, 0
     if grid:
-        if step * math.prod(entry["shape"][1:]) % 64:  # parts would cut its blocks
+        if step * math.prod(shape[1:]) % 64:  # parts would cut its blocks
             block = last - first
         # Its constants are quantised together, so the weight is read twice.
         place = file.tell()
         found = storage.read_blocks(file, last - first, block, path)
-        dtype = storage.dtype(entry)
-        scales = [
-            nf4.largest(torch.frombuffer(data, dtype=dtype), grid) for data in found
-        ]
-        scales = nf4.held(torch.cat(scales))
+        tensors = (torch.frombuffer(data, dtype=dtype) for data in found)
+        scales = nf4.held(torch.cat([nf4.largest(t, grid) for t in tensors]))
         file.seek(place)
     for data in storage.read_blocks(file, last - first, block, path):
-        rows = torch.frombuffer(data, dtype=storage.dtype(entry)).view(
-            -1, *entry["shape"][1:]
-        )
+        rows = torch.frombuffer(data, dtype=dtype).view(-1, *shape[1:])
         old = rows
         if grid:
             count = rows.numel() // 64
             old, scales = nf4.dequantised(rows, grid, scales[:count]), scales[count:]
         for i in range(0, len(rows), step):
-            some, new = slice(i, i + step), old[i : i + step]
+            some, new = rows[i : i + step], old[i : i + step]
             if update:
                 new = merged_weight(new, update, row + i)
-            rows[some].copy_(new)  # here it is rounded, once
-            _check_finite(name, rows[some])
+            some.copy_(new)  # here it is rounded, once
+            _check_finite(name, some)
         row += len(rows)
         yield data

@@ -90,9 +90,7 @@ def convert(folder: Path) -> None:
         tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         places: set[int] = set()
         for name, tensor in tensors.items():
-            shared = (
-                tensor.data_ptr() in places
-            )  # tied weights, which are written twice
+            shared = tensor.data_ptr() in places  # a tied weight, written twice
             places.add(tensor.data_ptr())
             tensors[name] = tensor.clone() if shared else tensor.contiguous()
         save_file(tensors, folder / new(file.name), metadata={"format": "pt"})
