@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils import auth, demo, recipes, runtime
+from colab_utils import auth, demo, recipes, runtime, storage
 
 if TYPE_CHECKING:
     import torch
@@ -210,14 +210,20 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     return trainable, total
 
 
-def folder(name: str) -> Path:
-    """The local folder of a model's safetensors weights, downloaded where necessary."""
+def folder(name: str, weights: str = "*.safetensors") -> Path:
+    """The local folder of a model's files, downloaded where necessary.
+
+    Raises FileNotFoundError, with what to do, when it has no such weights.
+    """
     path = Path(location(name))
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download
 
-    key = auth.token()
+    key, texts = auth.token(), ["*.jinja", "merges.txt", "LICENSE*", "USE_POLICY*"]
     with auth.hub_errors(name, key):
-        files = ["*.safetensors", "*.json", "tokenizer*"]
-        return Path(snapshot_download(name, allow_patterns=files, token=key))
+        files = [weights, "*.json", "tokenizer*", *texts]
+        path = Path(snapshot_download(name, allow_patterns=files, token=key))
+    if not any(path.glob(weights)):
+        raise FileNotFoundError(storage.no_safetensors(name))
+    return path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import merging, runtime, storage
+from colab_utils import nf4, runtime, storage
 from colab_utils.adapters import Update, read_adapter
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Layer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 ROWS = 1024  # of the head and its logits, at a time
+# What two configs may differ in and compute the same.
+OTHERWISE = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+OTHERWISE |= {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class _Model:
         device: str,
         updates: dict[str, Update] | None = None,
         replaced: dict[str, torch.Tensor] | None = None,
-        weights: str = "original",
+        grid: torch.dtype | None = None,
     ) -> None:
         shards = storage.find_shards(folder)
         self.files = {name: s for s in shards for name, _ in storage.tensors_of(s)}
-        self.folder, self.device, self.weights = folder, device, weights
+        self.folder, self.device, self.grid = folder, device, grid
         self.updates, self.replaced = updates or {}, replaced or {}
 
     def stored(self, name: str) -> torch.Tensor:
@@ -59,8 +62,8 @@ class _Model:
             raise ValueError(f"{self.folder} lacks {name}: merge again.")
         with safe_open(self.files[name], framework="pt") as file:
             tensor = file.get_tensor(name)
-        if self.weights == "dequantized" and merging.QUANTISED.fullmatch(name):
-            return merging.dequantised(tensor)
+        if self.grid and nf4.QUANTISED.fullmatch(name):
+            return nf4.dequantised(tensor, self.grid)
         return tensor
 
     def weight(self, name: str) -> torch.Tensor:
@@ -114,30 +117,51 @@ def verify(
 
     Computes in float32, and holds one decoder layer at a time: 1 GiB for Llama 2 7B.
     `weights` is what `merging.merge` was given. Raises ValueError for another
-    architecture than Llama, and for conversations without tokens.
+    architecture than Llama, for a merged model whose config is another than the base's,
+    and for conversations without tokens.
     """
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base)
-    if config.model_type != "llama":
-        raise ValueError(
-            f"{base} is a {config.model_type} model, and only Llama is compared a "
-            "layer at a time. Load both models with models.load_model instead."
-        )
+    base, adapter, merged = Path(base), Path(adapter), Path(merged)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    updates, replaced = read_adapter(adapter)
+    dequantized, shards = weights == "dequantized", storage.find_shards(base)
+    grid = nf4.trained_dtype(shards, adapter) if dequantized else None
+    models = (
+        _Model(base, device, updates, replaced, grid),
+        _Model(merged, device),
+    )
+    # Without a mask "sdpa" is causal.
+    configs = [
+        AutoConfig.from_pretrained(folder, attn_implementation="sdpa")
+        for folder in (base, merged)
+    ]
+    _check_alike(configs)
+    config = configs[0]
     conversations = [ids for ids in conversations if len(ids)]
     if not conversations:
         raise ValueError("There are no tokens to compare on: is the test file empty?")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    updates, replaced = read_adapter(adapter)
-    models = (
-        _Model(base, device, updates, replaced, weights),
-        _Model(merged, device),
-    )
     with torch.inference_mode():
         states = [[model.embedded(ids) for ids in conversations] for model in models]
         layers = _run_layers(config, models, states)
         return Comparison(*_compare_logits(config, models, states), layers)
+
+
+def _check_alike(configs: list[LlamaConfig]) -> None:
+    """Raise ValueError unless base and merged model are Llamas that compute alike."""
+    base, merged = (config.to_dict() for config in configs)
+    if base["model_type"] != "llama":
+        raise ValueError(
+            f"The base is a {base['model_type']} model, and only Llama is compared a "
+            "layer at a time. Load both models with models.load_model instead."
+        )
+    for name in sorted((base.keys() | merged.keys()) - OTHERWISE):
+        if base.get(name) != merged.get(name):
+            raise ValueError(
+                f"The merged model computes otherwise: its config says {name} = "
+                f"{merged.get(name)}, the base's {base.get(name)}. Merge again."
+            )
 
 
 def _run_layers(
@@ -147,7 +171,6 @@ def _run_layers(
     import torch
     from transformers.models.llama import modeling_llama as llama
 
-    config._attn_implementation = "sdpa"  # causal where it gets no mask
     device = models[0].device
     with torch.device("meta"):
         layer = llama.LlamaDecoderLayer(config, 0).requires_grad_(False).eval()
@@ -176,9 +199,15 @@ def _load(layer: LlamaDecoderLayer, model: _Model, stem: str) -> list[Any]:
     for name, module in layer.named_modules():
         if f"{stem}{name}.weight" in model.updates:
             change = model.added(f"{stem}{name}.weight", module.weight, slice(None))
-            hook = lambda _, given, out, change=change: change(given[0], out)  # noqa: E731
-            hooks.append(module.register_forward_hook(hook))
+            hooks.append(module.register_forward_hook(_hook(change)))
     return hooks
+
+
+def _hook(change: Layer) -> Callable[..., torch.Tensor]:
+    def hook(_: Any, given: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        return change(given[0], out)
+
+    return hook
 
 
 def _compare_logits(
@@ -195,7 +224,7 @@ def _compare_logits(
         hidden.append(norm(torch.cat(given, 1)[0]))
     # The largest logit of each position so far, and its token.
     best = [torch.full((len(h),), -torch.inf, device=h.device) for h in hidden]
-    favourites = [torch.zeros(len(h), dtype=torch.long) for h in hidden]
+    favourites = [torch.zeros_like(b, dtype=torch.long) for b in best]
     difference = total = 0.0
     for start in range(0, config.vocab_size, ROWS):
         rows = slice(start, start + ROWS)
@@ -205,6 +234,6 @@ def _compare_logits(
         for i, (value, place) in enumerate(scores.max(-1) for scores in logits):
             better = value > best[i]
             best[i] = torch.where(better, value, best[i])
-            favourites[i][better.cpu()] = start + place[better].cpu()
+            favourites[i] = torch.where(better, start + place, favourites[i])
     same = (favourites[0] == favourites[1]).float().mean().item()
     return math.sqrt(difference / total), same

@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from colab_utils import merging, models, runtime, storage
+from colab_utils import merging, models, nf4, recipes, runtime, storage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -125,6 +132,8 @@ def test_the_merge_is_pefts_bit_for_bit(tokenizer, tmp_path, dtype, shard):
         {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["embed_tokens", "o_proj"]},
         {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": ["mlp"], "target_modules": ["q_proj"]},
+        {"modules_to_save": ["norm"]},
     ],
     ids=str,
 )
@@ -141,6 +150,10 @@ def test_lora_in_all_its_kinds(base, tokenizer, tmp_path, options):
         ({"lora_bias": True}, "lora_B.bias"),
         ({"trainable_token_indices": [5]}, "trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        (
+            {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+            "DoRA of model.embed_tokens",
+        ),
     ],
     ids=str,
 )
@@ -152,14 +165,41 @@ def test_kinds_that_cannot_be_merged_are_named(tokenizer, tmp_path, options, nam
     assert not (tmp_path / "out").exists()
 
 
-def test_another_peft_method_is_named(base, tmp_path):
-    from peft import IA3Config
+OTHERS = {
+    "IA3": IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+    "PROMPT_TUNING": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "PREFIX_TUNING": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
 
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_peft_method_is_named(base, tmp_path, kind):
     model = AutoModelForCausalLM.from_pretrained(base)
-    kind = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
-    get_peft_model(model, kind).save_pretrained(tmp_path / "ia3")
-    with pytest.raises(ValueError, match="Can't merge this adapter: IA3"):
-        merging.merge(base, tmp_path / "ia3", tmp_path / "out")
+    get_peft_model(model, OTHERS[kind]).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=f"Can't merge this adapter: {kind}"):
+        merging.merge(base, tmp_path / "other", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}], ids=str
+)
+def test_a_resized_vocabulary_is_named(base, tmp_path, options):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(1030)
+    lora = LoraConfig(r=4, target_modules=["q_proj"], **options)
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    resized = r"is \(1024, 192\) .* wants \(1030, 192\): with another number of tokens"
+    with pytest.raises(ValueError, match=resized):
+        merging.merge(base, tmp_path / "adapter", tmp_path / "out")
+
+
+def test_embeddings_that_were_saved_beside_are_merged(base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    out = merging.merge(base, tmp_path / "adapter", tmp_path / "out")
+    found, expected = weights(out), reference(base, tmp_path / "adapter", torch.float16)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_folder_without_an_adapter_says_what_makes_one(base, tmp_path):
@@ -207,8 +247,8 @@ def test_one_merged_weight(adapter, base):
     expected = weight.double() + 3 * update.b.double() @ update.a.double()
     expected = expected.half()
     found = merging.merged_weight(weight, update)
-    assert found.dtype == torch.float16
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+    assert found.dtype == torch.float32  # it is rounded where it is written
+    torch.testing.assert_close(found.half(), expected, rtol=1e-3, atol=1e-7)
 
 
 def changed(base: Path, folder: Path, **tensors) -> Path:
@@ -257,11 +297,12 @@ def older(tmp_path) -> Path:
     folder = tmp_path / "models" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("older")
+    (folder / "made_of.json").write_text("{}")
     return folder
 
 
 def assert_untouched(older: Path) -> None:
-    assert [file.name for file in older.iterdir()] == ["config.json"]
+    assert {file.name for file in older.iterdir()} == {"config.json", "made_of.json"}
     assert (older / "config.json").read_text() == "older"
     assert list(older.parent.iterdir()) == [older], "half a model was left behind"
 
@@ -439,6 +480,7 @@ for trial in range(1, 1000):
     shutil.rmtree(models)
     out.mkdir(parents=True)
     (out / "config.json").write_text("older")
+    (out / "made_of.json").write_text("{}")
     old = content(out)
     if sys.argv[1] == "touches":
         code = end(child(lambda: killed_at(trial)))
@@ -535,7 +577,7 @@ def test_a_full_disk_is_seen_before_writing(base, adapter, monkeypatch, older):
     size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, size - 1))
-    with pytest.raises(OSError, match=r"needs 0\.0 GiB, .*models has 0\.0 GiB free"):
+    with pytest.raises(OSError, match=r"needs 2\.\d MiB, .*models has 2\.\d MiB free"):
         merging.merge(base, adapter, older)
     assert_untouched(older)
 
@@ -627,17 +669,25 @@ def test_rows_at_a_time_change_nothing(
     assert_merged(out, base, adapter, torch.float16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("block", [4096, 30_000, 1 << 21])
 def test_the_weights_that_qlora_trained_beside(
-    base, tokenizer, tmp_path, monkeypatch, block
+    base, tokenizer, tmp_path, monkeypatch, block, dtype
 ):
+    """The base is stored in float16 and loaded in `dtype`, then quantised."""
     import bitsandbytes.functional as bnb
 
     monkeypatch.setattr(merging, "BLOCK", block)
     targets = {"target_modules": ["q_proj"]}
     adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **targets)
+    recipes.write(adapter, dtype=str(dtype).removeprefix("torch."))
     out = merging.merge(base, adapter, tmp_path / "out", weights="dequantized")
-    model = models.load_model(str(base), models.quantization_config())
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        dtype=dtype,
+        quantization_config=models.quantization_config(),
+        device_map={"": "cpu"},
+    )
     quantised = {n: p for n, p in model.named_parameters() if hasattr(p, "quant_state")}
     found, old = weights(out), weights(base)
     updates, _ = merging.read_adapter(adapter)
@@ -646,11 +696,26 @@ def test_the_weights_that_qlora_trained_beside(
         expected = tensor
         if name in quantised:
             weight = quantised[name]
-            expected = bnb.dequantize_4bit(weight.data, weight.quant_state).half()
-            assert not torch.equal(expected, tensor)
+            expected = bnb.dequantize_4bit(weight.data, weight.quant_state)
+            assert expected.dtype == dtype
+            assert not torch.equal(expected.half(), tensor)
         if name in updates:
             expected = merging.merged_weight(expected, updates[name])
-        assert torch.equal(found[name], expected), name
+        assert torch.equal(found[name], expected.half()), name
+
+
+def test_without_a_recipe_the_dtype_is_that_of_the_files(
+    base, adapter, tmp_path, capsys
+):
+    out = merging.merge(base, adapter, tmp_path / "out", weights="dequantized")
+    assert "trained beside torch.float16, as far as we know" in capsys.readouterr().out
+    other = tmp_path / "adapter"
+    shutil.copytree(adapter, other)
+    recipes.write(other, dtype="float16")
+    said = merging.merge(base, other, tmp_path / "said", weights="dequantized")
+    assert "as far as we know" not in capsys.readouterr().out
+    found, expected = weights(out), weights(said)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -664,8 +729,8 @@ def test_parts_are_dequantised_as_the_whole(monkeypatch, dtype, shape):
     )
     expected = bnb.dequantize_4bit(packed, state)
     for block in (64, 6400, 1 << 24):
-        monkeypatch.setattr(merging, "BLOCK", block)
-        assert torch.equal(merging.dequantised(weight), expected)
+        monkeypatch.setattr(nf4, "BLOCK", block)
+        assert torch.equal(nf4.dequantised(weight, dtype), expected)
 
 
 def test_the_dequantised_merge_is_the_trained_function(trained, tmp_path):
@@ -687,19 +752,279 @@ def test_other_weights_are_no_choice(base, adapter, tmp_path):
         merging.merge(base, adapter, tmp_path / "out", weights="4bit")
 
 
-def test_a_tied_head_is_named(tokenizer, tmp_path):
+@pytest.fixture
+def tied(tmp_path) -> Path:
+    """A base whose head is its embeddings, stored once."""
     config = AutoConfig.from_pretrained(models.location("demo"))
     config.num_hidden_layers, config.tie_word_embeddings = 1, True
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    targets = {"target_modules": ["q_proj", "lm_head"]}
-    adapter = make_adapter(tmp_path / "base", tmp_path / "a", tokenizer, **targets)
-    with pytest.raises(
-        ValueError, match=r"lm_head\.weight; its head is its embeddings"
-    ):
-        merging.merge(tmp_path / "base", adapter, tmp_path / "out")
+    return tmp_path / "base"
 
 
-def test_bin_files_are_refused_with_the_command_that_converts(adapter, tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(FileNotFoundError, match=r"python -c .*save_pretrained"):
-        merging.merge(tmp_path, adapter, tmp_path / "out")
+TIED = [
+    ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+    ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
+    ({"modules_to_save": ["lm_head"]}, "lm_head"),
+    ({"modules_to_save": ["embed_tokens"]}, "embed_tokens"),
+    ({"modules_to_save": ["embed_tokens", "lm_head"]}, "lm_head.* and .*embed_tokens"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), TIED, ids=str)
+@pytest.mark.parametrize("ensure", [False, True])
+def test_an_adapter_of_tied_ends_is_refused(
+    tied, tokenizer, tmp_path, options, named, ensure
+):
+    options = options | {"ensure_weight_tying": ensure}
+    adapter = make_adapter(tied, tmp_path / "a", tokenizer, **options)
+    with pytest.raises(ValueError, match=rf"they are tied.* changed .*{named}.*merged"):
+        merging.merge(tied, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("options", "_"), TIED, ids=str)
+def test_a_tied_base_that_holds_both_ends_is_merged(
+    tied, tokenizer, tmp_path, options, _
+):
+    """Transformers ties what is equal: merged, the two are equal no longer."""
+    tensors = weights(tied)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tied / "model.safetensors", metadata={"format": "pt"})
+    adapter = make_adapter(tied, tmp_path / "a", tokenizer, **options)
+    out = merging.merge(tied, adapter, tmp_path / "out")
+    ids = torch.arange(3, 40)[None]
+    base = AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32)
+    apart = PeftModel.from_pretrained(base, adapter).eval()
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        found, expected = merged(ids).logits, apart(ids).logits
+    assert (found - expected).norm() < 2e-3 * expected.norm()
+
+
+# --- bad input, and folders as people have them ---------------------------------------
+
+
+def damaged(adapter: Path, folder: Path, file: str, content: bytes | None) -> Path:
+    """A copy of an adapter with one file's content replaced, or without it."""
+    shutil.copytree(adapter, folder)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("adapter_model.safetensors", None),
+        ("adapter_model.safetensors", b"cut"),
+        ("adapter_config.json", b"{"),
+        ("adapter_config.json", b"{}"),
+        ("adapter_config.json", b"[]"),
+        ("adapter_config.json", b'{"peft_type": "LORA", "lora_alpha": null}'),
+    ],
+)
+def test_an_adapter_that_cannot_be_read_is_named(
+    base, adapter, tmp_path, file, content
+):
+    wrong = damaged(adapter, tmp_path / "wrong", file, content)
+    with pytest.raises(ValueError, match=r"The adapter in .*wrong can't be read: "):
+        merging.merge(base, wrong, tmp_path / "out")
+    (wrong / "adapter_model.bin").touch()
+    with pytest.raises(ValueError, match=r"older adapter_model\.bin is not read"):
+        merging.merge(base, wrong, tmp_path / "out")
+
+
+def test_paths_may_be_strings(base, adapter, tmp_path):
+    out = merging.merge(str(base), str(adapter), str(tmp_path / "out"))
+    assert_merged(out, base, adapter, torch.float16)
+
+
+def test_a_base_beside_an_adapter_stays_without_it(base, adapter, tmp_path):
+    both = tmp_path / "both"
+    shutil.copytree(base, both)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(adapter / name, both / name)
+    (both / "model.safetensors").rename(both / "weights.safetensors")
+    out = merging.merge(both, adapter, tmp_path / "out")
+    assert not list(out.glob("adapter*"))
+    assert_merged(out, base, adapter, torch.float16)
+
+
+def test_an_index_beside_the_whole_model_is_not_taken_over(base, adapter, tmp_path):
+    stale = changed(base, tmp_path / "stale")
+    index = json.dumps({"weight_map": {"x": "gone.safetensors"}})
+    (stale / "model.safetensors.index.json").write_text(index)
+    out = merging.merge(stale, adapter, tmp_path / "out")
+    assert not (out / "model.safetensors.index.json").exists()
+    assert_merged(out, base, adapter, torch.float16)
+
+
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 1e6])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_not_finite_is_named(base, tokenizer, tmp_path, older, number, whole):
+    options = {"modules_to_save": ["lm_head"]} if whole else {}
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **options)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    stem = "base_model.model."
+    name = "lm_head.weight" if whole else NAME.replace("weight", "lora_B.weight")
+    tensors[stem + name][7, 3] = 2 * number
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    named = "lm_head.weight" if whole else NAME
+    with pytest.raises(ValueError, match=f"{named} is not finite once merged"):
+        merging.merge(base, adapter, older)
+    assert_untouched(older)
+
+
+def test_large_numbers_are_finite_though_their_sum_is_not(base, tokenizer, tmp_path):
+    options = {"modules_to_save": ["lm_head"]}
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, **options)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors["base_model.model.lm_head.weight"].fill_(1000)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    out = merging.merge(base, adapter, tmp_path / "out")
+    assert (weights(out)["lm_head.weight"] == 1000).all()
+
+
+def test_a_merged_model_is_not_made_again(base, tokenizer, tmp_path, capsys):
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer)
+    out = merging.merge(base, adapter, tmp_path / "out")
+    (out / "recipe.json").touch()
+    assert merging.merge(base, adapter, out) == out
+    assert f"merged already: {out}" in capsys.readouterr().out
+    assert (out / "recipe.json").exists()
+    whole = weights(out)
+    for file in ("model.safetensors", "tokenizer.json"):  # but what lacks something is
+        (out / file).unlink()
+        merging.merge(base, adapter, out)
+        assert "merged already" not in capsys.readouterr().out
+        found = weights(out)
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+        assert not (out / "recipe.json").exists()
+    tokenizer = models.load_tokenizer(str(adapter))
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(adapter)
+    merging.merge(base, adapter, out)
+    assert models.load_tokenizer(str(out)).chat_template == "{{ messages }}"
+    merging.merge(base, adapter, out, "dequantized")
+    assert "merged already" not in capsys.readouterr().out
+
+
+def test_the_hubs_cache_downloaded_again_is_the_same_base(
+    base, adapter, tmp_path, capsys
+):
+    blob = tmp_path / "blobs" / (64 * "a")
+    blob.parent.mkdir()
+    snapshot = tmp_path / "snapshot"
+    shutil.copytree(base, snapshot)
+    (snapshot / "model.safetensors").rename(blob)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    out = merging.merge(snapshot, adapter, tmp_path / "out")
+    os.utime(blob, ns=(1, 1))
+    merging.merge(snapshot, adapter, out)
+    assert "merged already" in capsys.readouterr().out
+
+
+def test_what_a_killed_merge_left_is_counted_as_room(base, adapter, monkeypatch, older):
+    """A merge killed near its end holds the space that the next one needs."""
+    shards = storage.find_shards(base)
+    size = sum(shard.stat().st_size for shard in shards)
+    part = older.with_name(".mine.part")
+    part.mkdir()
+    others = merging._others(base, adapter)
+    made_of = merging._made_of(shards, adapter, others, "None")
+    (part / "made_of.json").write_text(made_of)
+    (part / "unfinished").write_bytes(bytes(size - 1))
+    usage = namedtuple("usage", "total used free")
+
+    def disk(_: Path) -> usage:
+        used = sum(file.stat().st_size for file in part.iterdir())
+        return usage(0, 0, int(1.1 * size) - used)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    merging.merge(base, adapter, older)
+    assert_merged(older, base, adapter, torch.float16)
+
+
+def test_a_model_that_was_not_merged_here_is_never_replaced(base, adapter, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(base, mine)
+    with pytest.raises(FileExistsError, match="something else than a model that was"):
+        merging.merge(base, adapter, mine)
+    assert weights(mine) and list(tmp_path.iterdir()) == [mine]
+
+
+def test_a_file_is_no_place_for_a_model(base, adapter, tmp_path):
+    (tmp_path / "out").write_text("years of work")
+    with pytest.raises(FileExistsError, match="out holds something else"):
+        merging.merge(base, adapter, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_a_larger_disk_is_followed(base, adapter, tmp_path, there):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "small").mkdir()
+    place = tmp_path / "large" / "model"
+    if there:
+        merging.merge(base, adapter, place, "dequantized")
+    link = tmp_path / "small" / "out"
+    link.symlink_to(place)
+    assert merging.merge(base, adapter, link) == place
+    assert link.is_symlink() and list(link.parent.iterdir()) == [link]
+    assert_merged(link, base, adapter, torch.float16)
+
+
+def test_the_base_gives_what_the_adapter_lacks(base, adapter, tmp_path):
+    bare, whole = tmp_path / "bare", tmp_path / "whole"
+    bare.mkdir()
+    for file in adapter.glob("adapter_*"):
+        shutil.copyfile(file, bare / file.name)
+    shutil.copytree(base, whole)
+    own = models.load_tokenizer(str(adapter))
+    own.chat_template = "{{ messages[0] }}"
+    own.save_pretrained(whole)
+    texts = ("LICENSE.txt", "USE_POLICY.md", "merges.txt")
+    for name in (*texts, "notes.md"):
+        (whole / name).write_text(name)
+    out = merging.merge(whole, bare, tmp_path / "out")
+    assert models.load_tokenizer(str(out)).chat_template == "{{ messages[0] }}"
+    assert all((out / name).read_text() == name for name in texts)
+    assert not (out / "notes.md").exists()
+    # With a tokenizer of its own, the adapter's template is the one.
+    its = models.load_tokenizer(str(adapter))
+    its.chat_template = "{{ messages }}"
+    its.save_pretrained(bare, save_jinja_files=False)
+    assert not (bare / "chat_template.jinja").exists()
+    out = merging.merge(whole, bare, tmp_path / "again")
+    assert models.load_tokenizer(str(out)).chat_template == "{{ messages }}"
+
+
+def test_two_merges_at_once_are_refused(base, adapter, tmp_path, monkeypatch):
+    merged, refused = merging.merged_weight, []
+
+    def meanwhile(*given):
+        with pytest.raises(RuntimeError, match="Something else is writing into"):
+            merging.merge(base, adapter, tmp_path / "out")
+        refused.append(1)
+        return merged(*given)
+
+    monkeypatch.setattr(merging, "merged_weight", meanwhile)
+    out = merging.merge(base, adapter, tmp_path / "out")
+    monkeypatch.undo()
+    assert refused
+    assert_merged(out, base, adapter, torch.float16)
+    assert merging.merge(base, adapter, out) == out  # the lock is open again
+
+
+def test_ids_without_embeddings_are_told(base, adapter, tmp_path, capsys):
+    merging.merge(base, adapter, tmp_path / "out")
+    assert "embeddings" not in capsys.readouterr().out
+    larger = tmp_path / "larger"
+    shutil.copytree(adapter, larger)
+    tokenizer = models.load_tokenizer(str(adapter))
+    tokenizer.add_tokens(["<new>", "<newer>"])
+    tokenizer.save_pretrained(larger)
+    merging.merge(base, larger, tmp_path / "again")
+    told = "the tokenizer has ids up to 1,025, the model 1,024 embeddings"
+    assert told in capsys.readouterr().out

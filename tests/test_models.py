@@ -259,6 +259,37 @@ def test_a_model_that_is_nowhere_is_named():
         models.folder("no/such/folder")
 
 
+@pytest.mark.parametrize("stored", ["model.safetensors", "pytorch_model.bin"])
+def test_what_is_downloaded_of_a_model(monkeypatch, tmp_path, stored):
+    """A folder plays the Hub: what counts is which files are asked for."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    texts = {"config.json", "tokenizer.model", "tokenizer_config.json", "merges.txt"}
+    texts |= {"chat_template.jinja", "LICENSE.txt", "USE_POLICY.md"}
+    other = {"notes.md", "pytorch_model.bin", "model.safetensors"} - {stored}
+
+    def download(name: str, allow_patterns: list[str], token: str | None) -> str:
+        there = texts | other | {stored}
+        if stored == "pytorch_model.bin":
+            there -= {"model.safetensors"}
+        for file in filter_repo_objects(there, allow_patterns=allow_patterns):
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(models.auth, "token", lambda: None)
+    if stored == "model.safetensors":
+        assert models.folder("someone/model") == tmp_path
+    else:
+        with pytest.raises(
+            FileNotFoundError, match=r"folder\('someone/model', '\*.bin"
+        ):
+            models.folder("someone/model")
+        assert models.folder("someone/model", "*.bin") == tmp_path
+    assert {file.name for file in tmp_path.iterdir()} == texts | {stored}
+
+
 def test_a_folder_without_weights_is_named(tmp_path):
     config = (models.demo.MODEL / "config.json").read_text()
     (tmp_path / "config.json").write_text(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from colab_utils import merging, models, storage, verifying
+from colab_utils import merging, models, recipes, storage, verifying
 
 CONVERSATIONS = [list(range(3, 40)), [1, 7, 900, 7, 2], [5]]
 
@@ -88,15 +89,6 @@ def test_the_numbers_are_those_of_whole_models(tmp_path, monkeypatch, options, r
     assert found.difference < 2e-3 and max(found.layers) < 2e-3
 
 
-def test_an_adapter_on_tied_embeddings_is_another_function(tmp_path):
-    """Merged, it changes the head too; beside the base, it does not."""
-    base, adapter = make(tmp_path, tied=True, target_modules=["embed_tokens"])
-    out = merging.merge(base, adapter, tmp_path / "out")
-    found = verifying.verify(base, adapter, out, CONVERSATIONS)
-    assert found.difference == pytest.approx(expected(base, adapter, out)[0], rel=1e-3)
-    assert found.difference > 0.05 and max(found.layers) < 2e-3
-
-
 def test_the_trained_adapter_of_the_demo(trained, tmp_path):
     _, adapter = trained["lora"]
     base = models.folder("demo")
@@ -161,6 +153,42 @@ def test_a_model_that_lacks_a_weight_is_named(tmp_path):
     storage.find_shards(out)[1].unlink()
     with pytest.raises(ValueError, match=r"out lacks model\..*: merge again"):
         verifying.verify(base, adapter, out, CONVERSATIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 77.0}),
+        ("rms_norm_eps", 0.5),
+        ("hidden_size", 96),
+        ("tie_word_embeddings", True),
+    ],
+)
+def test_another_config_is_named(tmp_path, name, value):
+    base, adapter = make(tmp_path)
+    out = merging.merge(base, adapter, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ValueError, match=f"computes otherwise: its config says {name}"):
+        verifying.verify(base, adapter, out, CONVERSATIONS)
+    same = {"dtype": "bfloat16", "transformers_version": "4.0.0", "use_cache": False}
+    (out / "config.json").write_text(json.dumps(config | same))
+    assert verifying.verify(base, adapter, out, CONVERSATIONS).difference < 2e-3
+
+
+def test_what_qlora_trained_beside_in_another_dtype(trained, tmp_path):
+    """The base is stored in float16, and was loaded in bfloat16 to be trained."""
+    _, folder = trained["qlora"]
+    adapter = tmp_path / "adapter"
+    shutil.copytree(folder, adapter)
+    base = models.folder("demo")
+    as_stored = merging.merge(base, adapter, tmp_path / "a", "dequantized")
+    recipes.write(adapter, dtype="bfloat16")
+    out = merging.merge(base, adapter, tmp_path / "b", "dequantized")
+    found = verifying.verify(base, adapter, out, CONVERSATIONS, "dequantized")
+    other = verifying.verify(base, adapter, as_stored, CONVERSATIONS, "dequantized")
+    assert found.difference < 2e-3
+    assert other.difference > 10 * found.difference
 
 
 @pytest.mark.parametrize("conversations", [[], [[]]])
