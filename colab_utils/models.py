@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,17 +113,34 @@ def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a model, with Llama 2's template and `<unk>` as padding.
 
     A template or a pad token that the tokenizer brings stays. Padding must not be the
-    end-of-sequence token, or the model never learns to stop.
+    end-of-sequence token, or the model never learns to stop; nor a token for which the
+    model has no embedding, as the `<pad>` of some copies of Llama 2.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import cached_file
 
     _check_folder(name, "tokenizer.json", "tokenizer.model")
     key = _token(name)
     with auth.hub_errors(name, key):
         tokenizer = AutoTokenizer.from_pretrained(location(name), token=key)
+        config = cached_file(
+            location(name),
+            "config.json",
+            token=key,
+            _raise_exceptions_for_missing_entries=False,
+        )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+    pad = tokenizer.pad_token
+    if config and pad:  # an adapter's folder has none
+        size = json.loads(Path(config).read_text(encoding="utf-8")).get("vocab_size")
+        if size and tokenizer.pad_token_id >= size:
+            print(
+                f"{pad} is no padding: its id is {tokenizer.pad_token_id}, and the "
+                f"model has {size:,} embeddings"
+            )
+            pad = None
+    if pad is None or pad == tokenizer.eos_token:
         if tokenizer.unk_token is None:
             raise ValueError(
                 f"The tokenizer of {name} has neither a pad token nor <unk>. Set "

@@ -59,7 +59,7 @@ def write(writer: GGUFWriter, model: Path, size: int) -> None:
         writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _special(writer, tokenizer)
+    _special(writer, tokenizer, size)
     if (model / "generation_config.json").is_file():
         ends = GenerationConfig.from_pretrained(model).eos_token_id
         _ends(writer, ends if isinstance(ends, list) else [ends], tokenizer)
@@ -73,12 +73,14 @@ def without_marks(template: str) -> str:
 def _tokens(state: dict[str, Any], size: int) -> list[str]:
     """Every token by its id; ids that the model has and the tokenizer doesn't, too."""
     tokens = {i: token for token, i in state["model"]["vocab"].items()}
-    tokens |= {entry["id"]: entry["content"] for entry in state["added_tokens"]}
     if max(tokens) >= size:
         raise ValueError(
             f"The tokenizer has ids up to {max(tokens)}, the model has {size} "
             "embeddings: the two do not belong together."
         )
+    tokens |= {entry["id"]: entry["content"] for entry in state["added_tokens"]}
+    if extra := [token for i, token in tokens.items() if i >= size]:
+        print(f"left out, for the model has {size:,} embeddings: {', '.join(extra)}")
     found = [tokens.get(i, f"[PAD{i}]") for i in range(size)]
     if len(set(found)) < size:
         twice = next(token for token in found if found.count(token) > 1)
@@ -198,10 +200,10 @@ def _check_byte_level(state: dict[str, Any]) -> None:
         )
 
 
-def _special(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
+def _special(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
     for name in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{name}_token_id")
-        if number is not None:
+        if number is not None and number < size:
             getattr(writer, f"add_{name}_token_id")(number)
     ids = tokenizer("a").input_ids
     writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)

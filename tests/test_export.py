@@ -472,6 +472,10 @@ def without_bytes(state: dict) -> None:
 
 
 def more_ids(state: dict) -> None:
+    state["model"]["vocab"]["more"] = 1024
+
+
+def more_added(state: dict) -> None:
     entry = state["added_tokens"][0]
     state["added_tokens"].append(entry | {"id": 1024, "content": "<more>"})
 
@@ -506,6 +510,16 @@ def test_tokenizers_that_llama_cpp_would_not_follow(model, tmp_path, change, nam
     folder = changed_tokenizer(model, tmp_path / "model", change)
     with pytest.raises(ValueError, match=named):
         export.write_gguf(folder)
+
+
+def test_a_token_without_an_embedding_is_left_out(model, tmp_path, capsys):
+    folder = changed_tokenizer(model, tmp_path / "model", more_added)
+    file = export.write_gguf(folder)
+    assert "left out, for the model has 1,024 embeddings: <more>" in (
+        capsys.readouterr().out
+    )
+    assert_holds(file, expected(model), Q8_0)
+    assert len(read(file)[1]["tokenizer.ggml.tokens"]) == 1024
 
 
 def test_added_tokens(model, tmp_path, capsys):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -131,6 +133,19 @@ def changed_tokenizer(tokenizer, folder, **tokens):
 def test_eos_is_never_kept_as_padding(tokenizer, tmp_path):
     name = changed_tokenizer(tokenizer, tmp_path, pad_token="</s>")
     assert models.load_tokenizer(name).pad_token == "<unk>"
+
+
+def test_a_pad_token_without_an_embedding_is_no_padding(tokenizer, tmp_path, capsys):
+    """As <pad>, 32000, in copies of Llama 2, which has 32,000 embeddings."""
+    shutil.copytree(models.location("demo"), tmp_path, dirs_exist_ok=True)
+    wide = copy.deepcopy(tokenizer)
+    wide.add_special_tokens({"pad_token": "<pad>"})
+    wide.save_pretrained(tmp_path)
+    assert models.load_tokenizer(str(tmp_path)).pad_token == "<unk>"
+    said = "<pad> is no padding: its id is 1024, and the model has 1,024 embeddings\n"
+    assert capsys.readouterr().out == said
+    (tmp_path / "config.json").unlink()
+    assert models.load_tokenizer(str(tmp_path)).pad_token == "<pad>"
 
 
 def test_a_tokenizer_without_unk_says_what_to_do(tokenizer, tmp_path):
