@@ -341,6 +341,8 @@ def test_headless_a_few_lines_and_one_figure_are_shown(
     assert len(shown) == 1
     (line,) = shown[0].axes[0].lines
     assert list(line.get_xdata()) == list(range(every, steps + 1, every))
+    assert line.get_marker() == "."  # or a single point would not be seen
+    assert lines[-1].endswith("s in all")
 
 
 def test_watched_one_figure_is_drawn_again_and_again(monkeypatch, capsys):
@@ -353,10 +355,13 @@ def test_watched_one_figure_is_drawn_again_and_again(monkeypatch, capsys):
         return SimpleNamespace(update=updated.append)
 
     monkeypatch.setattr("IPython.display.display", display)
-    play(callbacks.LivePlot(every=0), 5)
+    plot = callbacks.LivePlot(every=0)
+    play(plot, 5)
     assert (len(shown), len(updated)) == (1, 5)  # five steps and the end
     title = updated[-1].axes[0].get_title(loc="left")
     assert title.startswith("step 5 of 5, loss 0.200")
+    play(plot, 5)
+    assert len(shown) == 2  # training again draws below its own cell
     assert capsys.readouterr().out == ""
 
 
