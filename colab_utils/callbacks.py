@@ -106,7 +106,8 @@ class LivePlot(TrainerCallback):
         done, spent = state.global_step - self.first, time.time() - self.began
         left = spent / max(done, 1) * (state.max_steps - state.global_step)
         loss = next(e["loss"] for e in reversed(state.log_history) if "loss" in e)
-        clock = f"{left:.0f} s left" if left >= 1 else f"{spent:.0f} s in all"
+        ended = state.global_step == state.max_steps
+        clock = f"{spent:.0f} s in all" if ended else f"{left:.0f} s left"
         return (
             f"step {state.global_step} of {state.max_steps}, loss {loss:.3f}, {clock}"
         )

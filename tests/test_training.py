@@ -342,7 +342,8 @@ def test_headless_a_few_lines_and_one_figure_are_shown(
     (line,) = shown[0].axes[0].lines
     assert list(line.get_xdata()) == list(range(every, steps + 1, every))
     assert line.get_marker() == "."  # or a single point would not be seen
-    assert lines[-1].endswith("s in all")
+    assert shown[0].axes[0].get_title(loc="left").endswith("s in all")
+    assert [text.endswith("s left") for text in lines[:-1]] == [True] * (len(lines) - 1)
 
 
 def test_watched_one_figure_is_drawn_again_and_again(monkeypatch, capsys):
