@@ -379,13 +379,14 @@ def test_progress_takes_the_place_of_the_trainers_own(make_trainer, headless, ca
 
 
 def test_a_checkpoint_is_saved_by_the_clock(make_trainer, headless, tmp_path):
-    trainer = make_trainer("qlora", max_steps=3, output_dir=str(tmp_path))
+    kept = {"max_steps": 3, "save_total_limit": 2}
+    trainer = make_trainer("qlora", output_dir=str(tmp_path), **kept)
     training.float32_adapters(trainer)
     training.show_progress(trainer, save_minutes=0)
     training.resume_point(tmp_path, RUN)
     trainer.train()
     steps = {folder.name for folder in tmp_path.glob("checkpoint-*")}
-    assert steps == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    assert steps == {"checkpoint-2", "checkpoint-3"}
     assert training.resume_point(tmp_path, RUN) == str(tmp_path / "checkpoint-3")
     training.remove_checkpoints(tmp_path)
     assert not tmp_path.exists()
