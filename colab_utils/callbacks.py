@@ -83,12 +83,12 @@ class LivePlot(TrainerCallback):
 
     def __init__(self, every: float = 2.0) -> None:
         self.every = every  # seconds between two drawings
-        self.handle = None
         self.drawn = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began, self.first = time.time(), state.global_step
         self.tenths = self.first * 10 // state.max_steps
+        self.handle = None  # another training is another plot
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in (logs or {}):
@@ -112,7 +112,7 @@ class LivePlot(TrainerCallback):
         if not points:
             return
         figure, axes = plt.subplots(figsize=(7, 3))
-        axes.plot(*zip(*points, strict=True), color="tab:blue")
+        axes.plot(*zip(*points, strict=True), color="tab:blue", marker=".")
         axes.set(
             xlim=(0, state.max_steps), ylim=(0, None), xlabel="step", ylabel="loss"
         )
@@ -129,7 +129,8 @@ class LivePlot(TrainerCallback):
         done, spent = state.global_step - self.first, time.time() - self.began
         left = spent / max(done, 1) * (state.max_steps - state.global_step)
         loss = next(e["loss"] for e in reversed(state.log_history) if "loss" in e)
-        clock = f"{left:.0f} s left" if left >= 1 else f"{spent:.0f} s"
+        ended = state.global_step == state.max_steps
+        clock = f"{spent:.0f} s in all" if ended else f"{left:.0f} s left"
         return (
             f"step {state.global_step} of {state.max_steps}, loss {loss:.3f}, {clock}"
         )

@@ -111,11 +111,15 @@ def score(
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One number for rows never trained on: accuracy (a share) or loss (nats)."""
+    """One number for rows never trained on: accuracy (a share) or loss (nats).
+
+    `answers` are what was said to each row where accuracy is measured, else none.
+    """
 
     metric: str
     value: float
     by_attribute: dict[str, float]
+    answers: list[str]
 
     def __str__(self) -> str:
         if self.metric == "accuracy":
@@ -130,9 +134,9 @@ def held_out(
     if metric not in ("accuracy", "loss"):
         raise ValueError(f'metric is {metric!r}; it can be "accuracy" or "loss".')
     if metric == "loss":
-        return HeldOut(metric, score(model, tokenizer, rows).loss, {})
+        return HeldOut(metric, score(model, tokenizer, rows).loss, {}, [])
     found = accuracy(model, tokenizer, rows)
-    return HeldOut(metric, found.share, found.by_attribute)
+    return HeldOut(metric, found.share, found.by_attribute, found.answers)
 
 
 def chance(rows: list[data.Row]) -> float:

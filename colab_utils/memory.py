@@ -59,9 +59,12 @@ class Plan:
 
     def __str__(self) -> str:
         kept = ", their inputs and the embeddings in RAM" if self.offload else ""
+        times = f"{self.accumulation} x " if self.accumulation > 1 else ""
+        layers = (
+            "1 layer" if self.recompute == 1 else f"{self.recompute or 'no'} layers"
+        )
         return (
-            f"{self.tokens:,} tokens at a time, {self.accumulation} times an update; "
-            f"{self.recompute or 'no'} layers recomputed{kept}; "
+            f"{times}{self.tokens:,} tokens an update; {layers} recomputed{kept}; "
             f"{self.cost.total / GIB:.2f} GiB at the peak"
         )
 

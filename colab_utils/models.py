@@ -11,7 +11,7 @@ from colab_utils import auth, demo, recipes, runtime, storage
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted licence
@@ -109,6 +109,19 @@ def quantization_config() -> BitsAndBytesConfig:
     )
 
 
+def load_config(name: str) -> PretrainedConfig:
+    """A model's config: its shape, known before its weights are loaded.
+
+    Raises what `load_model` raises.
+    """
+    from transformers import AutoConfig
+
+    _check_folder(name, "config.json")
+    key = _token(name)
+    with auth.hub_errors(name, key):
+        return AutoConfig.from_pretrained(location(name), token=key)
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a model, with Llama 2's template and `<unk>` as padding.
 
@@ -160,12 +173,10 @@ def load_model(
     quantised already is taken as it is. Raises PermissionError, FileNotFoundError or
     ConnectionError with what to do when it can't be downloaded.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    _check_folder(name, "config.json")
-    key = _token(name)
+    config, key = load_config(name), _token(name)
     with auth.hub_errors(name, key):
-        config = AutoConfig.from_pretrained(location(name), token=key)
         given = {"quantization_config": quantization} if quantization else {}
         if getattr(config, "quantization_config", None):
             given = {}

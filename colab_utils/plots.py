@@ -41,16 +41,25 @@ def _figure(height: float = 3) -> tuple[Figure, Axes]:
 
 
 def token_lengths(lengths: list[int], limit: int) -> Figure:
-    """Histogram of row lengths in tokens, with the limit and the share within it."""
+    """Histogram of row lengths in tokens, with the limit and the share within it.
+
+    The axis ends at twice the length that 99 % of the rows are within: the last bar
+    counts what is longer, too, and says so.
+    """
     figure, axes = _figure()
-    longest = max([*lengths, limit])
-    axes.hist(lengths, bins=min(60, longest), range=(0, longest), color=BLUE)
-    axes.axvline(limit, color=ORANGE)
+    longest, most = max(lengths), sorted(lengths)[99 * (len(lengths) - 1) // 100]
+    end = min(longest, 2 * most)
+    shown = [min(length, end) for length in lengths]
+    axes.hist(shown, bins=min(60, end), range=(0, end), color=BLUE)
+    if limit <= end:
+        axes.axvline(limit, color=ORANGE)
+    if longer := sum(length > end for length in lengths):
+        told = f"{longer:,} longer,\nup to {longest:,} "
+        where = axes.get_xaxis_transform()  # x in tokens, y a share of the height
+        axes.text(end, 0.1, told, ha="right", transform=where)
     within = sum(length <= limit for length in lengths)
     axes.set_title(f"{within:,} of {len(lengths):,} rows within {limit} tokens")
     axes.set(xlabel="tokens a row", ylabel="rows")
-    if longest > 4 * sorted(lengths)[len(lengths) // 2]:
-        axes.set_yscale("log")  # or a few long rows would be invisible
     return figure
 
 
@@ -81,7 +90,10 @@ def trained_tokens(row: data.Row, tokenizer: Tokenizer) -> HTML:
 
 
 def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
-    """Stacked bars of memory by component, one a method, against what the card has."""
+    """Stacked bars of memory by component, one a method, against what the card has.
+
+    The axis ends at twice the card's memory: a longer bar says only its number.
+    """
     from colab_utils.memory import GIB
 
     figure, axes = _figure(height=0.6 * len(bars) + 1.6)
@@ -94,8 +106,14 @@ def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
             continue
         axes.barh(list(bars), sizes, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
+    end = 1.12 * max(*left, (limit_gib or 0) * GIB / unit)
+    if limit_gib is not None:
+        end = min(end, 2 * limit_gib * GIB / unit)
     for y, total in enumerate(left):
-        axes.text(total, y, f" {total:.1f}", va="center")
+        if total < 0.95 * end:
+            axes.text(total, y, f" {total:.1f}", va="center")
+        else:
+            axes.text(end, y, f" → {total:.1f}", va="center")
     if limit_gib is not None:
         axes.axvline(limit_gib * GIB / unit, color="#dc2626", ls="--")
         axes.text(
@@ -103,7 +121,7 @@ def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
         )
     axes.invert_yaxis()
     axes.set_xlabel(name)
-    axes.set_xlim(0, 1.12 * max(*left, (limit_gib or 0) * GIB / unit))
+    axes.set_xlim(0, end)
     figure.legend(loc="outside upper center", ncols=5, frameon=False)
     return figure
 

@@ -149,8 +149,8 @@ def describe() -> Runtime:
     print(found.reason)
     if found.place == "Colab" and found.device == "cpu":
         print(
-            "No GPU here: Runtime > Change runtime type > T4 GPU, then run again from "
-            "the top; going on with the demo model on the CPU."
+            "No GPU here. To have one: Runtime > Change runtime type > T4 GPU, then "
+            "run again from the top."
         )
     return found
 
@@ -217,7 +217,9 @@ def workspace(drive: bool = False) -> Path:
         )
     if path not in _announced:
         _announced.add(path)
-        print(f"workspace: {path}")
+        lost = ", lost when this machine goes: set USE_DRIVE = True to keep it"
+        kept = _on_drive or named or not on_colab()
+        print(f"workspace: {path}{'' if kept else lost}")
     return path
 
 

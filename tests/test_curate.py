@@ -205,12 +205,13 @@ def test_the_planted_flaws_are_found_and_no_good_row_is_lost(tmp_path, tokenizer
     rows, too_long = curate.drop_long(rows, curate.token_lengths(rows, tokenizer), 256)
     rejected += too_long
     assert len(too_long) == 1 and len({r.line for r in rejected}) == 6
+    rows = [row for row in rows if "As an AI" not in data.answer_of(row)]
     unique, repeats = curate.drop_exact(rows)
     assert len(repeats) == 30
     assert len(rows) - len(unique) == 30
     kept = without_near(unique)
-    assert len(unique) - len(kept) == 20
-    assert len(good) + 56 == len(kept) + len(rejected) + 30 + 20
+    assert len(unique) - len(kept) == 20 + 1  # and the one with blank lines
+    assert len(good) + 58 == len(kept) + len(rejected) + 1 + 30 + 21
 
     def facts(rows):
         return {(r["country"], r["attribute"], data.answer_of(r)) for r in rows}

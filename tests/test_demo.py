@@ -82,5 +82,8 @@ def test_flaws_are_added_and_nothing_is_taken():
     rows = demo.questions(invented=True)
     before = [dict(row) for row in rows]
     mixed = demo.flawed(rows)
-    assert rows == before and len(mixed) == len(rows) + 56
+    assert rows == before and len(mixed) == len(rows) + 58
     assert all(row in mixed for row in rows)
+    assert sum("\n\n\n" in (row["question"] or "") for row in mixed) == 1
+    refusals = [r for r in mixed if "As an AI" in str(r.get("answer"))]
+    assert len(refusals) == 1 and refusals[0]["question"]

@@ -145,7 +145,9 @@ def test_held_out_measures_what_is_asked_for(model, tokenizer, demo_rows):
     assert loss.value == evaluation.score(model, tokenizer, rows).loss
     assert str(loss) == f"held-out loss {loss.value:.3f} nats a token"
     share = evaluation.held_out(model, tokenizer, rows, "accuracy")
-    assert share.value == evaluation.accuracy(model, tokenizer, rows).share
+    found = evaluation.accuracy(model, tokenizer, rows)
+    assert (share.value, share.answers) == (found.share, found.answers)
+    assert len(share.answers) == 4 and loss.answers == []
     assert str(share) == f"held-out accuracy {share.value:.1%}"
     with pytest.raises(ValueError, match="metric is 'bleu'"):
         evaluation.held_out(model, tokenizer, rows, "bleu")

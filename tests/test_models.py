@@ -374,3 +374,9 @@ def test_a_repository_that_is_quantised_is_taken_as_it_is(model, tmp_path, capsy
         x = torch.randn(2, linear.in_features)
         expected = model.model.layers[0].mlp.up_proj(x)
         torch.testing.assert_close(linear(x), expected)
+
+
+def test_the_config_is_that_of_the_model(model, tmp_path):
+    assert models.load_config("demo").hidden_size == model.config.hidden_size
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        models.load_config(str(tmp_path))

@@ -48,13 +48,14 @@ def recipe(workspace: Path, kind: str) -> dict:
 def test_the_planted_flaws_are_found(workspace):
     good = len(demo.questions())
     rows = recipe(workspace, "datasets")["rows"]
-    assert rows["in"] == good + 30 + 20 + 6
+    assert rows["in"] == good + 58
     assert rows["kept"] == good
-    assert rows["rejected"] == 30 + 20 + 6
+    assert rows["rejected"] == 58
     folder = workspace / "datasets" / "my-dataset"
     rejected = data.read(folder, "rejected")
     assert len(rejected) == rows["rejected"]
     assert all(row["line"] and row["reason"] for row in rejected)
+    assert sum(row["reason"] == "not worth imitating" for row in rejected) == 1
 
 
 def test_no_country_is_in_both_halves(workspace):

@@ -28,10 +28,18 @@ def test_token_lengths_are_all_counted_and_the_limit_is_told():
     assert list(axes.lines[0].get_xdata()) == [256, 256]
 
 
-@pytest.mark.parametrize(("longest", "scale"), [(60, "linear"), (3000, "log")])
-def test_a_few_long_rows_stay_visible(longest, scale):
-    figure = plots.token_lengths([40] * 99 + [longest], 50)
-    assert figure.axes[0].get_yscale() == scale
+@pytest.mark.parametrize(
+    ("longest", "end", "told"), [(60, 60, []), (3000, 80, ["1 longer,\nup to 3,000"])]
+)
+def test_a_few_long_rows_leave_room_for_the_others_and_are_told(longest, end, told):
+    figure = plots.token_lengths([40] * 199 + [longest], 512)
+    drawn(figure)
+    (axes,) = figure.axes
+    assert sum(bar.get_height() for bar in axes.patches) == 200
+    assert axes.patches[-1].get_height() == 1  # the long one is counted in the last bar
+    assert axes.patches[-1].get_x() + axes.patches[-1].get_width() == pytest.approx(end)
+    assert [text.get_text().strip() for text in axes.texts] == told
+    assert not axes.lines  # the limit is beyond what is shown; the title tells it
 
 
 def test_one_row_is_enough():
@@ -62,6 +70,10 @@ def costs(**totals: float) -> dict[str, memory.Memory]:
     }
 
 
+def limit_in(unit: int) -> float:
+    return 14.56 * memory.GIB / unit
+
+
 @pytest.mark.parametrize(
     ("unit", "name"), [(memory.GIB, "GiB"), (2**20, "MiB")], ids=["GiB", "MiB"]
 )
@@ -75,9 +87,10 @@ def test_memory_bars_add_up_in_a_fitting_unit(unit, name):
     ]
     assert ends == pytest.approx([5, 100])
     texts = [text.get_text().strip() for text in axes.texts]
-    assert texts == ["5.0", "100.0", "the card"]
-    limit = 14.56 * memory.GIB / unit
-    assert axes.lines[0].get_xdata()[0] == pytest.approx(limit)
+    beyond = {"GiB": "→ 100.0", "MiB": "100.0"}[name]
+    assert texts == ["5.0", beyond, "the card"]
+    assert axes.get_xlim()[1] <= 2 * limit_in(unit)
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(limit_in(unit))
 
 
 def test_a_limit_beyond_the_bars_is_seen():

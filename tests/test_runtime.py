@@ -160,6 +160,7 @@ def test_describe_says_how_to_get_a_gpu_on_colab(monkeypatch, capsys):
     printed = capsys.readouterr().out
     switch = "Runtime > Change runtime type > T4 GPU, then run again from the top"
     assert (switch in printed) == (found.device == "cpu")
+    assert "demo model" not in printed  # which model is `models.choose`'s to tell
 
 
 def test_importing_is_light():
@@ -180,6 +181,17 @@ def test_workspace_is_beside_the_notebook(tmp_path, capsys):
     assert capsys.readouterr().out == f"workspace: {tmp_path / 'workspace'}\n"
     runtime.workspace()
     assert capsys.readouterr().out == ""
+
+
+def test_on_colab_a_workspace_that_will_be_lost_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
+    runtime.workspace()
+    assert (
+        "lost when this machine goes: set USE_DRIVE = True" in capsys.readouterr().out
+    )
+    monkeypatch.setenv("WORKSPACE", str(tmp_path / "mine"))
+    runtime.workspace()
+    assert capsys.readouterr().out == f"workspace: {tmp_path / 'mine'}\n"
 
 
 def test_workspace_is_at_the_root_of_a_clone(tmp_path, monkeypatch):

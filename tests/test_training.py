@@ -358,6 +358,9 @@ def test_headless_a_few_lines_and_one_figure_are_shown(
     assert len(shown) == 1
     (line,) = shown[0].axes[0].lines
     assert list(line.get_xdata()) == list(range(every, steps + 1, every))
+    assert line.get_marker() == "."  # or a single point would not be seen
+    assert shown[0].axes[0].get_title(loc="left").endswith("s in all")
+    assert [text.endswith("s left") for text in lines[:-1]] == [True] * (len(lines) - 1)
 
 
 def test_watched_one_figure_is_drawn_again_and_again(monkeypatch, capsys):
@@ -370,10 +373,13 @@ def test_watched_one_figure_is_drawn_again_and_again(monkeypatch, capsys):
         return SimpleNamespace(update=updated.append)
 
     monkeypatch.setattr("IPython.display.display", display)
-    play(callbacks.LivePlot(every=0), 5)
+    plot = callbacks.LivePlot(every=0)
+    play(plot, 5)
     assert (len(shown), len(updated)) == (1, 5)  # five steps and the end
     title = updated[-1].axes[0].get_title(loc="left")
     assert title.startswith("step 5 of 5, loss 0.200")
+    play(plot, 5)
+    assert len(shown) == 2  # training again draws below its own cell
     assert capsys.readouterr().out == ""
 
 
@@ -390,13 +396,14 @@ def test_progress_takes_the_place_of_the_trainers_own(make_trainer, headless, ca
 
 
 def test_a_checkpoint_is_saved_by_the_clock(make_trainer, headless, tmp_path):
-    trainer = make_trainer("qlora", max_steps=3, output_dir=str(tmp_path))
+    kept = {"max_steps": 3, "save_total_limit": 2}
+    trainer = make_trainer("qlora", output_dir=str(tmp_path), **kept)
     training.float32_adapters(trainer)
     training.show_progress(trainer, save_minutes=0)
     training.resume_point(tmp_path, RUN)
     trainer.train()
     steps = {folder.name for folder in tmp_path.glob("checkpoint-*")}
-    assert steps == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    assert steps == {"checkpoint-2", "checkpoint-3"}
     assert training.resume_point(tmp_path, RUN) == str(tmp_path / "checkpoint-3")
     training.remove_checkpoints(tmp_path)
     assert not tmp_path.exists()

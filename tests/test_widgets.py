@@ -562,7 +562,7 @@ def llama_2_7b():
 def test_headless_the_planner_shows_its_first_position(headless, capsys):
     figure = widgets.planner(llama_2_7b(), 14.2 * 2**30)
     assert figure.axes[0].get_xlabel() == "GiB"
-    assert "tokens at a time" in capsys.readouterr().out
+    assert "tokens an update" in capsys.readouterr().out
 
 
 def test_the_bar_moves_with_the_sliders(monkeypatch):

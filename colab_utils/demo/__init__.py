@@ -83,8 +83,9 @@ def questions(invented: bool = False, wordings: int = 2, seed: int = 0) -> list[
 
 
 def flawed(rows: list[dict], seed: int = 0) -> list[dict]:
-    """Add the flaws that collected data has: 30 repeats, 20 near-repeats, 6 bad rows.
+    """Add the flaws that collected data has, 58 rows that are not wanted.
 
+    30 repeats, 20 near-repeats and one full of blank lines, 6 bad rows, one refusal:
     `01_create_dataset` has to find each of them again.
     """
     draw = random.Random(seed)
@@ -104,4 +105,9 @@ def flawed(rows: list[dict], seed: int = 0) -> list[dict]:
     ]
     mixed = rows + repeats + near + bad
     draw.shuffle(mixed)
-    return mixed
+    scraped = next(row for row in rows if ". " in row["question"])
+    return [
+        *mixed,
+        {**scraped, "question": scraped["question"].replace(". ", ".\n\n\n\n")},
+        {**third, "answer": "As an AI language model, I have never been there."},
+    ]
