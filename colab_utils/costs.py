@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from colab_utils.runtime import GIB
+
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
-GIB = 2**30
 METHODS = ("qlora", "lora", "full")
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.03}
 # NF4: half a byte a weight; one byte of scale for 64 weights and, doubly quantised,

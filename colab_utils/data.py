@@ -38,6 +38,13 @@ DOLLY = "databricks/databricks-dolly-15k"
 USED = {name for prompt, answers in SHAPES.values() for name in (prompt, *answers)}
 USED |= {*CONTEXTS, *SYSTEMS, *DEMO_COLUMNS}
 
+# What to do about rows that can't be used, by how the reason begins (here, in readers).
+ADVICE = {
+    "its columns": "Rename your columns to one of them",
+    "not an object": "Give every row columns; a list of rows goes into a .json file",
+    "not JSON": "If the file is one JSON list, name it .json",
+}
+
 
 class BadRow(ValueError):
     """Why one row can't be used."""
@@ -104,13 +111,6 @@ def _nothing_left(source: str, columns: Counter, rejected: list[Rejected]) -> st
         f"No row of {source} can be used ({why}). Columns found: {found}. Known "
         f"shapes: {', '.join(SHAPES)}, each with an optional context. {advice}."
     )
-
-
-ADVICE = {
-    "its columns": "Rename your columns to one of them",
-    "not an object": "Give every row columns; a list of rows goes into a .json file",
-    "not JSON": "If the file is one JSON list, name it .json",
-}
 
 
 def to_row(raw: object, line: int) -> Row:

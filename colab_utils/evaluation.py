@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from colab_utils import data, generation, runtime
+from colab_utils import data, generation, models, runtime
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def score(
             return_assistant_tokens_mask=True,
             return_tensors="pt",
         ).to(model.device)
-        with torch.inference_mode(), generation.evaluating(model):
+        with torch.inference_mode(), models.in_mode(model, training=False):
             logits = model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import runtime
+from colab_utils import models, runtime
 
 if TYPE_CHECKING:
     import torch
@@ -39,17 +38,6 @@ def as_messages(prompt: str | Messages, system: str = "") -> Messages:
     if system and "system" in roles:
         raise ValueError("There are two system prompts: one in the conversation.")
     return [{"role": "system", "content": system}, *turns] if system else turns
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model without dropout, and afterwards in the mode in which it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def answers(
@@ -87,7 +75,7 @@ def answers(
     room = [min(max_new_tokens, context - len(one)) for one in ids]
     size = len(ids[order[-1]]) + max(room)
     made = [""] * len(ids)
-    with evaluating(model):
+    with models.in_mode(model, training=False):
         decoder = decoding.decoder(model, min(batch_size, len(ids)), size)
         steps = range(0, len(order), decoder.rows)
         for start in runtime.progress(steps, "answering"):
@@ -123,7 +111,10 @@ def stream(
     _tell_ignored(model)
     ids = _fit(tokenizer, as_messages(prompt, system), max_new_tokens, context)
     writer = _Writer(model, tokenizer, stop, min(max_new_tokens, context - len(ids)))
-    with evaluating(model), decoding.reused(model, context) as decoder:
+    with (
+        models.in_mode(model, training=False),
+        decoding.reused(model, context) as decoder,
+    ):
         shown = 0
         for _ in _write(decoder, [ids], choose, [writer]):
             text = writer.shown()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from colab_utils import models
 from colab_utils.costs import GIB, Memory
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, Trainer
+    from transformers import Trainer
 
 
 def held(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory:
@@ -51,7 +50,7 @@ def held(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory:
     weights = sum(map(new, [*model.parameters(), *model.buffers()]))
     batch = batch or next(iter(trainer.get_train_dataloader()))
     with (
-        _training(model),
+        models.in_mode(model, training=True),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.compute_loss_context_manager(),
     ):
@@ -71,16 +70,6 @@ def held(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory:
         optimizer=optimizer,
         activations=sum(size for size, _ in kept),
     )
-
-
-@contextmanager
-def _training(model: PreTrainedModel) -> Iterator[None]:
-    before = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 def release() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,7 +177,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    config, key = load_config(name), _token(name)
+    config, key, dtype = load_config(name), _token(name), torch_dtype()
     with auth.hub_errors(name, key):
         given = {"quantization_config": quantization} if quantization else {}
         if getattr(config, "quantization_config", None):
@@ -184,17 +186,17 @@ def load_model(
         if config.model_type == "llama":
             from colab_utils import compiling
 
-            compiling.prepare(config, torch_dtype())  # while the weights are read
+            compiling.prepare(config, dtype)  # while the weights are read
         model = AutoModelForCausalLM.from_pretrained(
             location(name),
-            dtype=torch_dtype(),
+            dtype=dtype,
             device_map={"": 0 if runtime.detect().device == "cuda" else "cpu"},
             token=key,
             **given,
         )
     for module in model.modules():
         if hasattr(module, "quant_state"):  # its repository may name another dtype
-            module.compute_dtype = torch_dtype()
+            module.compute_dtype = dtype
         # On CPUs with AVX512-BF16 bitsandbytes repacks a weight at its first inference,
         # and from then on the gradients that pass through it are wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -226,6 +228,17 @@ def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
         if "lora_" in name:  # trained in 32 bits; to answer, the base's dtype will do
             parameter.data = parameter.data.to(base.dtype)
     return model, tokenizer
+
+
+@contextmanager
+def in_mode(model: PreTrainedModel, training: bool) -> Iterator[None]:
+    """The model with dropout (`training`) or without, and afterwards as it was."""
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from colab_utils import data
-
 if TYPE_CHECKING:
     from IPython.display import HTML
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+    from colab_utils import data
     from colab_utils.memory import Memory
 
 GREY, BLUE, ORANGE = "#9ca3af", "#2563eb", "#f59e0b"

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from colab_utils import auth
+
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -235,8 +237,6 @@ def read_hub(source: str) -> Iterator[tuple[int, Any]]:
     Raises ValueError when the dataset has no such config or split.
     """
     from datasets import load_dataset
-
-    from colab_utils import auth
 
     key = auth.token()
     name, _, config = source.partition(":")

@@ -27,12 +27,12 @@ from typing import Any
 
 from course_report import recipe, summarise, table
 
-from colab_utils import auth
+from colab_utils import auth, readers
+from colab_utils.runtime import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
-SUFFIXES = {".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt"}
+SUFFIXES = {*readers.SUFFIXES, ".txt"}
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingface")
-GIB = 2**30
 
 
 class CourseError(Exception):
