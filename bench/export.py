@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from merge import make
-from sampling import Sampler
+from sampling import Sampler, each, settle
 
 OUT = Path(__file__).parent / "results" / "export.json"
 WAYS = ("copy", "q8_0", "f16")
@@ -31,6 +31,7 @@ def measure(way: str, folder: Path) -> dict:
 
     base, out = folder / "base", folder / "out"
     shutil.rmtree(out, ignore_errors=True)
+    settle(base)
     with Sampler() as sampler:
         if way == "copy":
             subprocess.run(["cp", "-r", base, out], check=True)
@@ -51,13 +52,7 @@ def main() -> None:
         make(folder, files=6)
     for file in (folder / "adapter").glob("tokenizer*"):
         shutil.copy(file, folder / "base")
-    results = []
-    for way in WAYS:
-        command = [sys.executable, __file__, str(folder), way]
-        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        results.append(json.loads(run.stdout.splitlines()[-1]))
-        print("EXPORT", results[-1], flush=True)
-    OUT.write_text(json.dumps(results, indent=1) + "\n")
+    OUT.write_text(json.dumps(each(__file__, folder, WAYS), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from sampling import Sampler
+from sampling import Sampler, each, settle
 
 OUT = Path(__file__).parent / "results" / "merge.json"
 ROUNDS = 3  # of a copy and a merge, for a disk's speed varies
@@ -99,9 +99,7 @@ def measure(way: str, folder: Path) -> dict:
     shutil.rmtree(out, ignore_errors=True)
     if way == "verify":
         merging.merge(base, adapter, out)
-    for file in base.iterdir():  # all begin alike: what fits in the RAM is there
-        subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)
-    subprocess.run(["sync", "-f", folder], check=True)
+    settle(base)
     with Sampler() as sampler:
         if way == "copy":
             subprocess.run(["cp", "-r", base, out], check=True)
@@ -126,15 +124,7 @@ def main() -> None:
         return
     if not (folder / "adapter" / "adapter_config.json").exists():
         make(folder)
-    results: list[dict] = []
-    for way in WAYS:
-        command = [sys.executable, __file__, str(folder), way]
-        run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if run.returncode:
-            print(f"{way} failed (rc {run.returncode})", flush=True)
-            continue
-        results.append(json.loads(run.stdout.splitlines()[-1]))
-        print("MERGE", results[-1], flush=True)
+    results = each(__file__, folder, WAYS)
     seconds = {w: [r["seconds"] for r in results if r["way"] == w] for w in WAYS}
     merge, copy = (statistics.median(seconds[way]) for way in ("original", "copy"))
     ratio = round(merge / copy, 2)

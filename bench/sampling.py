@@ -1,7 +1,10 @@
-"""Memory of a process while it does something, sampled every 20 ms."""
+"""Processes measured one after another: their memory, sampled every 20 ms, and time."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -40,3 +43,24 @@ class Sampler(threading.Thread):
         """Seconds and GiB, rounded for a file of results."""
         peak = {name: round(value, 3) for name, value in self.peak.items()}
         return {"seconds": round(self.seconds, 1), **peak}
+
+
+def settle(folder: Path) -> None:
+    """Read a folder, so that all begin with it in RAM, and write what waits."""
+    for file in folder.iterdir():
+        subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(["sync", "-f", folder], check=True)
+
+
+def each(script: str, folder: Path, ways: tuple[str, ...]) -> list[dict]:
+    """What `script FOLDER WAY` prints last for each way, in a process of its own."""
+    found = []
+    for way in ways:
+        command = [sys.executable, script, str(folder), way]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if run.returncode:
+            print(f"{way} failed (rc {run.returncode})", flush=True)
+            continue
+        found.append(json.loads(run.stdout.splitlines()[-1]))
+        print(found[-1], flush=True)
+    return found
