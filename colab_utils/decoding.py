@@ -82,7 +82,7 @@ def reused(model: PreTrainedModel, size: int) -> Iterator[Static | Plain]:
     """
     inner = layers.llama(model)
     last = _last.pop(inner, None) if inner is not None else None
-    if last is None or why_not(model) or not last.fits(model, size):
+    if last is None or not last.fits(model, size):
         del last  # before its memory is needed again
         last = decoder(model, 1, size)
     try:

@@ -39,14 +39,19 @@ def linears(module: torch.nn.Module, names: tuple[str, ...]) -> list[Any]:
     return [getattr(parts[not hasattr(parts[0], name)], name) for name in names]
 
 
+def norms(inner: LlamaForCausalLM) -> list[Any]:
+    """All norms of a Llama."""
+    found = [inner.model.norm]
+    for module in inner.model.layers:
+        found += [module.input_layernorm, module.post_attention_layernorm]
+    return found
+
+
 def plain_norms(inner: LlamaForCausalLM) -> bool:
     """Whether all norms are Llama's own, without an adapter."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    norms = [inner.model.norm]
-    for module in inner.model.layers:
-        norms += [module.input_layernorm, module.post_attention_layernorm]
-    return all(type(norm) is LlamaRMSNorm for norm in norms)
+    return all(type(norm) is LlamaRMSNorm for norm in norms(inner))
 
 
 def base(linear: Any) -> torch.nn.Module:

@@ -233,12 +233,14 @@ def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
 @contextmanager
 def in_mode(model: PreTrainedModel, training: bool) -> Iterator[None]:
     """The model with dropout (`training`) or without, and afterwards as it was."""
-    before = model.training
+    if model.training == training:  # to say it to all modules of 7B takes a while
+        yield
+        return
     model.train(training)
     try:
         yield
     finally:
-        model.train(before)
+        model.train(not training)
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:

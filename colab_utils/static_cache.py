@@ -80,13 +80,19 @@ def _product(x: torch.Tensor, weight: torch.nn.Parameter) -> torch.Tensor:
 
 
 def _key(inner: LlamaForCausalLM) -> list[Any]:
-    """What must stay the same, or a recorded step computes something else."""
+    """What must stay the same, or a recorded step computes something else.
+
+    It is asked for before each answer, and 7B has 224 linear layers.
+    """
     names = sum(layers.GROUPS, ())
     linears = [one for m in inner.model.layers for one in layers.linears(m, names)]
     active = [(one, layers.adapter(one)) for one in linears]
+    ends = inner.model.embed_tokens, inner.lm_head
     ranks = [one.lora_A[name].weight.shape[0] for one, name in active if name]
-    places = [(p.data_ptr(), p.shape) for p in inner.parameters()]
-    return [[(id(one), name) for one, name in active], ranks, places]
+    weights = [layers.base(one).weight for one in linears]
+    weights += [one.weight for one in (*ends, *layers.norms(inner))]
+    places = [weight.data_ptr() for weight in weights]
+    return [[(id(one), name) for one, name in active], [*map(id, ends)], ranks, places]
 
 
 class Static:
