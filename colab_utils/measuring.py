@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import models
@@ -88,8 +91,15 @@ def peak() -> float:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
+    return ram()
+
+
+def ram() -> float:
+    """The most GiB that this process has held in RAM since it began."""
+    if sys.platform == "linux":  # what `resource` says there may be the parent's peak
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / GIB
     import resource
-    import sys
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

@@ -97,7 +97,7 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
             print(f"stopped: the next run goes on from {part}, or delete that folder")
             raise
         except Exception:  # a full disk, for one, gets its space back
-            shutil.rmtree(part, ignore_errors=True)
+            storage.discard(part, ignore_errors=True)
             raise
         finally:
             torch.set_num_threads(threads)
@@ -136,8 +136,9 @@ def _begin(part: Path, made_of: str, shards: list[Path]) -> list[Path]:
     """The shards that an earlier run has merged into `part`; all else there goes."""
     note = part / NOTE
     if part.exists() and not (note.is_file() and note.read_text("utf-8") == made_of):
-        shutil.rmtree(part)  # of a run with other files
-    (part / "unfinished").unlink(missing_ok=True)  # its space is needed
+        storage.discard(part)  # of a run with other files
+    if (part / "unfinished").exists():  # its space is needed, see storage.discard
+        os.truncate(part / "unfinished", 0)
     finished = [shard for shard in shards if (part / shard.name).exists()]
     if finished:
         print(f"going on: {len(finished)} of {len(shards)} files are merged already")

@@ -28,16 +28,26 @@ MEASURES = {
     "difference": "relative difference of their scores",
     "losses": "held-out loss after merging into the weights",
 }
+SHARES = ("accuracy", MEASURES["agreement"])  # shown in percent
 # The notice that its licence asks for.
 LLAMA2 = (
     "Llama 2 is licensed under the [LLAMA 2 Community License]"
     "(https://ai.meta.com/llama/license/), Copyright (c) Meta Platforms, Inc. All "
     "Rights Reserved"
 )
+# How a whole model is asked, from the folder that holds its own.
+ASKING = """\
+```python
+from transformers import pipeline
 
+model = pipeline("text-generation", "{}", do_sample=False)
+messages = [{{"role": "user", "content": "What is the capital of France?"}}]
+print(model(messages)[0]["generated_text"][-1]["content"])
+```"""
 
 # What stays here when a folder is pushed.
-IGNORED = ["checkpoints/*", "rejected.jsonl", "made_of.json", "*.gguf", "Modelfile"]
+IGNORED = ["checkpoints/*", "rejected.jsonl", "made_of.json", "*.gguf", "gguf/*"]
+IGNORED += ["Modelfile"]
 IGNORED += ["*.part", ".*", "*/.*"]  # what a killed run leaves, and secrets in .env
 
 
@@ -112,7 +122,12 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
     """
     data = read(dataset)
     base, results = fields["base_model"], fields["results"]
-    source, name = public_name(data["source"]), public_name(base)
+    source, name = public_name(data["source"]), f"`{public_name(base)}`"
+    origin = f"`{source}`"
+    if base == "demo":
+        name = "the course's demo model"
+    if source == "demo":
+        origin = "the course's demo questions (Apache-2.0)"
     whole = kind == "model" or fields["method"] == "full"
     # The Hub knows models by their names: neither the demo nor a folder here is one.
     repository = None if base == "demo" or _local(base) else base
@@ -129,31 +144,38 @@ def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None
     for metric, found in (results | losses).items():
         named = found.items() if isinstance(found, dict) else [("", found)]
         metric = MEASURES.get(metric, metric)
-        lines += [f"| {metric}{of and ', '}{of} | {value:.4g} |" for of, value in named]
+        shown = ".1%" if metric in SHARES else ".4g"
+        lines += [f"| {metric}{of and ', '}{of} | {x:{shown}} |" for of, x in named]
     numbers, rows = "\n".join(lines), data["rows"]
     tested, into = fields.get("tested", rows["test"]), fields.get("merged_into")
     merged = f" Merged into the {into} weights." if into else ""
+    asked = f" Ask it so:\n\n{ASKING.format(folder.name)}" if whole else ""
+    licence = LLAMA2 if llama2 else f"that of {name}"
+    licence += " (Apache-2.0)" if base == "demo" else ""
     text = (
-        f"{fields['method']} on `{name}`, trained on {rows['train']:,} rows from "
-        f"`{source}` and measured on {tested:,} held-out rows.{merged}\n\n"
+        f"{fields['method']} on {name}, trained on {rows['train']:,} rows from "
+        f"{origin} and measured on {tested:,} held-out rows.{merged}\n\n"
         f"| measured | value |\n|---|---|\n{numbers}\n\n"
         "The prompt format is the tokenizer's chat template: it is what "
         "`tokenizer.apply_chat_template(messages, add_generation_prompt=True)` makes "
-        "of a question.\n\n"
-        f"Licence: {LLAMA2 if llama2 else f'that of `{name}`'}. The data has its own."
+        f"of a question.{asked}\n\n"
+        f"Licence: {licence}. The data has its own."
     )
     write_card(folder, header, folder.name, text)
     trained_on = {"name": dataset.name, "source": source}
     write(folder, kind=kind, name=folder.name, dataset=trained_on, **fields)
 
 
-def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
+def push(
+    folder: Path, repo_id: str, kind: str = "model", files: list[str] | None = None
+) -> str | None:
     """Upload an artefact to a private repository on the Hub; nothing without a name.
 
-    `kind` is "model" or "dataset". Returns the page's address. A push that was cut goes
-    on at the next call: what the Hub holds is not sent again. Raises PermissionError
-    when there is no token, or one that can't write, or when the repository is public
-    already, ConnectionError when it was cut.
+    `kind` is "model" or "dataset". Of the folder go all files but those of `IGNORED`,
+    or the given `files` alone, as a GGUF with its Modelfile. Returns the page's
+    address. A push that was cut goes on at the next call: what the Hub holds is not
+    sent again. Raises PermissionError when there is no token, or one that can't write,
+    or when the repository is public already, ConnectionError when it was cut.
     """
     if not repo_id.strip():
         print("not pushed: HUB_NAME is empty")
@@ -181,7 +203,10 @@ def push(folder: Path, repo_id: str, kind: str = "model") -> str | None:
             folder_path=folder,
             repo_id=url.repo_id,
             repo_type=kind,
-            ignore_patterns=IGNORED,
+            allow_patterns=files,
+            ignore_patterns=None if files else IGNORED,
         )
     print(f"pushed to {url} (private)")
+    if not files and any(folder.rglob("*.gguf")):
+        print("GGUF files were left out: push them by their names")
     return str(url)

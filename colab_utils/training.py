@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import runtime
+from colab_utils import runtime, storage
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, Trainer
@@ -140,7 +139,7 @@ def resume_point(checkpoints: Path, made_from: dict[str, Any]) -> str | None:
         if found:
             print("checkpoints of a run with other parameters or data are removed")
         for folder in found:
-            shutil.rmtree(folder)
+            storage.discard(folder)
         found = []
         checkpoints.mkdir(parents=True, exist_ok=True)
         mark.write_text(wanted, encoding="utf-8")
@@ -207,4 +206,4 @@ def save(trainer: Trainer, tokenizer: Tokenizer, folder: Path) -> None:
 
 def remove_checkpoints(checkpoints: Path) -> None:
     """Remove the checkpoints of a run whose result is saved."""
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    storage.discard(checkpoints, ignore_errors=True)

@@ -45,7 +45,9 @@ def long_answers(tmp_path) -> Path:
 def test_lora_on_own_data_is_measured_by_loss(long_answers, tmp_path):
     out = tmp_path / "runs"
     arguments = ["--dataset", str(long_answers), "--parameters", "METHOD=lora"]
-    folder, summary = run_course(out, *arguments, "EPOCHS=2", "MAX_ROWS=100")
+    folder, summary = run_course(
+        out, *arguments, "EPOCHS=2", "MAX_ROWS=100", "MAX_TEST=7"
+    )
     assert summary["dataset"] == {"rows_in": 122, "rows_kept": 100, "rejected": 2}
     loss = summary["loss"]
     assert loss["tuned"] < 0.8 * loss["base"]
@@ -53,6 +55,10 @@ def test_lora_on_own_data_is_measured_by_loss(long_answers, tmp_path):
     assert summary["agreement"] > 0.97
     assert len(summary["notebooks"]) == 4
     assert len(list(folder.glob("*.html"))) == 4
+    made = json.loads((folder / "workspace/models/my-llama/recipe.json").read_text())
+    # The base answered other rows.
+    assert made["tested"] == 7 and set(made["results"]["loss"]) == {"tuned", "merged"}
+    assert made["losses"] == {"original": made["results"]["loss"]["merged"]}
 
 
 def test_full_fine_tuning_leaves_nothing_to_merge(long_answers, tmp_path):

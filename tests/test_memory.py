@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +137,18 @@ def test_the_first_batch_is_measured_unless_another_is_given(trained):
     first = measuring.held(trainer)
     assert first == measuring.held(trainer, batch)
     assert first.activations < measuring.held(trainer, batch_of(4, 128)).activations
+
+
+def test_the_ram_that_was_held_is_counted_and_stays():
+    code = (
+        "from colab_utils import measuring; one = measuring.ram()\n"
+        "held = bytearray(200 << 20); held[::4096] = b'x' * len(held[::4096])\n"
+        "two = measuring.ram(); del held; print(two - one, measuring.ram() - two)"
+    )
+    run = [sys.executable, "-c", code]
+    more, less = map(float, subprocess.check_output(run, text=True).split())
+    assert more == pytest.approx(200 / 1024, rel=0.2)
+    assert less == pytest.approx(0, abs=0.01)
 
 
 def test_measuring_leaves_no_trace(trained):

@@ -77,6 +77,10 @@ def test_the_merged_model_answers_as_the_adapter_did(workspace):
     tuned = recipe(workspace, "adapters")["results"]["accuracy"]["tuned"]
     assert found["agreement"] >= 0.98
     assert abs(found["accuracy"]["merged"] - tuned) <= 0.02
+    losses = recipe(workspace, "models")["losses"]
+    into = recipe(workspace, "models")["merged_into"]
+    assert set(losses) == {"original", "dequantized"}
+    assert into == min(losses, key=losses.get)
 
 
 def test_what_is_handed_over_is_complete(workspace):

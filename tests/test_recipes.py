@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -171,14 +172,15 @@ import sys
 from pathlib import Path
 from colab_utils import recipes
 try:
-    print("pushed:", recipes.push(Path("mine"), sys.argv[1], kind="dataset"))
+    name, *files = sys.argv[1:]
+    print("pushed:", recipes.push(Path("mine"), name, "dataset", files or None))
 except OSError as error:
     print(type(error).__name__, error, sep=": ")
 """
 
 
-def pushing(folder: Path, name: str, hub, **env: str) -> subprocess.Popen:
-    """A fresh interpreter that pushes `folder`/mine."""
+def pushing(folder: Path, name: str, hub, *files: str, **env: str) -> subprocess.Popen:
+    """A fresh interpreter that pushes `folder`/mine, or some files of it."""
     (folder / "mine" / "checkpoints").mkdir(parents=True, exist_ok=True)
     local = ["rejected.jsonl", "checkpoints/a.bin", "made_of.json", "a.gguf"]
     local += ["Modelfile", ".a-Q8_0.gguf.part", "recipe.json.part", ".env"]
@@ -191,7 +193,7 @@ def pushing(folder: Path, name: str, hub, **env: str) -> subprocess.Popen:
     clean |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
     clean["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
     return subprocess.Popen(
-        [sys.executable, "-c", PUSH, name],
+        [sys.executable, "-c", PUSH, name, *files],
         env=clean | env,
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -200,9 +202,9 @@ def pushing(folder: Path, name: str, hub, **env: str) -> subprocess.Popen:
     )
 
 
-def push(folder: Path, name: str, hub, **env: str) -> list[str]:
+def push(folder: Path, name: str, hub, *files: str, **env: str) -> list[str]:
     """What the push prints; never the token."""
-    process = pushing(folder, name, hub, **env)
+    process = pushing(folder, name, hub, *files, **env)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert not any(t in stdout + stderr for t in (RIGHT, WRONG))
@@ -216,7 +218,8 @@ def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path, base):
     dataset.mkdir()
     recipes.write(dataset, rows={"train": 2, "test": 1}, source="a.csv")
     name = str(folder) if base == "a folder" else base
-    shown = folder.name if base == "a folder" else base
+    shown = f"`{folder.name if base == 'a folder' else base}`"
+    shown = "the course's demo model (Apache-2.0)" if base == "demo" else shown
     fields = {"base_model": name, "method": "lora", "results": {"loss": {"base": 2.0}}}
     recipes.write_trained(folder, "adapter", dataset, **fields)
     front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
@@ -226,7 +229,7 @@ def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path, base):
     assert recipes.read(folder)["base_model"] == name
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert ("Copyright (c) Meta Platforms" in text) == ("/llama-2" in base)
-    assert (f"Licence: that of `{shown}`." in text) != ("/llama-2" in base)
+    assert (f"Licence: that of {shown}." in text) != ("/llama-2" in base)
     assert str(tmp_path) not in text
 
 
@@ -242,7 +245,6 @@ def test_a_folder_of_another_machine_is_no_name_on_the_hub(tmp_path):
 @pytest.mark.parametrize(
     ("source", "public"),
     [
-        ("demo", "demo"),
         ("someone/questions", "someone/questions"),
         ("/content/drive/MyDrive/secret/my.csv", "my.csv"),
         ("~/secret/my.csv", "my.csv"),
@@ -264,6 +266,31 @@ def test_no_card_tells_of_folders(tmp_path, monkeypatch, source, public):
     assert f"`{public}`" in text and "secret" not in text
 
 
+def test_the_course_calls_its_own_world_by_name(tmp_path):
+    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="demo")
+    fields = {"base_model": "demo", "method": "qlora", "results": {}}
+    recipes.write_trained(tmp_path, "adapter", tmp_path, **fields)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "qlora on the course's demo model, trained on 2 rows from" in text
+    assert "from the course's demo questions (Apache-2.0) and measured" in text
+    assert "`demo`" not in text and "pipeline(" not in text  # an adapter is no model
+
+
+def test_a_model_is_asked_as_its_card_says(tmp_path, monkeypatch, capsys):
+    from colab_utils import models
+
+    folder = tmp_path / "mine"
+    shutil.copytree(models.location("demo"), folder)
+    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="demo")
+    models.load_tokenizer("demo").save_pretrained(folder)
+    fields = {"base_model": "demo", "method": "lora", "results": {}}
+    recipes.write_trained(folder, "model", tmp_path, **fields)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip()
+
+
 def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
     folder, dataset = tmp_path / "mine", tmp_path / "data"
     folder.mkdir()
@@ -282,10 +309,10 @@ def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
     assert "1,980 rows from `facts.csv` and measured on 300 held-out rows" in text
     assert "Merged into the dequantized weights." in text
     for row in (
-        "| accuracy, base | 0.01 |",
-        "| accuracy, tuned | 0.957 |",
-        "| accuracy, merged | 0.955 |",
-        "| same token preferred by adapter and merged model | 0.999 |",
+        "| accuracy, base | 1.0% |",
+        "| accuracy, tuned | 95.7% |",
+        "| accuracy, merged | 95.5% |",
+        "| same token preferred by adapter and merged model | 99.9% |",
         "| relative difference of their scores | 1.23e-05 |",
         "| held-out loss after merging into the weights, original | 1.235 |",
         "| held-out loss after merging into the weights, dequantized | 1.2 |",
@@ -328,7 +355,8 @@ def test_a_refusal_that_nobody_foresaw_says_that_the_result_is_saved(tmp_path, h
 def test_a_push_is_private_and_leaves_out_what_is_not_for_others(tmp_path, hub):
     lines = push(tmp_path, "me/mine", hub, HF_TOKEN=RIGHT)
     assert lines[-1].startswith("pushed: http://127.0.0.1:")
-    assert lines[-1].endswith("/datasets/me/mine") and "private" in lines[-2]
+    assert lines[-1].endswith("/datasets/me/mine") and "private" in lines[-3]
+    assert lines[-2] == "GGUF files were left out: push them by their names"
     path, (created,) = hub.taken[0]
     assert path == "/api/repos/create"
     assert (created["name"], created["organization"]) == ("mine", "me")
@@ -336,6 +364,14 @@ def test_a_push_is_private_and_leaves_out_what_is_not_for_others(tmp_path, hub):
     (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
     sent = {line["value"]["path"] for line in commit if line["key"] == "file"}
     assert sent == {"train.jsonl", "README.md", "recipe.json"}
+
+
+def test_a_gguf_goes_by_its_name_with_its_modelfile_alone(tmp_path, hub):
+    lines = push(tmp_path, "me/mine", hub, "a.gguf", "Modelfile", HF_TOKEN=RIGHT)
+    assert "private" in lines[-2]
+    (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
+    sent = {line["value"]["path"] for line in commit if line["key"] == "file"}
+    assert sent == {"a.gguf", "Modelfile"}
 
 
 def test_nothing_is_sent_to_a_repository_that_is_public(tmp_path, hub):
