@@ -6,6 +6,8 @@ import functools
 import threading
 from typing import TYPE_CHECKING
 
+from colab_utils import costs
+
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig
@@ -26,8 +28,8 @@ def prepare(config: LlamaConfig, dtype: torch.dtype, training: bool = False) -> 
         return False
     run = for_training if training else for_decoding
     thread = threading.Thread(target=run, args=(config, dtype))
-    _running.append(thread)
     thread.start()
+    _running.append(thread)  # not before: what has not begun can't be waited for
     return True
 
 
@@ -46,7 +48,8 @@ def for_training(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") 
 
     from colab_utils import triton_ops as gpu
 
-    size, heads, kv_heads = _sizes(config)
+    size, heads = costs.head_size(config), config.num_attention_heads
+    kv_heads = config.num_key_value_heads
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
     x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
     n = gpu.norm(x, weight, config.rms_norm_eps)
@@ -64,7 +67,8 @@ def for_decoding(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") 
 
     from colab_utils import triton_ops as gpu
 
-    size, heads, kv_heads = _sizes(config)
+    size, heads = costs.head_size(config), config.num_attention_heads
+    kv_heads = config.num_key_value_heads
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
     x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
     n = gpu.norm(x, weight, config.rms_norm_eps)
@@ -79,13 +83,6 @@ def for_decoding(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") 
     gpu.rotate_and_store(q, k, v, cos, sin, keys, values, lengths)
     gpu.attention_step(q, keys, values, lengths)
     _nf4(dtype, device)
-
-
-def _sizes(config: LlamaConfig) -> tuple[int, int, int]:
-    """Width of a head, heads, heads of keys and values."""
-    heads = config.num_attention_heads
-    width = config.head_dim or config.hidden_size // heads
-    return width, heads, config.num_key_value_heads
 
 
 def _nf4(dtype: torch.dtype, device: str) -> None:

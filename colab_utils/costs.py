@@ -78,10 +78,16 @@ def check(
             raise ValueError(f"{name} = {value}, but it must be at least 1.")
 
 
+def head_size(config: LlamaConfig) -> int:
+    """The width of one attention head."""
+    head = getattr(config, "head_dim", None)
+    return head or config.hidden_size // config.num_attention_heads
+
+
 def linear_shapes(config: LlamaConfig) -> list[tuple[int, int]]:
     """(inputs, outputs) of the seven linear layers of one decoder layer."""
     width, inner = config.hidden_size, config.intermediate_size
-    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    head = head_size(config)
     queries = config.num_attention_heads * head
     keys = config.num_key_value_heads * head
     attention = [(width, queries), (width, keys), (width, keys), (queries, width)]

@@ -52,7 +52,7 @@ def decoder(model: PreTrainedModel, rows: int, size: int) -> Static | Plain:
     It has fewer rows where a GPU has no room for the keys and values of so many. Raises
     ValueError for an adapter that is a prompt, which needs more than scores.
     """
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    if layers.has_prompt(model):
         raise ValueError("The adapter is a prompt, no LoRA: use model.generate.")
     if reason := why_not(model):
         print(f"plain decoding: {reason}")
@@ -82,7 +82,7 @@ def reused(model: PreTrainedModel, size: int) -> Iterator[Static | Plain]:
     """
     inner = layers.llama(model)
     last = _last.pop(inner, None) if inner is not None else None
-    if last is None or not last.fits(model, size):
+    if last is None or why_not(model) or not last.fits(model, size):
         del last  # before its memory is needed again
         last = decoder(model, 1, size)
     try:

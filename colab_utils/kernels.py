@@ -35,7 +35,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     inner = layers.llama(model)
     if inner is None:
         return "the model is no LlamaForCausalLM"
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    if layers.has_prompt(model):
         return "its adapter is a prompt, no LoRA"
     if inner.config.hidden_act != "silu" or inner.config.attention_dropout:
         return "its activation is not silu, or its attention has dropout"
@@ -124,8 +124,8 @@ def _bring_embeddings_back(inner: LlamaForCausalLM) -> None:
 # documents' lengths of newer collators (cu_seq_lens) say what position_ids say, too.
 KNOWN = {"attention_mask", "position_ids", "num_items_in_batch"}
 KNOWN |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-# and what changes nothing, or is asked for by a trainer that expects no logits
-IDLE = {"use_cache", "skip_logits", "return_token_accuracy", "use_token_scaling"}
+# What a trainer that expects no logits asks for; transformers' own path knows none.
+LIGERS = {"skip_logits", "return_token_accuracy", "use_token_scaling"}
 
 
 def _forward(
@@ -138,7 +138,7 @@ def _forward(
     if not self.training or labels is None or input_ids is None:
         if self._fast.offload:
             _bring_embeddings_back(self)
-        plain = {k: v for k, v in kwargs.items() if k not in IDLE - {"use_cache"}}
+        plain = {k: v for k, v in kwargs.items() if k not in LIGERS}
         return type(self).forward(self, input_ids=input_ids, labels=labels, **plain)
     _check(self, kwargs)
     mask = kwargs.get("attention_mask")
@@ -157,7 +157,7 @@ def _forward(
 def _check(inner: LlamaForCausalLM, given: dict[str, Any]) -> None:
     """Raise TypeError for what would be left out: of the inputs, or of the adapters."""
     other = {k for k, v in given.items() if not (v is None or v is False)}
-    other -= KNOWN | IDLE | {"return_dict"}
+    other -= KNOWN | LIGERS | {"use_cache", "return_dict"}  # these change nothing
     other |= {k for k, v in given.items() if k == "return_dict" and v is False}
     if other:
         raise TypeError(

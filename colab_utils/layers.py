@@ -39,6 +39,12 @@ def linears(module: torch.nn.Module, names: tuple[str, ...]) -> list[Any]:
     return [getattr(parts[not hasattr(parts[0], name)], name) for name in names]
 
 
+def has_prompt(model: PreTrainedModel) -> bool:
+    """Whether the active adapter is a prompt or a prefix, which no layer knows of."""
+    config = getattr(model, "active_peft_config", None)
+    return getattr(config, "is_prompt_learning", False)
+
+
 def norms(inner: LlamaForCausalLM) -> list[Any]:
     """All norms of a Llama."""
     found = [inner.model.norm]

@@ -167,7 +167,7 @@ def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
     import torch
 
     machine, ram = runtime.detect(), psutil.virtual_memory()
-    gpu, smaller = machine.device == "cuda", "choose a smaller MODEL"
+    gpu = machine.device == "cuda"
     # what for, bytes, free, in all, what to change where even all is too little
     needs = [
         (
@@ -175,21 +175,23 @@ def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
             ram_to_load(config) + (0 if gpu else cost.total),
             ram.available,
             ram.total,
-            smaller if gpu else f"choose a machine with a GPU, or {smaller[7:]}",
+            "choose a "
+            + ("" if gpu else "machine with a GPU, or a ")
+            + "smaller MODEL",
         )
     ]
     if gpu:
-        there = torch.cuda.mem_get_info()
-        card = machine.accelerator, cost.total, *there, f"{smaller}, RANK or MAX_TOKENS"
+        sizes, change = torch.cuda.mem_get_info(), "smaller MODEL, RANK or MAX_TOKENS"
+        card = machine.accelerator, cost.total, *sizes, f"choose a {change}"
         needs.insert(0, card)
     refused = None
     if not Path(model).is_dir():
         with auth.hub_errors(model, None):
-            there = _downloaded(model)
-        if not there:
+            downloaded = _downloaded(model)
+        if not downloaded:
             needs.append(("disk", _download(config), *_disk()))
-        if not there and not auth.can_read(model, auth.token()):
-            refused = f"{model} can't be downloaded (a line above says why)"
+            if not auth.can_read(model, auth.token()):
+                refused = f"{model} can't be downloaded (a line above says why)"
     problems = []
     for name, need, free, total, change in needs:
         print(f"{name}: needs {need / GIB:.1f} GiB of {free / GIB:.1f} free")

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from colab_utils import compiling, layers, ops
-from colab_utils.costs import MLP_ROWS
+from colab_utils import compiling, costs, layers, ops
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
@@ -86,13 +85,16 @@ def _key(inner: LlamaForCausalLM) -> list[Any]:
     """
     names = sum(layers.GROUPS, ())
     linears = [one for m in inner.model.layers for one in layers.linears(m, names)]
-    active = [(one, layers.adapter(one)) for one in linears]
     ends = inner.model.embed_tokens, inner.lm_head
+    active = [(one, layers.adapter(one)) for one in linears]
     ranks = [one.lora_A[name].weight.shape[0] for one, name in active if name]
+    # The ends compute their adapters themselves, as they are.
+    switched = [(id(one), getattr(one, "disable_adapters", None)) for one in ends]
     weights = [layers.base(one).weight for one in linears]
-    weights += [one.weight for one in (*ends, *layers.norms(inner))]
+    weights += [norm.weight for norm in layers.norms(inner)]
+    weights += [weight for one in ends for weight in one.parameters()]
     places = [weight.data_ptr() for weight in weights]
-    return [[(id(one), name) for one, name in active], [*map(id, ends)], ranks, places]
+    return [[(id(one), name) for one, name in active], switched, ranks, places]
 
 
 class Static:
@@ -109,11 +111,9 @@ class Static:
         config = inner.config
         like = inner.model.norm.weight
         self.rows, self.size, self.device = rows, size, like.device
-        self.heads, self.kv_heads = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-        )
-        self.width = config.head_dim or config.hidden_size // self.heads
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.width = costs.head_size(config)
         room = -(-size // 16) * 16  # Triton compiles anew for what 16 doesn't divide
         shape = (config.num_hidden_layers, rows, room, self.kv_heads, self.width)
         self.keys, self.values = (like.new_zeros(shape) for _ in "kv")
@@ -239,10 +239,10 @@ class Static:
             qkv, o, up, down = groups
             (y,) = o(attend(i, qkv(n)))
             n = ops.add_norm(x, y, module.post_attention_layernorm.weight, eps)
-            if len(n) <= MLP_ROWS:
+            if len(n) <= costs.MLP_ROWS:
                 (n,) = down(ops.swiglu(*up(n)))
             else:  # in place, for a long prompt
-                for part in n.split(MLP_ROWS):
+                for part in n.split(costs.MLP_ROWS):
                     part.copy_(down(ops.swiglu(*up(part)))[0])
             n = ops.add_norm(x, n, after[i + 1], eps)
         return n

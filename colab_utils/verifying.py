@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import nf4, runtime, storage
-from colab_utils.adapters import Update, read_adapter
+from colab_utils.adapters import EMBEDDINGS, HEAD, Update, read_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ class _Model:
 
     def embedded(self, ids: list[int]) -> torch.Tensor:
         """The embeddings of token ids, (1, tokens, width)."""
-        name = "model.embed_tokens.weight"
+        name = EMBEDDINGS
         out = self.weight(name)[ids].float()
         if name in self.updates:
             update = self.updates[name]
@@ -98,9 +98,9 @@ class _Model:
 
     def head(self, rows: slice, hidden: torch.Tensor) -> torch.Tensor:
         """The logits of some tokens, (positions, rows)."""
-        name = "lm_head.weight"
+        name = HEAD
         tied = name not in self.files and name not in self.replaced
-        stored = self.stored("model.embed_tokens.weight") if tied else self.weight(name)
+        stored = self.stored(EMBEDDINGS) if tied else self.weight(name)
         weight = stored[rows].to(self.device).float()
         change, out = self.added(name, weight, rows), hidden @ weight.T
         return change(hidden, out) if change else out

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from test_kernels import LORAS, SHAPES, small_llama, with_lora
 
-from colab_utils import decoding, kernels, models, static_cache
+from colab_utils import costs, decoding, kernels, models
 
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 10000.0}
@@ -57,7 +57,7 @@ def test_scores_are_those_of_transformers(shape, lora):
 
 
 def test_a_prompt_that_goes_through_the_mlp_in_parts(monkeypatch):
-    monkeypatch.setattr(static_cache, "MLP_ROWS", 4)
+    monkeypatch.setattr(costs, "MLP_ROWS", 4)
     model = with_lora(small_llama(), target_modules="all-linear")
     assert_computes(model, decoding.Static(model, 3, 32))
 
@@ -259,3 +259,22 @@ def test_a_full_cache_says_so():
     decoder.start(lines([8], 0))
     with pytest.raises(ValueError, match="8 tokens is full"):
         decoder.step(torch.tensor([5]))
+
+
+def test_a_second_adapter_that_is_active_is_not_left_out():
+    """Of the same names and shapes as a recorded step, but for one that is added."""
+    model = with_lora(small_llama(), target_modules="all-linear")
+    model.add_adapter("other", LoraConfig(r=4, target_modules="all-linear"))
+    with decoding.reused(model, 32) as decoder:
+        assert isinstance(decoder, decoding.Static)
+    model.base_model.set_adapter(["default", "other"])
+    with decoding.reused(model, 32) as decoder:
+        assert isinstance(decoder, decoding.Plain)
+
+
+def test_an_adapter_of_the_head_alone_that_is_switched_off():
+    model = with_lora(small_llama(), target_modules=["lm_head"])
+    with decoding.reused(model, 32) as first:
+        pass
+    with model.disable_adapter(), decoding.reused(model, 32) as second:
+        assert second is not first
