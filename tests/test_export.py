@@ -514,12 +514,18 @@ def test_tokenizers_that_llama_cpp_would_not_follow(model, tmp_path, change, nam
 
 def test_a_token_without_an_embedding_is_left_out(model, tmp_path, capsys):
     folder = changed_tokenizer(model, tmp_path / "model", more_added)
+    settings = folder / "tokenizer_config.json"
+    made = json.loads(settings.read_text()) | {"pad_token": "<more>"}
+    settings.write_text(json.dumps(made))
     file = export.write_gguf(folder)
     assert "left out, for the model has 1,024 embeddings: <more>" in (
         capsys.readouterr().out
     )
     assert_holds(file, expected(model), Q8_0)
-    assert len(read(file)[1]["tokenizer.ggml.tokens"]) == 1024
+    fields = read(file)[1]
+    assert len(fields["tokenizer.ggml.tokens"]) == 1024
+    assert "tokenizer.ggml.padding_token_id" not in fields
+    assert "tokenizer.ggml.eos_token_id" in fields
 
 
 def test_added_tokens(model, tmp_path, capsys):
