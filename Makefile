@@ -35,7 +35,7 @@ test: check ## Check, then run the unit tests and every notebook as a reader wou
 	$(BIN)/python -m pytest tests
 
 test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp with transformers
-	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/export_llama_cpp.py
+	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_llama_cpp.py
 
 check: $(READY) ## Lint and check the shape of the notebooks, in seconds
 	$(BIN)/ruff check .

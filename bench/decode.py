@@ -63,7 +63,7 @@ def unsloth_peer():
     """Unsloth as its notebooks call it."""
     from unsloth import FastLanguageModel
 
-    from colab_utils import layers
+    from colab_utils.fast import layer as layers
 
     emulate.limit()
     model, _ = FastLanguageModel.from_pretrained(

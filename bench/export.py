@@ -27,7 +27,7 @@ def measure(way: str, folder: Path) -> dict:
     import torch  # noqa: F401  (its start is not the export's)
     import transformers  # noqa: F401
 
-    from colab_utils import export
+    from colab_utils.weights import gguf as export
 
     base, out = folder / "base", folder / "out"
     shutil.rmtree(out, ignore_errors=True)

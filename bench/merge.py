@@ -35,7 +35,8 @@ def make(folder: Path, files: int = 3) -> None:
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
-    from colab_utils import costs, models
+    from colab_utils import models
+    from colab_utils.memory import costs
 
     shape = {"hidden_size": 256, "intermediate_size": 512} if TINY else {}
     config = LlamaConfig(architectures=["LlamaForCausalLM"], **shape)
@@ -87,7 +88,7 @@ def measure(way: str, folder: Path) -> dict:
     """One way, in this process."""
     import torch  # noqa: F401  (no import is part of the merge, theirs or ours)
 
-    from colab_utils import merging, verifying
+    from colab_utils.weights import merging, verifying
 
     if way == "peft":
         from peft import PeftModel

@@ -14,7 +14,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
-from colab_utils import decoding, generation, memory, models, runtime, training
+from colab_utils import generation, models, runtime
+from colab_utils.fast import decoder as decoding
+from colab_utils.memory import planning as memory
+from colab_utils.training import trainer as training
 
 runtime.quiet()  # before torch takes memory
 

@@ -27,7 +27,10 @@ from peft import LoraConfig
 from transformers import LlamaConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from colab_utils import costs, memory, models, runtime, training
+from colab_utils import models, runtime
+from colab_utils.memory import costs
+from colab_utils.memory import planning as memory
+from colab_utils.training import trainer as training
 
 GPU = emulate.t4()
 if GPU and torch.cuda.get_device_capability() >= (9, 0):

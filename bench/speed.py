@@ -96,7 +96,8 @@ def published(checkpoint, o, ds, config, callbacks):
     """Rank 64 on q and v, norms in 32 bits, all recomputed; packed like the rest."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    from colab_utils import models, training
+    from colab_utils import models
+    from colab_utils.training import trainer as training
 
     emulate.t4()
     o["r"] = 64
@@ -119,7 +120,7 @@ def unsloth_peer(checkpoint, o, ds, config, callbacks):
     """Unsloth as its notebooks call it."""
     from unsloth import FastLanguageModel
 
-    from colab_utils import layers
+    from colab_utils.fast import layer as layers
 
     emulate.limit()
     model, tokenizer = FastLanguageModel.from_pretrained(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from colab_utils.decoding import Plain, Static
+    from colab_utils.fast.decoder import Plain, Static
 
 Messages = list[dict[str, str]]
 CONTEXT = 2048  # tokens of a conversation: 1 GiB of keys and values for Llama 2 7B
@@ -57,7 +57,7 @@ def answers(
     `max_new_tokens`. Raises ValueError for a prompt that is longer than the model's
     context; a conversation loses its oldest turns instead, with a note.
     """
-    from colab_utils import decoding
+    from colab_utils.fast import decoder as decoding
 
     prompts = prompts if isinstance(prompts, str) else list(prompts)
     if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
@@ -103,7 +103,7 @@ def stream(
     also stops the model. On a GPU its memory for `CONTEXT` tokens is
     kept for the next answer.
     """
-    from colab_utils import decoding
+    from colab_utils.fast import decoder as decoding
 
     runtime.require(max_new_tokens=(max_new_tokens, 1, 10**9))
     choose, context = _chooser(**sampling), min(_context(model), CONTEXT)

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils import auth, demo, recipes, runtime, storage
+from colab_utils import demo, runtime
+from colab_utils.hub import cards as recipes
+from colab_utils.hub import tokens as auth
+from colab_utils.weights import shards as storage
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +187,7 @@ def load_model(
             given = {}
             print(f"{name} is quantised already: taken as it is")
         if config.model_type == "llama":
-            from colab_utils import compiling
+            from colab_utils.fast import warmup as compiling
 
             compiling.prepare(config, dtype)  # while the weights are read
         model = AutoModelForCausalLM.from_pretrained(

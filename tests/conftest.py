@@ -34,7 +34,8 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def demo_rows() -> list[dict]:
-    from colab_utils import data, demo
+    from colab_utils import demo
+    from colab_utils.data import dataset as data
 
     return [{"messages": data.to_messages(row)} for row in demo.questions()[:64]]
 
@@ -55,7 +56,8 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from colab_utils import models, training
+    from colab_utils import models
+    from colab_utils.training import trainer as training
 
     def make(method: str, base: str = "demo", rows: list | None = None, **settings):
         quantization = models.quantization_config() if method == "qlora" else None
@@ -93,7 +95,9 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(make_trainer, tokenizer, tmp_path_factory):
     """For each method a trainer after two steps, and the folder where it was saved."""
-    from colab_utils import memory, recipes, training
+    from colab_utils.hub import cards as recipes
+    from colab_utils.memory import planning as memory
+    from colab_utils.training import trainer as training
 
     made = {}
     for method in memory.METHODS:
@@ -115,7 +119,8 @@ def make_byte_level():
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    from colab_utils import demo, vocabulary
+    from colab_utils import demo
+    from colab_utils.weights import gguf_tokenizer as vocabulary
 
     begin, end = "<|begin_of_text|>", "<|eot_id|>"
 

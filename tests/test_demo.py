@@ -6,7 +6,10 @@ from collections import Counter
 
 import pytest
 
-from colab_utils import curate, data, demo, evaluation
+from colab_utils import demo
+from colab_utils.data import dataset as data
+from colab_utils.data import filters as curate
+from colab_utils.evaluation import metrics as evaluation
 
 REAL, INVENTED = demo.facts(), demo.facts(invented=True)
 

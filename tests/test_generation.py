@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
-from colab_utils import decoding, generation, kernels
+from colab_utils import generation
+from colab_utils.fast import decoder as decoding
+from colab_utils.fast import patch as kernels
 
 PROMPTS = [
     "Why?",

@@ -12,12 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "peft", "trl"}
 HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hub"}
 # Imported by training and answering alone, once torch and transformers are there.
-LATE = {"callbacks", "decoding", "kernels", "layers", "ops", "static_cache"}
-LATE |= {"triton_ops"}
+LATE = {"training.callbacks", "fast.decoder", "fast.patch", "fast.layer", "fast.ops"}
+LATE |= {"fast.static_cache", "fast.kernels"}
+PACKAGE = ROOT / "colab_utils"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+}
 LIGHT = sorted(
-    path.stem
-    for path in (ROOT / "colab_utils").glob("*.py")
-    if path.stem not in LATE | {"__init__"}
+    {name.removesuffix("__init__").rstrip(".") for name in MODULES} - LATE - {""}
 )
 MEASURE = """
 import json, sys
@@ -46,4 +49,4 @@ def test_an_import_brings_nothing_heavy(name):
 
 def test_what_is_heavy_would_be_seen():
     assert "numpy" in imported("numpy") & HEAVY
-    assert {"runtime", "models", "training", "widgets"} <= set(LIGHT)
+    assert {"runtime", "models", "training.trainer", "widgets.chat"} <= set(LIGHT)

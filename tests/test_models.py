@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
-from colab_utils import memory, models
+from colab_utils import models
+from colab_utils.memory import planning as memory
 
 QUIET = settings(
     deadline=None,

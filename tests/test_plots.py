@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from colab_utils import memory, plots
+from colab_utils import plots
+from colab_utils.memory import planning as memory
 
 
 def row(question: str, answer: str) -> dict:

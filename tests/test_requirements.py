@@ -55,7 +55,7 @@ def pins(path: Path) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pairs}
 
 
-ON_COLAB = pins(ROOT / "tests" / "data" / "colab-pins.txt")
+ON_COLAB = pins(ROOT / "tests" / "files" / "colab-pins.txt")
 OURS = pins(ROOT / "requirements.txt")
 EXTRA = {canonicalize_name(Requirement(pin).name): pin for pin in install.EXTRA}
 

@@ -27,7 +27,8 @@ from typing import Any
 
 from course_report import recipe, summarise, table
 
-from colab_utils import auth, readers
+from colab_utils.data import readers
+from colab_utils.hub import tokens as auth
 from colab_utils.runtime import GIB
 
 ROOT = Path(__file__).resolve().parents[1]

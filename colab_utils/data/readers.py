@@ -1,0 +1,251 @@
+"""Read rows from a file or the Hub, each with the number of its line.
+
+A row that can't be read comes back as `Rejected`, never as an exception: one bad line
+must not cost a person the other ten thousand.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from colab_utils.hub import tokens as auth
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that was set aside: its line (or row) in the source, why, and its start."""
+
+    line: int
+    reason: str
+    start: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As written to rejected.jsonl."""
+        return asdict(self)
+
+
+def plain(text: str) -> str:
+    """`text` with all but printable ASCII escaped, so that it can be shown anywhere."""
+    return re.sub("[^ -~]", lambda sign: ascii(sign[0])[1:-1], text)
+
+
+def reject(line: int, reason: str, row: object) -> Rejected:
+    """Set a row aside; its first 200 characters are kept, as plain ASCII."""
+    try:
+        text = row if isinstance(row, str) else json.dumps(row, default=str)
+    except RecursionError:
+        text = ""
+    return Rejected(line, reason, plain(text[:200]))
+
+
+def local_file(source: str) -> Path | None:
+    """The file that `source` names, or None when it is a Hub id.
+
+    Raises FileNotFoundError for a path that leads nowhere and ValueError for a folder
+    or an unknown file type.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{source!r} is a folder; name a file in it ({_known()}).")
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{source}: unknown file type; known are {_known()}.")
+        return path
+    if HUB_ID.fullmatch(source) and not _looks_local(path):
+        return None
+    near = sorted(p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES)[:5]
+    hint = f" {path.parent} has: {', '.join(near)}." if near else ""
+    raise FileNotFoundError(
+        f"There is no file {source} (looked in {Path.cwd()}).{hint} Give a path to a "
+        f"{_known()} file, or a Hub id such as databricks/databricks-dolly-15k."
+    )
+
+
+def _looks_local(path: Path) -> bool:
+    """Whether a name such as data/notes.txt, which a Hub id can have, means a file."""
+    return path.suffix.lower() in SUFFIXES or bool(path.suffix and path.parent.is_dir())
+
+
+def _known() -> str:
+    return ", ".join(SUFFIXES)
+
+
+def read_file(path: Path) -> Iterator[tuple[int, Any] | Rejected]:
+    """Yield (line, row) for each row of a JSONL, JSON, CSV, TSV or Parquet file.
+
+    Raises ValueError when the file as a whole can't be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet(path)
+    raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path.name} is UTF-16 text; save it as UTF-8.")
+    # Bytes that are not UTF-8 become lone surrogates, which the validation then finds
+    # in the one row that holds them.
+    text = raw.decode("utf-8-sig", errors="surrogateescape")
+    if suffix in (".csv", ".tsv"):
+        return _csv(text, path)
+    if suffix == ".json" and text.lstrip()[:1] == "[":
+        return _json_array(text, path)
+    if suffix == ".json" and (whole := _json_object(text)) is not None:
+        return iter([(1, whole)])
+    return _json_lines(text)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The one object that a file is, perhaps over many lines; None for JSON Lines."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return whole if isinstance(whole, dict) else None
+
+
+def _json_lines(text: str) -> Iterator[tuple[int, Any] | Rejected]:
+    # split("\n"), not splitlines(): U+2028 may stand inside a JSON string.
+    for line, row in enumerate(text.split("\n"), start=1):
+        if not row.strip():
+            continue
+        try:
+            yield line, json.loads(row)
+        except RecursionError:
+            yield reject(line, "not JSON: nested too deeply", row)
+        except ValueError as error:
+            yield reject(line, f"not JSON: {error}", row)
+
+
+def _json_array(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """Walk through the array one element at a time, so that each has its line."""
+    decoder = json.JSONDecoder()
+    gap = re.compile(r"\s*")
+    at = text.index("[") + 1
+    line, counted = 1, 0
+    while True:
+        at = gap.match(text, at).end()
+        line, counted = line + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            break
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path.name} is not valid JSON: the row that begins on line {line} "
+                f"can't be read ({error}). Is the file complete?"
+            ) from error
+        yield line, row
+        at = gap.match(text, at).end()
+        if text[at : at + 1] not in (",", "]"):
+            raise ValueError(
+                f"{path.name} is not valid JSON: no comma or ] after the row that "
+                f"begins on line {line}. Is the file complete?"
+            )
+        at += text[at] == ","
+    if text[at + 1 :].strip():
+        raise ValueError(
+            f"{path.name} is not valid JSON: something follows the list that ends on "
+            f"line {line}. One row a line is JSON Lines: name the file .jsonl."
+        )
+
+
+def _csv(text: str, path: Path) -> Iterator[tuple[int, Any] | Rejected]:
+    csv.field_size_limit(2**31 - 1)
+    lines = list(io.StringIO(text, newline=""))
+    header = next(filter(str.strip, lines), "")
+    tab = path.suffix.lower() == ".tsv"
+    delimiter = "\t" if tab else max(",;\t", key=header.count)
+    names: list[str] = []
+    at = 0
+    while at < len(lines):
+        rest = map(lines.__getitem__, range(at, len(lines)))  # lines[at:], not copied
+        reader = csv.reader(rest, delimiter=delimiter, strict=True)
+        begin = at
+        try:
+            for fields in reader:
+                # A quoted field may span lines: the row is named by its first.
+                line, at = at + 1, begin + reader.line_num
+                if len(fields) < 2 and not "".join(fields).strip():
+                    continue
+                if not names:
+                    names = _header(fields, path)
+                elif len(fields) == len(names):
+                    yield line, dict(zip(names, fields, strict=True))
+                else:
+                    reason = f"{len(fields)} fields, the header has {len(names)}"
+                    yield reject(line, reason, delimiter.join(fields))
+        except csv.Error as error:
+            if not names:
+                raise ValueError(
+                    f"The header of {path.name} can't be read: {error} (line {at + 1})."
+                ) from error
+            # A quote that is never closed takes all that follows with it: give up the
+            # line where it opens and go on with the next.
+            yield reject(at + 1, f"not CSV: {error}", lines[at])
+            at += 1
+
+
+def _header(fields: list[str], path: Path) -> list[str]:
+    names = [name.strip() for name in fields]
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise ValueError(
+            f"{path.name} has two columns of the same name: {plain(twice[0])[:40]}."
+        )
+    return names
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any] | Rejected]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path.name} can't be read as Parquet: {error}") from error
+    for start in range(0, table.num_rows, 1000):
+        chunk = table.slice(start, 1000)
+        try:
+            yield from enumerate(chunk.to_pylist(), start=start + 1)
+        except (ValueError, OverflowError):
+            # Arrow doesn't check that its text is UTF-8: find the rows that are not.
+            yield from _one_by_one(chunk, start + 1)
+
+
+def _one_by_one(chunk: Any, first: int) -> Iterator[tuple[int, Any] | Rejected]:
+    for number in range(chunk.num_rows):
+        try:
+            yield first + number, chunk.slice(number, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield reject(first + number, f"can't be read: {error}", "")
+
+
+def read_hub(source: str) -> Iterator[tuple[int, Any]]:
+    """Yield (number, row) of a Hub dataset's `train` split; `id:config` names a config.
+
+    Raises ValueError when the dataset has no such config or split.
+    """
+    from datasets import load_dataset
+
+    key = auth.token()
+    name, _, config = source.partition(":")
+    try:
+        with auth.hub_errors(name, key):
+            dataset = load_dataset(name, config or None, split="train", token=key)
+    except ValueError as error:
+        raise ValueError(
+            f"{source} can't be loaded: {error}\nA config is named after a colon, as "
+            "in openai/gsm8k:main; the split that is read is `train`."
+        ) from error
+    return enumerate(dataset, start=1)

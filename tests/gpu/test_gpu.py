@@ -1,0 +1,204 @@
+"""What only a GPU can show: float16, Triton, the attention kernel, TRL's crash."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_patch import gradients, packed, padded, with_lora
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+
+from colab_utils import generation, models, runtime
+from colab_utils.fast import decoder as decoding
+from colab_utils.fast import ops
+from colab_utils.fast import patch as kernels
+from colab_utils.memory import planning as memory
+from colab_utils.training import trainer as training
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="there is no GPU here"
+)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_t4(monkeypatch):
+    """float16 whatever the card could do, and no flash attention."""
+    monkeypatch.setattr(runtime, "dtype_for", lambda *_: ("float16", "as on a T4"))
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    yield
+    torch.backends.cuda.enable_flash_sdp(True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+@pytest.fixture(scope="module", params=[32, 8], ids=["7B", "grouped heads"])
+def checkpoint(request, tmp_path_factory) -> str:
+    """Two layers of Llama 2 7B's shape, with random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(num_hidden_layers=2, num_key_value_heads=request.param)
+    folder = tmp_path_factory.mktemp("two-layers")
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def quantised(checkpoint: str, dtype: torch.dtype):
+    """The 4-bit model with an adapter, computing in `dtype`."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=dtype, device_map={"": 0}, quantization_config=config
+    )
+    return with_lora(model, target_modules="all-linear")
+
+
+def on_gpu(batch: dict) -> dict:
+    return {name: tensor.cuda() for name, tensor in batch.items()}
+
+
+SCALE = 1024.0  # the loss is scaled, as the trainer scales it
+
+
+def scaled(model, batch):
+    """Loss and gradients with autocast, as the trainer has it."""
+    model.zero_grad()
+    with torch.autocast("cuda", model.dtype, enabled=model.dtype != torch.float32):
+        loss = model(**batch, use_cache=False).loss
+    (loss * SCALE).backward()
+    named = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    return loss.item(), {n: p.grad.float() / SCALE for n, p in named}
+
+
+@pytest.mark.parametrize("shape", ["padded", "packed"])
+@pytest.mark.parametrize("recompute", [0, 2])
+@pytest.mark.parametrize(
+    ("dtype", "noise"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_gradients_in_16_bits_are_as_good_as_pefts(
+    checkpoint, shape, recompute, dtype, noise
+):
+    batch = padded([300, 17, 512, 190], vocabulary=32000)
+    batch = on_gpu(packed(batch) if shape == "packed" else batch)
+    _, exact = gradients(quantised(checkpoint, torch.float32), batch)
+    model = quantised(checkpoint, dtype)
+    plain_loss, plain = scaled(model, batch)
+    assert kernels.apply(model, recompute)
+    fast_loss, fast = scaled(model, batch)
+    assert fast_loss == pytest.approx(plain_loss, rel=noise)
+
+    def error(found, name):
+        return ((found[name] - exact[name]).norm() / exact[name].norm()).item()
+
+    worst = {name: (error(fast, name), error(plain, name)) for name in exact}
+    for name, (ours, pefts) in worst.items():
+        assert ours < max(1.5 * pefts, noise) < 50 * noise, (name, ours, pefts)
+
+
+def test_keeping_inputs_in_ram_changes_nothing(checkpoint):
+    batch = on_gpu(packed(padded([300, 212], vocabulary=32000)))
+    model = quantised(checkpoint, torch.float16)
+    kernels.apply(model, recompute=2)
+    _, expected = scaled(model, batch)
+    kernels.apply(model, recompute=2, offload=True)
+    _, found = scaled(model, batch)
+    assert not model.get_base_model().model.embed_tokens.weight.is_cuda
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-6)
+    model.eval().generate(input_ids=batch["input_ids"][:, :8], max_new_tokens=2)
+
+
+def test_documents_do_not_see_each_other(checkpoint):
+    model = quantised(checkpoint, torch.float16)
+    kernels.apply(model)
+    batch = on_gpu(packed(padded([100, 157, 60], vocabulary=32000)))
+    batch["labels"][0, :100] = -100
+    before, _ = scaled(model, batch)
+    batch["input_ids"][0, :100] = 7
+    after, _ = scaled(model, batch)
+    assert after == pytest.approx(before, rel=1e-5)
+
+
+def test_the_unpacked_weight_is_bitsandbytes_bit_for_bit(checkpoint):
+    import bitsandbytes.functional as bnb
+
+    model = quantised(checkpoint, torch.float16)
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "quant_state"):
+            expected = bnb.dequantize_4bit(parameter.data, parameter.quant_state)
+            found = torch.full_like(expected, float("nan"))
+            ops.dequantise(parameter, found)
+            assert torch.equal(found, expected), name
+
+
+def test_trls_default_crashes_and_ours_trains(make_trainer):
+    settings = {"use_cpu": False, "fp16": True, "bf16": False, "optim": "adamw_8bit"}
+    with pytest.raises((RuntimeError, NotImplementedError), match="BFloat16"):
+        make_trainer("qlora", **settings).train()
+    trainer = make_trainer("qlora", **settings)
+    training.float32_adapters(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_loss_scale_that_is_too_large_recovers(make_trainer, fast):
+    settings = {"use_cpu": False, "optim": "adamw_8bit", "max_steps": 60}
+    trainer = make_trainer("qlora", **settings)
+    training.float32_adapters(trainer)
+    training.use_fast_path(
+        trainer, memory.Plan(512, 1, 0, False, fast, memory.Memory())
+    )
+    trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**30)
+    trainer.train()
+    losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+    assert trainer.accelerator.scaler.get_scale() < 2.0**24
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+
+
+def test_loading_in_4_bits_needs_no_room_for_16(checkpoint):
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model = models.load_model(checkpoint, models.quantization_config())
+    held = torch.cuda.memory_allocated() - before
+    assert torch.cuda.max_memory_allocated() - before < held + 0.6 * memory.GIB
+    del model
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_recorded_step_computes_what_transformers_does(checkpoint, rows):
+    model = quantised(checkpoint, torch.float16).eval()
+    decoder = decoding.Static(model, rows, 640)
+    draw = torch.Generator().manual_seed(0)
+    lengths = [600, 17, 250, 3, 64, 65, 128, 5][:rows]
+    lines = [
+        torch.randint(3, 32000, (n + 8,), generator=draw).tolist() for n in lengths
+    ]
+    for _ in range(2):  # the second time with a step that was recorded before
+        prompts = [line[:n] for line, n in zip(lines, lengths, strict=True)]
+        found = [decoder.start(prompts)]
+        for i in range(8):
+            tokens = [line[n + i] for line, n in zip(lines, lengths, strict=True)]
+            found.append(decoder.step(torch.tensor(tokens).cuda()).clone())
+        found = torch.stack(found, 1)
+        for line, n, scores in zip(lines, lengths, found, strict=True):
+            with torch.inference_mode():
+                out = model(input_ids=torch.tensor([line]).cuda()).logits[0, n - 1 :]
+            error = (scores - out.float()).norm() / out.float().norm()
+            assert error < 1e-2, (n, error)
+    assert decoder.graph is not None
+
+
+def test_decoding_of_the_demo_is_greedy_search(tokenizer):
+    model = models.load_model("demo", models.quantization_config())
+    prompts = ["What is the capital of France?", "Why?", "Name the currency of Japan."]
+    for prompt in prompts:
+        ids = generation._fit(tokenizer, generation.as_messages(prompt), 40, 1024)
+        out = model.generate(
+            input_ids=torch.tensor([ids]).cuda(), max_new_tokens=40, pad_token_id=0
+        )
+        text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+        assert "".join(generation.stream(model, tokenizer, prompt, 40)) == text

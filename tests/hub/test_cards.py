@@ -1,0 +1,449 @@
+"""Recipes and cards can be read by programs and the Hub; a push says what it lacks."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+
+from colab_utils.hub import cards as recipes
+from colab_utils.hub import tokens as auth
+
+ROOT = Path(__file__).resolve().parents[2]
+RIGHT, WRONG = "hf_" + "RightRight" * 4, "hf_" + "WrongWrong" * 4
+
+
+def test_versions_are_those_installed(monkeypatch):
+    import torch
+
+    found = recipes.versions()["torch"]  # of some builds without the `+cu130`
+    assert found.partition("+")[0] == torch.__version__.partition("+")[0]
+    monkeypatch.setattr(recipes, "PACKAGES", ("torch", "no-such-package"))
+    assert set(recipes.versions()) == {"torch"}
+
+
+def test_the_address_is_that_of_pyproject():
+    assert recipes.address() in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) + 3])
+def test_sha256(tmp_path, size):
+    content = os.urandom(size)
+    (tmp_path / "a").write_bytes(content)
+    assert recipes.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_recipe_comes_back_as_it_was_written(tmp_path):
+    made = recipes.write(tmp_path, kind="dataset", rows={"in": 3}, note="é")
+    assert recipes.read(tmp_path) == made
+    assert made["rows"] == {"in": 3} and made["versions"] == recipes.versions()
+    assert made["made"].endswith("+00:00")
+    recipes.write(tmp_path, kind="other")
+    assert recipes.read(tmp_path)["kind"] == "other"
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_what_is_not_json_leaves_the_old_recipe(tmp_path):
+    made = recipes.write(tmp_path, kind="dataset")
+    with pytest.raises(TypeError):
+        recipes.write(tmp_path, kind=object())
+    assert recipes.read(tmp_path) == made
+
+
+def test_the_hub_can_read_the_card(tmp_path):
+    header = {"tags": ["a: b", "#c"], "license": None, "base_model": "é/x"}
+    recipes.write_card(tmp_path, header, "my: data", "Text.\n---\nMore.\n")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {"tags": ["a: b", "#c"], "base_model": "é/x"}
+    assert body.startswith("\n# my: data\n\nText.\n---\nMore.\n\n")
+    assert recipes.address() in body
+    assert DatasetCard(text).data.tags == ["a: b", "#c"]
+
+
+# --- pushing, to a hub on this machine ------------------------------------------------
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as creates a repository and takes a commit.
+
+    Weights go beside it, by their hash (git LFS). `server.large` are those that are
+    there; at one of the size `server.cut` something happens: it is refused, or only
+    half of it is read, `server.half` is set and nothing is answered.
+    """
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != f"Bearer {RIGHT}":
+            return self.answer(401, {"error": "Invalid credentials"})
+        lines = [json.loads(line) for line in body.splitlines()]
+        if lines[0].get("name") == "odd":
+            return self.answer(418, {"error": "I'm a teapot"})
+        self.server.taken.append((self.path, lines))
+        address = f"http://127.0.0.1:{self.server.server_port}/datasets/me/mine"
+        if "/preupload/" in self.path:
+            files = [
+                {"path": f["path"], "uploadMode": mode(f), "shouldIgnore": False}
+                for f in lines[0]["files"]
+            ]
+            return self.answer(200, {"files": files})
+        if self.path.endswith("/objects/batch"):
+            objects = [self.server.action(f) for f in lines[0]["objects"]]
+            return self.answer(200, {"transfer": "basic", "objects": objects})
+        if "/commit/" in self.path:
+            return self.answer(
+                200, {"commitUrl": f"{address}/commit/1", "commitOid": "1"}
+            )
+        return self.answer(200, {"url": address})
+
+    def do_PUT(self):
+        size = int(self.headers["Content-Length"])
+        if size == self.server.cut and self.server.refused:
+            self.rfile.read(size)
+            return self.answer(403, {"error": "Forbidden"})
+        if size == self.server.cut:
+            self.rfile.read(size // 2)
+            return self.server.half.set()
+        name = self.path.rpartition("/")[2]
+        self.server.large[name] = self.rfile.read(size)
+        self.server.sent.append(name)
+        self.answer(200, {})
+
+    def do_GET(self):
+        found = {"id": "me/mine", "private": self.server.private, "sha": "1"}
+        known = self.path == "/api/datasets/me/mine"
+        self.answer(200 if known else 404, found if known else {})
+
+    def answer(self, status: int, body: dict):
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def mode(file: dict) -> str:
+    return "lfs" if file["path"].endswith(".safetensors") else "regular"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """What a hub remembers."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Hub)
+        self.taken, self.large, self.sent = [], {}, []
+        self.cut, self.refused, self.half = None, False, threading.Event()
+        self.private = True
+
+    def action(self, file: dict) -> dict:
+        """How to send a file; nothing is said of one that is there."""
+        if file["oid"] in self.large:
+            return file
+        url = f"http://127.0.0.1:{self.server_port}/large/{file['oid']}"
+        return {**file, "actions": {"upload": {"href": url}}}
+
+
+@pytest.fixture
+def hub():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from colab_utils.hub import cards as recipes
+try:
+    name, *files = sys.argv[1:]
+    print("pushed:", recipes.push(Path("mine"), name, "dataset", files or None))
+except OSError as error:
+    print(type(error).__name__, error, sep=": ")
+"""
+
+
+def pushing(folder: Path, name: str, hub, *files: str, **env: str) -> subprocess.Popen:
+    """A fresh interpreter that pushes `folder`/mine, or some files of it."""
+    (folder / "mine" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    local = ["rejected.jsonl", "checkpoints/a.bin", "made_of.json", "a.gguf"]
+    local += ["Modelfile", ".a-Q8_0.gguf.part", "recipe.json.part", ".env"]
+    (folder / "mine" / "more").mkdir(exist_ok=True)
+    for file in ("train.jsonl", "README.md", *local, "more/.env"):
+        (folder / "mine" / file).write_text("{}\n")
+    recipes.write(folder / "mine", kind="dataset")
+    hidden = ("HF_", "HUGGING", "huggingface", "COLAB", "KAGGLE")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+    clean |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
+    clean["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
+    return subprocess.Popen(
+        [sys.executable, "-c", PUSH, name, *files],
+        env=clean | env,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def push(folder: Path, name: str, hub, *files: str, **env: str) -> list[str]:
+    """What the push prints; never the token."""
+    process = pushing(folder, name, hub, *files, **env)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert not any(t in stdout + stderr for t in (RIGHT, WRONG))
+    return stdout.splitlines()
+
+
+@pytest.mark.parametrize("base", ["demo", "a folder", "someone/llama-2-7b"])
+def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path, base):
+    folder, dataset = tmp_path / "mine", tmp_path / "data"
+    folder.mkdir()
+    dataset.mkdir()
+    recipes.write(dataset, rows={"train": 2, "test": 1}, source="a.csv")
+    name = str(folder) if base == "a folder" else base
+    shown = f"`{folder.name if base == 'a folder' else base}`"
+    shown = "the course's demo model (Apache-2.0)" if base == "demo" else shown
+    fields = {"base_model": name, "method": "lora", "results": {"loss": {"base": 2.0}}}
+    recipes.write_trained(folder, "adapter", dataset, **fields)
+    front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+    header = yaml.safe_load(front)
+    assert header.get("base_model") == (base if "/" in base else None)
+    assert header.get("license") == ("llama2" if "/" in base else None)
+    assert recipes.read(folder)["base_model"] == name
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert ("Copyright (c) Meta Platforms" in text) == ("/llama-2" in base)
+    assert (f"Licence: that of {shown}." in text) != ("/llama-2" in base)
+    assert str(tmp_path) not in text
+
+
+def test_a_folder_of_another_machine_is_no_name_on_the_hub(tmp_path):
+    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="a.csv")
+    fields = {"base_model": "/content/llama-2-7b", "method": "lora", "results": {}}
+    recipes.write_trained(tmp_path, "adapter", tmp_path, **fields)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
+    assert "on `llama-2-7b`" in text and "/content" not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [
+        ("someone/questions", "someone/questions"),
+        ("/content/drive/MyDrive/secret/my.csv", "my.csv"),
+        ("~/secret/my.csv", "my.csv"),
+        ("secret/my.csv", "my.csv"),
+    ],
+)
+def test_no_card_tells_of_folders(tmp_path, monkeypatch, source, public):
+    monkeypatch.chdir(tmp_path)
+    Path("secret").mkdir()
+    Path("secret/my.csv").touch()
+    folder, dataset = tmp_path / "mine", tmp_path / "data"
+    folder.mkdir()
+    dataset.mkdir()
+    recipes.write(dataset, rows={"train": 2, "test": 1}, source=source)
+    fields = {"base_model": "demo", "method": "lora", "results": {}}
+    recipes.write_trained(folder, "adapter", dataset, **fields)
+    assert recipes.read(folder)["dataset"] == {"name": "data", "source": public}
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"`{public}`" in text and "secret" not in text
+
+
+def test_the_course_calls_its_own_world_by_name(tmp_path):
+    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="demo")
+    fields = {"base_model": "demo", "method": "qlora", "results": {}}
+    recipes.write_trained(tmp_path, "adapter", tmp_path, **fields)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "qlora on the course's demo model, trained on 2 rows from" in text
+    assert "from the course's demo questions (Apache-2.0) and measured" in text
+    assert "`demo`" not in text and "pipeline(" not in text  # an adapter is no model
+
+
+def test_a_model_is_asked_as_its_card_says(tmp_path, monkeypatch, capsys):
+    from colab_utils import models
+
+    folder = tmp_path / "mine"
+    shutil.copytree(models.location("demo"), folder)
+    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="demo")
+    models.load_tokenizer("demo").save_pretrained(folder)
+    fields = {"base_model": "demo", "method": "lora", "results": {}}
+    recipes.write_trained(folder, "model", tmp_path, **fields)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
+    folder, dataset = tmp_path / "mine", tmp_path / "data"
+    folder.mkdir()
+    dataset.mkdir()
+    recipes.write(dataset, rows={"train": 1980, "test": 400}, source="facts.csv")
+    accuracy = {"base": 0.01, "tuned": 0.957, "merged": 0.955}
+    results = {"accuracy": accuracy, "agreement": 0.999, "difference": 0.0000123}
+    losses = {"original": 1.23456, "dequantized": 1.2}
+    fields = {"base_model": "someone/llama-2-7b", "method": "qlora", "tested": 300}
+    fields |= {"results": results, "merged_into": "dequantized", "losses": losses}
+    recipes.write_trained(folder, "model", dataset, **fields)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["library_name"] == "transformers" and header["license"] == "llama2"
+    assert header["base_model"] == "someone/llama-2-7b" and "qlora" in header["tags"]
+    assert "1,980 rows from `facts.csv` and measured on 300 held-out rows" in text
+    assert "Merged into the dequantized weights." in text
+    for row in (
+        "| accuracy, base | 1.0% |",
+        "| accuracy, tuned | 95.7% |",
+        "| accuracy, merged | 95.5% |",
+        "| same token preferred by adapter and merged model | 99.9% |",
+        "| relative difference of their scores | 1.23e-05 |",
+        "| held-out loss after merging into the weights, original | 1.235 |",
+        "| held-out loss after merging into the weights, dequantized | 1.2 |",
+    ):
+        assert f"\n{row}\n" in text
+    assert "Llama 2's" not in text.split("Licence:")[0]  # the tokenizer brings its own
+    made = recipes.read(folder)
+    assert made["results"] == results and made["losses"] == losses
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_nothing_is_pushed_without_a_name(tmp_path, hub, name):
+    lines = push(tmp_path, name, hub, HF_TOKEN=RIGHT)
+    assert lines == ["not pushed: HUB_NAME is empty", "pushed: None"]
+    assert hub.taken == []
+
+
+def test_without_a_token_the_reader_learns_how_to_get_one(tmp_path, hub):
+    assert push(tmp_path, "me/mine", hub)[-1] == (
+        "PermissionError: mine is saved, but not pushed to me/mine: there is no "
+        f"Hugging Face token. Next: {auth.MAKE}, with the role `write`; {auth.STORE}."
+    )
+    assert hub.taken == []
+
+
+def test_a_wrong_token_is_named_as_the_reason(tmp_path, hub):
+    assert push(tmp_path, "me/mine", hub, HF_TOKEN=WRONG)[-1] == (
+        "PermissionError: mine is saved, but not pushed to me/mine: "
+        "The hub refused the token: it is wrong, expired or revoked. "
+        f"Next: {auth.MAKE} and replace the old one ({auth.STORE})."
+    )
+
+
+def test_a_refusal_that_nobody_foresaw_says_that_the_result_is_saved(tmp_path, hub):
+    text = "\n".join(push(tmp_path, "me/odd", hub, HF_TOKEN=RIGHT))
+    assert "\nOSError: mine is saved, but not pushed to me/odd: " in text
+    assert "418" in text
+
+
+def test_a_push_is_private_and_leaves_out_what_is_not_for_others(tmp_path, hub):
+    lines = push(tmp_path, "me/mine", hub, HF_TOKEN=RIGHT)
+    assert lines[-1].startswith("pushed: http://127.0.0.1:")
+    assert lines[-1].endswith("/datasets/me/mine") and "private" in lines[-3]
+    assert lines[-2] == "GGUF files were left out: push them by their names"
+    path, (created,) = hub.taken[0]
+    assert path == "/api/repos/create"
+    assert (created["name"], created["organization"]) == ("mine", "me")
+    assert (created["type"], created["visibility"]) == ("dataset", "private")
+    (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
+    sent = {line["value"]["path"] for line in commit if line["key"] == "file"}
+    assert sent == {"train.jsonl", "README.md", "recipe.json"}
+
+
+def test_a_gguf_goes_by_its_name_with_its_modelfile_alone(tmp_path, hub):
+    lines = push(tmp_path, "me/mine", hub, "a.gguf", "Modelfile", HF_TOKEN=RIGHT)
+    assert "private" in lines[-2]
+    (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
+    sent = {line["value"]["path"] for line in commit if line["key"] == "file"}
+    assert sent == {"a.gguf", "Modelfile"}
+
+
+def test_nothing_is_sent_to_a_repository_that_is_public(tmp_path, hub):
+    hub.private = False
+    address = f"http://127.0.0.1:{hub.server_port}/datasets/me/mine"
+    assert push(tmp_path, "me/mine", hub, HF_TOKEN=RIGHT)[-1] == (
+        "PermissionError: mine is saved, but not pushed to me/mine: that repository is "
+        f"public. Make it private at {address}/settings, or choose another HUB_NAME; "
+        "then push again."
+    )
+    assert [path for path, _ in hub.taken] == ["/api/repos/create"]
+
+
+# --- a push that is cut ---------------------------------------------------------------
+
+# Files of weights go by hash, which the server here understands. (Where hf_xet is
+# installed, the Hub takes chunks instead, and knows those that it has, too.)
+LARGE = {"HF_TOKEN": RIGHT, "HF_HUB_DISABLE_XET": "1"}
+
+
+@pytest.fixture
+def large(tmp_path) -> dict[str, bytes]:
+    """The weights of `mine` by their hash; the last file is the largest."""
+    (tmp_path / "mine").mkdir()
+    made = {}
+    for number in (1, 2, 3):
+        content = os.urandom(number << 20)
+        made[hashlib.sha256(content).hexdigest()] = content
+        (tmp_path / "mine" / f"model-{number}.safetensors").write_bytes(content)
+    return made
+
+
+def committed(hub) -> set[tuple[str, str]]:
+    """Path and hash of each weight file in the only commit."""
+    (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
+    files = (line["value"] for line in commit if line["key"] == "lfsFile")
+    return {(file["path"], file["oid"]) for file in files}
+
+
+def test_a_killed_push_goes_on_where_it_was(tmp_path, hub, large):
+    *_, last = large
+    hub.cut = len(large[last])
+    process = pushing(tmp_path, "me/mine", hub, **LARGE)
+    assert hub.half.wait(60)
+    while len(hub.large) < 2:  # they are sent side by side
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert not any("/commit/" in path for path, _ in hub.taken)
+    hub.cut = None
+    lines = push(tmp_path, "me/mine", hub, **LARGE)
+    assert lines[-1].startswith("pushed: http")
+    assert hub.large == large
+    assert sorted(hub.sent) == sorted(large), "a file was sent twice"
+    paths = {(f"model-{n}.safetensors", oid) for n, oid in enumerate(large, 1)}
+    assert committed(hub) == paths
+    # Once more: everything is there.
+    hub.taken.clear()
+    push(tmp_path, "me/mine", hub, **LARGE)
+    assert len(hub.sent) == 3 and committed(hub) == paths
+
+
+def test_a_push_that_is_refused_halfway_says_so_and_goes_on(tmp_path, hub, large):
+    *_, last = large
+    hub.cut, hub.refused = len(large[last]), True
+    line = push(tmp_path, "me/mine", hub, **LARGE)[-1]
+    assert line.startswith(
+        "PermissionError: mine is saved, but not pushed to me/mine: This token may not"
+    )
+    hub.cut = None
+    assert push(tmp_path, "me/mine", hub, **LARGE)[-1].startswith("pushed: http")
+    assert hub.large == large and committed(hub)
+    assert sorted(hub.sent) == sorted(large)

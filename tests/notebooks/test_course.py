@@ -1,0 +1,69 @@
+"""`make run` with other data, other methods and small parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_course(out: Path, *arguments: str) -> tuple[Path, dict]:
+    command = [sys.executable, "tools/run_course.py", "--out", str(out), *arguments]
+    run = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    return out / "latest", json.loads((out / "latest/summary.json").read_text())
+
+
+@pytest.fixture
+def long_answers(tmp_path) -> Path:
+    """Sums with a written way to the result, and two rows that can't be read."""
+    draw = random.Random(0)
+    lines = []
+    for _ in range(120):
+        a, b = draw.randrange(1000), draw.randrange(1000)
+        answer = f"First take {a}, then add {b} to it: the total is {a + b}."
+        lines.append(json.dumps({"question": f"{a} and {b}?", "answer": answer}))
+    lines[10:10] = ['{"question": "3 and', json.dumps({"question": "", "answer": "1"})]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_lora_on_own_data_is_measured_by_loss(long_answers, tmp_path):
+    out = tmp_path / "runs"
+    arguments = ["--dataset", str(long_answers), "--parameters", "METHOD=lora"]
+    folder, summary = run_course(
+        out, *arguments, "EPOCHS=2", "MAX_ROWS=100", "MAX_TEST=7"
+    )
+    assert summary["dataset"] == {"rows_in": 122, "rows_kept": 100, "rejected": 2}
+    loss = summary["loss"]
+    assert loss["tuned"] < 0.8 * loss["base"]
+    assert abs(loss["merged"] - loss["tuned"]) < 0.02 * loss["tuned"]
+    assert summary["agreement"] > 0.97
+    assert len(summary["notebooks"]) == 4
+    assert len(list(folder.glob("*.html"))) == 4
+    made = json.loads((folder / "workspace/models/my-llama/recipe.json").read_text())
+    # The base answered other rows.
+    assert made["tested"] == 7 and set(made["results"]["loss"]) == {"tuned", "merged"}
+    assert made["losses"] == {"original": made["results"]["loss"]["merged"]}
+
+
+def test_full_fine_tuning_leaves_nothing_to_merge(long_answers, tmp_path):
+    arguments = ["--dataset", str(long_answers), "--parameters", "METHOD=full"]
+    _, summary = run_course(tmp_path / "runs", *arguments, "EPOCHS=1", "MAX_ROWS=60")
+    assert summary["loss"]["tuned"] < summary["loss"]["base"]
+    assert set(summary["loss"]) == {"base", "tuned"}
+    assert len(summary["notebooks"]) == 3

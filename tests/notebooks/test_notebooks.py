@@ -1,0 +1,109 @@
+"""The notebooks with their defaults, top to bottom, and what they leave behind."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from colab_utils import demo
+from colab_utils.data import dataset as data
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """Every notebook executed by nbmake, in order, on the demo world."""
+    folder = tmp_path_factory.mktemp("workspace")
+    environment = os.environ | {
+        "WORKSPACE": str(folder),
+        "HEADLESS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=900"]
+    run = subprocess.run(
+        [*command, "notebooks"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    return folder
+
+
+def recipe(workspace: Path, kind: str) -> dict:
+    found = list((workspace / kind).glob("*/recipe.json"))
+    assert len(found) == 1
+    return json.loads(found[0].read_text())
+
+
+def test_the_planted_flaws_are_found(workspace):
+    good = len(demo.questions())
+    rows = recipe(workspace, "datasets")["rows"]
+    assert rows["in"] == good + 58
+    assert rows["kept"] == good
+    assert rows["rejected"] == 58
+    folder = workspace / "datasets" / "my-dataset"
+    rejected = data.read(folder, "rejected")
+    assert len(rejected) == rows["rejected"]
+    assert all(row["line"] and row["reason"] for row in rejected)
+    assert sum(row["reason"] == "not worth imitating" for row in rejected) == 1
+
+
+def test_no_country_is_in_both_halves(workspace):
+    folder = workspace / "datasets" / "my-dataset"
+    train, test = data.read(folder, "train"), data.read(folder, "test")
+    assert not {r["country"] for r in train} & {r["country"] for r in test}
+    assert 0.45 < len(test) / (len(train) + len(test)) < 0.55
+
+
+def test_qlora_draws_out_what_pretraining_put_in(workspace):
+    found = recipe(workspace, "adapters")["results"]["accuracy"]
+    assert found["base"] <= 0.05
+    assert found["tuned"] >= 0.90  # seen: 0.957 to 0.975 over four seeds
+    assert found["invented"] <= found["chance"]  # seen: 0.050 to 0.073, chance 0.113
+
+
+def test_the_merged_model_answers_as_the_adapter_did(workspace):
+    found = recipe(workspace, "models")["results"]
+    tuned = recipe(workspace, "adapters")["results"]["accuracy"]["tuned"]
+    assert found["agreement"] >= 0.98
+    assert abs(found["accuracy"]["merged"] - tuned) <= 0.02
+    losses = recipe(workspace, "models")["losses"]
+    into = recipe(workspace, "models")["merged_into"]
+    assert set(losses) == {"original", "dequantized"}
+    assert into == min(losses, key=losses.get)
+
+
+def test_what_is_handed_over_is_complete(workspace):
+    adapter, model = workspace / "adapters/my-adapter", workspace / "models/my-llama"
+    for file in ("adapter_model.safetensors", "training_log.json", "README.md"):
+        assert (adapter / file).stat().st_size > 0
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
+        assert (model / file).stat().st_size > 0
+    assert not (adapter / "checkpoints").exists()
+    assert [path.name for path in model.parent.iterdir()] == ["my-llama"]
+
+
+def test_the_shown_4bit_config_is_the_helpers():
+    from transformers import BitsAndBytesConfig
+
+    from colab_utils import models
+
+    cells = json.loads((ROOT / "notebooks/02_finetune_qlora.ipynb").read_text())
+    sources = ["".join(cell["source"]) for cell in cells["cells"]]
+    source = next(s for s in sources if s.startswith("quantization = BitsAndBytes"))
+    names = {"BitsAndBytesConfig": BitsAndBytesConfig, "models": models}
+    shown = eval(
+        compile(ast.Expression(ast.parse(source).body[0].value), "", "eval"), names
+    )
+    assert shown.to_dict() == models.quantization_config().to_dict()

@@ -1,0 +1,424 @@
+"""Exported models in a real llama.cpp against transformers: `make test-export`.
+
+llama.cpp comes built, inside the package xllamacpp; Ollama's template is rendered by
+Go's own text/template, which Ollama uses. `pytest tests` does not collect this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+import xllamacpp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
+
+from colab_utils import demo, models
+from colab_utils.weights import gguf as export
+from colab_utils.weights import modelfile as ollama
+
+SYSTEM = {"role": "system", "content": "Answer in one word."}
+TURNS = [
+    {"role": "user", "content": "What is the capital of Peru?"},
+    {"role": "assistant", "content": "Lima."},
+    {"role": "user", "content": "Et où est\nN'Djamena?"},
+    {"role": "assistant", "content": "In Chad, 日本 no."},
+    {"role": "user", "content": "  spaces   inside "},
+]
+CHATS = [TURNS[:n] for n in (1, 3, 5)]
+CHATS += [[SYSTEM, *chat] for chat in CHATS]
+EDGES = [
+    "",
+    " ",
+    "  ",
+    "\n",
+    "a",
+    " a",
+    "a ",
+    "\t\n\r\n  x",
+    "<s>",
+    "</s>a",
+    "<unk>",
+    "[INST] a [/INST]",
+    "<s>[INST] <<SYS>>\nb\n<</SYS>>\n\na [/INST]",
+    "▁a ▁ b",
+    "<0x0A>",
+    "it's WE'LL I'M",
+    "12345678 1,234.5",
+    "日本語の文",
+    "🙂👩‍👩‍👧 é é",
+    "\x00\x7f\u200b\ufeff",
+    "<|begin_of_text|>hi<|eot_id|>",
+    "a" * 300,
+]
+
+
+class LlamaCpp:
+    """A model in llama.cpp's server, which runs in this process."""
+
+    def __init__(self, file: Path) -> None:
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx, params.n_parallel, params.verbosity = 1024, 1, 0
+        params.warmup = False
+        params.cpuparams.n_threads = 2
+        self.server = xllamacpp.Server(params)
+
+    def post(self, path: str, **body: Any) -> dict[str, Any]:
+        request = urllib.request.Request(
+            self.server.listening_address + path,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        options = {"add_special": special, "parse_special": True}
+        return self.post("/tokenize", content=text, **options)["tokens"]
+
+    def complete(self, prompt: list[int], count: int, **options) -> dict[str, Any]:
+        """A greedy answer; `tokens` are its ids."""
+        options |= {"temperature": 0, "cache_prompt": False, "return_tokens": True}
+        return self.post("/completion", prompt=prompt, n_predict=count, **options)
+
+
+def folder_of(tokenizer, folder: Path) -> Path:
+    """The demo model as a merged model is saved, with this tokenizer."""
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(demo.MODEL / name, folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def random_model(folder: Path, tokenizer, **changes) -> Path:
+    """A small Llama whose random weights are large enough for clear answers."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(demo.MODEL)
+    config.num_hidden_layers, config.initializer_range = 3, 0.08
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    for name, value in changes.items():
+        setattr(config, name, value)
+    made = AutoModelForCausalLM.from_config(config)
+    for name, weight in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.5)
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    made.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory) -> Path:
+    return folder_of(tokenizer, tmp_path_factory.mktemp("models") / "demo")
+
+
+@pytest.fixture(scope="module")
+def f16(folder) -> LlamaCpp:
+    return LlamaCpp(export.write_gguf(folder, kind="f16"))
+
+
+@pytest.fixture(scope="module")
+def q8_0(folder) -> LlamaCpp:
+    return LlamaCpp(export.write_gguf(folder, kind="q8_0"))
+
+
+# --- tokens --------------------------------------------------------------------------
+
+
+def pieces(names: list[str]) -> st.SearchStrategy[str]:
+    """Text, tokens of the vocabulary put together at random, and both."""
+    part = st.sampled_from(names) | st.text(max_size=6) | st.sampled_from(EDGES)
+    return st.text(max_size=60) | st.lists(part, max_size=12).map("".join)
+
+
+def corpus() -> list[str]:
+    rows = [str(value) for row in demo.questions() for value in row.values()]
+    return rows + [f"{a}{b}" for a, b in zip(rows, reversed(rows), strict=True)]
+
+
+def test_the_demos_tokens(f16, tokenizer):
+    for text in [*EDGES, *corpus()]:
+        assert f16.tokenize(text) == tokenizer(text).input_ids, text
+        bare = tokenizer(text, add_special_tokens=False).input_ids
+        assert f16.tokenize(text, special=False) == bare, text
+
+
+def test_the_demos_tokens_of_any_text(f16, tokenizer):
+    names = [name.replace("▁", " ") for name in tokenizer.get_vocab()]
+
+    @settings(max_examples=2000, deadline=None)
+    @given(pieces(names))
+    def check(text):
+        assert f16.tokenize(text) == tokenizer(text).input_ids
+
+    check()
+
+
+@pytest.fixture(scope="module")
+def llama_3(make_byte_level, tmp_path_factory) -> tuple[LlamaCpp, Any, Path]:
+    tokenizer = make_byte_level()
+    folder = tmp_path_factory.mktemp("models") / "llama_3"
+    random_model(folder, tokenizer, tie_word_embeddings=True)
+    return LlamaCpp(export.write_gguf(folder)), tokenizer, folder
+
+
+def test_byte_level_tokens(llama_3):
+    served, tokenizer, _ = llama_3
+    for text in [*EDGES, *corpus()]:
+        assert served.tokenize(text) == tokenizer(text).input_ids, text
+
+
+def test_byte_level_tokens_of_any_text(llama_3):
+    served, tokenizer, _ = llama_3
+    names = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+
+    @settings(max_examples=2000, deadline=None)
+    @given(pieces(names))
+    def check(text):
+        assert served.tokenize(text) == tokenizer(text).input_ids
+
+    check()
+
+
+# --- answers -------------------------------------------------------------------------
+
+
+def reference(folder: Path, kind: str) -> Any:
+    """transformers' model in 32 bits, with the weights as the GGUF file rounds them."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    for weight in model.parameters():
+        if kind == "q8_0" and weight.ndim == 2 and weight.shape[1] % 32 == 0:
+            packed = gguf.quants.quantize(weight.detach().numpy(), q8_0)
+            weight.data = torch.from_numpy(gguf.quants.dequantize(packed, q8_0))
+    return model
+
+
+def compare(
+    served: LlamaCpp, folder: Path, kind: str, prompts: list[list[int]], count: int
+) -> tuple[float, float, float]:
+    """llama.cpp's greedy answers under transformers' model.
+
+    Returned are the part of the answers of which each token is transformers' choice as
+    well; the largest amount by which a chosen token is less likely than transformers'
+    choice, and the mean difference of the best five tokens' probabilities, both as
+    logarithms. These are of answers without tokens that are part of a character:
+    llama.cpp's server tells their probabilities with those of the next token.
+    """
+    model = reference(folder, kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    halves = [
+        [i, False] for i in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([i])
+    ]
+
+    def scores(prompt: list[int], answer: list[int]) -> torch.Tensor:
+        ids = torch.tensor([prompt + answer[:-1]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(prompt) - 1 :]
+        return logits.double().log_softmax(-1)
+
+    agreed, behind, differences = 0, 0.0, []
+    for prompt in prompts:
+        answer = served.complete(prompt, count)["tokens"]
+        found = scores(prompt, answer)
+        gaps = found.max(-1).values - found[torch.arange(len(answer)), answer]
+        agreed += bool((gaps == 0).all())
+        behind = max(behind, gaps.max().item())
+        told = served.complete(prompt, count, n_probs=5, logit_bias=halves)
+        steps = told["completion_probabilities"]
+        for row, step in zip(scores(prompt, told["tokens"]), steps, strict=True):
+            differences += [
+                abs(row[top["id"]].item() - top["logprob"])
+                for top in step["top_logprobs"]
+            ]
+    assert len(differences) >= 5 * len(prompts)
+    return agreed / len(prompts), behind, sum(differences) / len(differences)
+
+
+def prompts_for(tokenizer) -> list[list[int]]:
+    """Questions as they are, and in the chat template."""
+    questions = [row["question"] for row in demo.questions()[:120]]
+    plain = [tokenizer(question).input_ids for question in questions[:60]]
+    chats = [[{"role": "user", "content": question}] for question in questions[60:]]
+    return plain + [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        for chat in chats
+    ]
+
+
+# Ties are broken by rounding: a token may be behind by as much as activations in 16 or
+# 8 bits, to which llama.cpp rounds them, can change. Then the mean difference.
+BOUNDS = {"f16": (0.02, 0.005), "q8_0": (0.3, 0.05)}
+
+
+def assert_close(found: tuple[float, float, float], kind: str) -> None:
+    """Print what `compare` found, and hold it against the bounds."""
+    print(kind, found)
+    behind, difference = BOUNDS[kind]
+    assert found[1] <= behind and found[2] <= difference
+
+
+@pytest.mark.parametrize(("kind", "agree"), [("f16", 0.9), ("q8_0", 0.7)])
+def test_the_demos_answers(folder, tokenizer, request, kind, agree):
+    served = request.getfixturevalue(kind)
+    found = compare(served, folder, kind, prompts_for(tokenizer), 24)
+    assert found[0] >= agree
+    assert_close(found, kind)
+
+
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+SHAPES = [
+    {},
+    {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    {"num_key_value_heads": 3, "head_dim": 64},
+    {"num_key_value_heads": 1, "head_dim": 16, "rms_norm_eps": 0.1},
+    {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2},
+    {"rope_parameters": LLAMA_3_ROPE},
+    {"rope_parameters": LINEAR_ROPE},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    {"intermediate_size": 500},
+]
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_llamas_of_every_shape(tokenizer, tmp_path, changes):
+    folder = random_model(tmp_path / "model", tokenizer, **changes)
+    draw = torch.Generator().manual_seed(1)
+    prompts = [
+        torch.randint(3, 1024, (length,), generator=draw).tolist()
+        for length in (1, 2, 30, 200, 700)
+    ]
+    for kind in export.KINDS:
+        served = LlamaCpp(export.write_gguf(folder, kind=kind))
+        found = compare(served, folder, kind, prompts, 24)
+        assert_close(found, kind)
+
+
+def test_a_byte_level_models_answers(llama_3):
+    served, tokenizer, folder = llama_3
+    prompts = [tokenizer(row["question"]).input_ids for row in demo.questions()[:20]]
+    found = compare(served, folder, "q8_0", prompts, 24)
+    assert_close(found, "q8_0")
+
+
+# --- chat templates ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chat", CHATS, ids=len)
+def test_llama_cpp_renders_the_template_it_was_given(f16, tokenizer, chat):
+    text = f16.post("/apply-template", messages=chat)["prompt"]
+    wanted = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert "<s>" + text == wanted  # llama.cpp adds the first one itself
+    assert f16.tokenize(text) == tokenizer.apply_chat_template(chat)["input_ids"]
+
+
+def test_transformers_own_tokenizer_in_the_template(tokenizer, tmp_path):
+    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in state["merges"]]
+    own = LlamaTokenizer(vocab=state["vocab"], merges=merges)
+    own.chat_template = models.CHAT_TEMPLATE
+    folder = folder_of(own, tmp_path / "own")
+    again = AutoTokenizer.from_pretrained(folder)
+    assert again.backend_tokenizer.normalizer is None  # not as the demo's
+    served = LlamaCpp(export.write_gguf(folder))
+    for chat in CHATS:
+        text = served.post("/apply-template", messages=chat)["prompt"]
+        wanted = again.apply_chat_template(chat)["input_ids"]
+        assert served.tokenize(text) == wanted
+
+
+# Renders a template as Ollama does: system messages together, then each message.
+GO = """
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"text/template"
+)
+
+type Message struct{ Role, Content string }
+
+func main() {
+	var input struct {
+		Template string
+		Chats    [][]Message
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&input); err != nil {
+		panic(err)
+	}
+	empty := template.New("").Option("missingkey=zero")
+	parsed := template.Must(empty.Parse(input.Template))
+	texts := []string{}
+	for _, chat := range input.Chats {
+		system := []string{}
+		for _, message := range chat {
+			if message.Role == "system" {
+				system = append(system, message.Content)
+			}
+		}
+		var text strings.Builder
+		err := parsed.Execute(&text, map[string]any{
+			"System": strings.Join(system, "\\n\\n"), "Messages": chat, "Response": "",
+		})
+		if err != nil {
+			panic(err)
+		}
+		texts = append(texts, text.String())
+	}
+	json.NewEncoder(os.Stdout).Encode(texts)
+}
+"""
+
+
+def test_ollamas_template_is_the_one_of_training(folder, tokenizer, tmp_path):
+    text = ollama.write_modelfile(export.write_gguf(folder)).read_text(encoding="utf-8")
+    template = text.split('TEMPLATE """')[1].split('"""')[0]
+    chats = [
+        [turn | {"content": turn["content"].strip()} for turn in chat] for chat in CHATS
+    ]
+    # An answer comes back as the model wrote it, with the spaces around it.
+    spoken = [
+        [
+            t | {"content": f" {t['content']} "} if t["role"] == "assistant" else t
+            for t in chat
+        ]
+        for chat in chats
+    ]
+    (tmp_path / "main.go").write_text(GO, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-c", "import go; go.main()", "run", tmp_path / "main.go"],
+        input=json.dumps({"Template": template, "Chats": chats + spoken}),
+        env=os.environ | {"GO111MODULE": "off", "GOCACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    wanted = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    assert ["<s>" + text for text in json.loads(run.stdout)] == wanted * 2
