@@ -62,8 +62,8 @@ def answers(
     prompts = prompts if isinstance(prompts, str) else list(prompts)
     if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
         raise ValueError("`answers` takes a list of prompts: put this one into a list.")
-    runtime.require(max_new_tokens=(max_new_tokens, 1, 10**9))
-    runtime.require(batch_size=(batch_size, 1, 10**9))
+    runtime.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
+    runtime.check_range(batch_size=(batch_size, 1, 10**9))
     choose, context, stop = _chooser(**sampling), _context(model), _stops(stop)
     if not prompts:
         return []
@@ -105,7 +105,7 @@ def stream(
     """
     from colab_utils.fast import decoder as decoding
 
-    runtime.require(max_new_tokens=(max_new_tokens, 1, 10**9))
+    runtime.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
     choose, context = _chooser(**sampling), min(_context(model), CONTEXT)
     stop = _stops(stop)
     _tell_ignored(model)

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils import demo, runtime
-from colab_utils.hub import cards as recipes
-from colab_utils.hub import tokens as auth
+from colab_utils import demo, hub, recipe, runtime
 from colab_utils.weights import shards as storage
 
 if TYPE_CHECKING:
@@ -62,8 +60,8 @@ def choose(name: str = "auto") -> str:
     if runtime.detect().device == "cpu":
         print("model: the demo model (3 M parameters), because there is no GPU here")
         return "demo"
-    key = auth.token()
-    if key and auth.can_read(OFFICIAL, key):
+    key = hub.token()
+    if key and hub.can_read(OFFICIAL, key):
         print(f"model: {OFFICIAL}, because there is a GPU and your token has access")
         return OFFICIAL
     print(
@@ -79,7 +77,7 @@ def location(name: str) -> str:
 
 def _token(name: str) -> str | None:
     """The token to load a model with; a folder needs none, so none is looked for."""
-    return None if Path(location(name)).is_dir() else auth.token()
+    return None if Path(location(name)).is_dir() else hub.token()
 
 
 def _check_folder(name: str, *files: str) -> None:
@@ -123,7 +121,7 @@ def load_config(name: str) -> PretrainedConfig:
 
     _check_folder(name, "config.json")
     key = _token(name)
-    with auth.hub_errors(name, key):
+    with hub.hub_errors(name, key):
         return AutoConfig.from_pretrained(location(name), token=key)
 
 
@@ -139,7 +137,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
     _check_folder(name, "tokenizer.json", "tokenizer.model")
     key = _token(name)
-    with auth.hub_errors(name, key):
+    with hub.hub_errors(name, key):
         tokenizer = AutoTokenizer.from_pretrained(location(name), token=key)
         config = cached_file(
             location(name),
@@ -181,7 +179,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     config, key, dtype = load_config(name), _token(name), torch_dtype()
-    with auth.hub_errors(name, key):
+    with hub.hub_errors(name, key):
         given = {"quantization_config": quantization} if quantization else {}
         if getattr(config, "quantization_config", None):
             given = {}
@@ -218,14 +216,14 @@ def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
     The base model is loaded the way it was trained: in 4 bits for QLoRA, in 16 bits for
     LoRA. After full fine-tuning the folder holds a whole model.
     """
-    recipe = recipes.read(folder)
+    made = recipe.read(folder)
     tokenizer = load_tokenizer(str(folder))
-    if recipe["method"] == "full":
+    if made["method"] == "full":
         return load_model(str(folder)).eval(), tokenizer
     from peft import PeftModel
 
-    quantization = quantization_config() if recipe["method"] == "qlora" else None
-    base = load_model(recipe["base_model"], quantization)
+    quantization = quantization_config() if made["method"] == "qlora" else None
+    base = load_model(made["base_model"], quantization)
     model = PeftModel.from_pretrained(base, folder).eval()
     for name, parameter in model.named_parameters():
         if "lora_" in name:  # trained in 32 bits; to answer, the base's dtype will do
@@ -267,8 +265,8 @@ def folder(name: str, weights: str = "*.safetensors") -> Path:
         return path
     from huggingface_hub import snapshot_download
 
-    key, texts = auth.token(), ["*.jinja", "merges.txt", "LICENSE*", "USE_POLICY*"]
-    with auth.hub_errors(name, key):
+    key, texts = hub.token(), ["*.jinja", "merges.txt", "LICENSE*", "USE_POLICY*"]
+    with hub.hub_errors(name, key):
         files = [weights, "*.json", "tokenizer*", *texts]
         path = Path(snapshot_download(name, allow_patterns=files, token=key))
     if not any(path.glob(weights)):

@@ -95,7 +95,7 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(make_trainer, tokenizer, tmp_path_factory):
     """For each method a trainer after two steps, and the folder where it was saved."""
-    from colab_utils.hub import cards as recipes
+    from colab_utils import recipe
     from colab_utils.memory import planning as memory
     from colab_utils.training import trainer as training
 
@@ -106,7 +106,7 @@ def trained(make_trainer, tokenizer, tmp_path_factory):
         training.float32_adapters(trainer)
         trainer.train()
         training.save(trainer, tokenizer, folder)
-        recipes.write(folder, method=method, base_model="demo")
+        recipe.write(folder, method=method, base_model="demo")
         made[method] = (trainer, folder)
     return made
 

@@ -294,7 +294,7 @@ def test_what_is_downloaded_of_a_model(monkeypatch, tmp_path, stored):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(models.auth, "token", lambda: None)
+    monkeypatch.setattr(models.hub, "token", lambda: None)
     if stored == "model.safetensors":
         assert models.folder("someone/model") == tmp_path
     else:
@@ -317,7 +317,7 @@ def test_a_local_model_asks_for_no_token(monkeypatch):
     def asked() -> str:
         raise AssertionError("a token was looked for")
 
-    monkeypatch.setattr(models.auth, "token", asked)
+    monkeypatch.setattr(models.hub, "token", asked)
     models.load_tokenizer("demo")
 
 

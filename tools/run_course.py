@@ -27,8 +27,8 @@ from typing import Any
 
 from course_report import recipe, summarise, table
 
+from colab_utils import hub
 from colab_utils.data import readers
-from colab_utils.hub import tokens as auth
 from colab_utils.runtime import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,7 +193,7 @@ def without_secrets(text: str) -> str:
         if len(secret) >= 8:
             for written in (secret, json.dumps(secret)[1:-1], html.escape(secret)):
                 text = text.replace(written, "***")
-    return auth.scrub(text, None)
+    return hub.scrub(text, None)
 
 
 def whole_model(workspace: Path) -> bool:

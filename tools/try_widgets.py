@@ -26,7 +26,7 @@ from typing import Any
 
 import nbformat
 
-from colab_utils import runtime
+from colab_utils.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     options = parser.parse_args()
     os.environ.setdefault("WORKSPACE", str(ROOT / "workspace"))
-    runtime.artefact("adapters", "my-adapter")  # says what to run if it is missing
+    Workspace.open().find("adapters", "my-adapter")  # says what to run if it is missing
     options.out.mkdir(parents=True, exist_ok=True)
     for old in options.out.glob("*.png"):
         old.unlink()

@@ -14,10 +14,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from colab_utils import demo, runtime
+from colab_utils import demo, hub, runtime, workspace
+from colab_utils import recipe as recipes
 from colab_utils.data import readers
 from colab_utils.data.readers import Rejected, plain, reject
-from colab_utils.hub import cards as recipes
 
 Row = dict[str, Any]
 
@@ -258,7 +258,7 @@ def save(
     if empty or not files:
         raise ValueError(f"Nothing is saved: {', '.join(empty) or 'it'} has no rows.")
     part = folder.with_name(f".{folder.name}.part")
-    runtime.restore(folder)
+    workspace.restore(folder)
     _check_replaceable(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -270,7 +270,7 @@ def save(
         "task_categories": ["text-generation"],
         "configs": [{"config_name": "default", "data_files": splits}],
     }
-    recipes.write_card(part, header, folder.name, card)
+    hub.write_card(part, header, folder.name, card)
     hashes = {path.name: recipes.sha256(path) for path in sorted(part.glob("*.jsonl"))}
     source = Path(recipe.get("source", "")).expanduser()
     if source.is_file():
@@ -280,7 +280,7 @@ def save(
     )
     if folder.exists():
         print(f"replacing the older dataset {folder.name}")
-    runtime.replace(part, folder)
+    workspace.replace(part, folder)
     return made
 
 

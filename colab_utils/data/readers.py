@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from colab_utils.hub import tokens as auth
+from colab_utils import hub
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -238,10 +238,10 @@ def read_hub(source: str) -> Iterator[tuple[int, Any]]:
     """
     from datasets import load_dataset
 
-    key = auth.token()
+    key = hub.token()
     name, _, config = source.partition(":")
     try:
-        with auth.hub_errors(name, key):
+        with hub.hub_errors(name, key):
             dataset = load_dataset(name, config or None, split="train", token=key)
     except ValueError as error:
         raise ValueError(

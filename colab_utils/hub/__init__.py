@@ -1,0 +1,22 @@
+"""The Hugging Face Hub: the token, errors in plain words, cards, and the push.
+
+Read in this order: `tokens` finds the reader's token and keeps it out of every text;
+`errors` turns the Hub's errors into sentences that say what to do next; `cards` writes
+the README.md of a dataset or model and uploads the folder.
+"""
+
+from colab_utils.hub.cards import Trained, push, write_card, write_trained
+from colab_utils.hub.errors import can_read, explain, hub_errors
+from colab_utils.hub.tokens import scrub, token
+
+__all__ = [
+    "Trained",
+    "can_read",
+    "explain",
+    "hub_errors",
+    "push",
+    "scrub",
+    "token",
+    "write_card",
+    "write_trained",
+]

@@ -1,41 +1,31 @@
-"""How each artefact was made: recipe.json, the card for people, the push to the Hub."""
+"""The card of an artifact (README.md), and the push of its folder to the Hub."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import hashlib
-import json
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from colab_utils.hub import tokens as auth
+from colab_utils import recipe
+from colab_utils.hub.errors import hub_errors
+from colab_utils.hub.tokens import MAKE, STORE, token
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "bitsandbytes",
-    "datasets",
-    "accelerate",
-)
 REPOSITORY = "Repository, "
-# What a card says for the names that recipes give to numbers, where they say little.
+# How a card describes a number whose name in the recipe says too little.
 MEASURES = {
-    "agreement": "same token preferred by adapter and merged model",
-    "difference": "relative difference of their scores",
+    "agreement": "same top-1 token from adapter and merged model",
+    "difference": "relative difference of their logits",
     "losses": "held-out loss after merging into the weights",
 }
-SHARES = ("accuracy", MEASURES["agreement"])  # shown in percent
-# The notice that its licence asks for.
+PERCENTAGES = ("accuracy", MEASURES["agreement"])
+# The notice that Llama 2's license asks for.
 LLAMA2 = (
     "Llama 2 is licensed under the [LLAMA 2 Community License]"
     "(https://ai.meta.com/llama/license/), Copyright (c) Meta Platforms, Inc. All "
     "Rights Reserved"
 )
-# How a whole model is asked, from the folder that holds its own.
+# How to ask a whole model; run it in the folder that contains the model's folder.
 ASKING = """\
 ```python
 from transformers import pipeline
@@ -45,160 +35,181 @@ messages = [{{"role": "user", "content": "What is the capital of France?"}}]
 print(model(messages)[0]["generated_text"][-1]["content"])
 ```"""
 
-# What stays here when a folder is pushed.
-IGNORED = ["checkpoints/*", "rejected.jsonl", "made_of.json", "*.gguf", "gguf/*"]
+# Files that are not uploaded with a folder.
+IGNORED = ["checkpoints/*", "rejected.jsonl", "inputs.json", "*.gguf", "gguf/*"]
 IGNORED += ["Modelfile"]
-IGNORED += ["*.part", ".*", "*/.*"]  # what a killed run leaves, and secrets in .env
+IGNORED += ["*.part", ".*", "*/.*"]  # leftovers of a killed run, and secrets in .env
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a result, as far as they are installed."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+@dataclass(frozen=True)
+class Trained:
+    """What the card of an adapter (`kind` "adapter") or a whole model ("model") says.
+
+    `results` maps a measure to its value, or to named values: {"loss": {"base": 2.0}}.
+    `tested` is the number of test rows if not all were used, `merged_into` the kind of
+    weights that an adapter was merged into, `losses` the held-out loss of each kind.
+    """
+
+    kind: str
+    base_model: str
+    method: str
+    results: dict[str, Any]
+    tested: int | None = None
+    merged_into: str | None = None
+    losses: dict[str, float] | None = None
 
 
-def address() -> str:
-    """The project's repository, as the package's metadata gives it."""
-    urls = metadata.metadata("colab_utils").get_all("Project-URL") or []
-    return next(u.removeprefix(REPOSITORY) for u in urls if u.startswith(REPOSITORY))
+def address() -> str | None:
+    """Return the URL of the project's repository, from the package's metadata.
 
-
-def sha256(path: Path) -> str:
-    """Hash of a file's content, to tell later whether it is the same file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write(folder: Path, **fields: Any) -> dict[str, Any]:
-    """Write recipe.json, an artefact's last file: where it stands, all is there."""
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    recipe = {**fields, "made": now, "versions": versions()}
-    temporary = folder / "recipe.json.part"
-    temporary.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
-    temporary.replace(folder / "recipe.json")
-    return recipe
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The recipe of an artefact that `runtime.artefact` found."""
-    return json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    It is None if the package runs from a clone that was not installed.
+    """
+    try:
+        urls = metadata.metadata("colab_utils").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next(
+        (u.removeprefix(REPOSITORY) for u in urls if u.startswith(REPOSITORY)), None
+    )
 
 
 def write_card(folder: Path, header: dict[str, Any], title: str, text: str) -> None:
-    """README.md with the Hub's YAML header, a title and the text."""
+    """Write README.md with the Hub's YAML header, a title and the text."""
     import yaml
 
     known = {key: value for key, value in header.items() if value}
     front = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
-    made_with = f"Made with [the free-GPU Llama course]({address()})."
+    course, url = "the free-GPU Llama course", address()
+    if url is None:
+        print(
+            "card: without a link to the course, because colab_utils is not installed"
+        )
+    made_with = f"Made with [{course}]({url})." if url else f"Made with {course}."
     (folder / "README.md").write_text(
         f"---\n{front}---\n\n# {title}\n\n{text.strip()}\n\n{made_with}\n",
         encoding="utf-8",
     )
 
 
-def _local(name: str) -> bool:
+def _is_local(name: str) -> bool:
     """Whether a name is a path on this machine."""
     path = Path(name).expanduser()
     return path.is_absolute() or path.exists()
 
 
 def public_name(name: str) -> str:
-    """What others may read of a file's, a model's or a data set's name: no folders."""
-    return Path(name).name if _local(name) else name
+    """Return the name of a file, model or dataset without the folders it lies in."""
+    return Path(name).name if _is_local(name) else name
 
 
-def write_trained(folder: Path, kind: str, dataset: Path, **fields: Any) -> None:
-    """Card and recipe of an adapter or a merged model (`kind`), trained on `dataset`.
-
-    `fields` hold at least base_model, method and results; `tested` when not the whole
-    test was asked, `merged_into` the kind of weights, `losses` that of each kind.
-    """
-    data = read(dataset)
-    base, results = fields["base_model"], fields["results"]
-    source, name = public_name(data["source"]), f"`{public_name(base)}`"
-    origin = f"`{source}`"
-    if base == "demo":
-        name = "the course's demo model"
-    if source == "demo":
-        origin = "the course's demo questions (Apache-2.0)"
-    whole = kind == "model" or fields["method"] == "full"
-    # The Hub knows models by their names: neither the demo nor a folder here is one.
-    repository = None if base == "demo" or _local(base) else base
-    llama2 = "llama-2" in base.lower()
-    header = {
-        "library_name": "transformers" if whole else "peft",
+def card_header(trained: Trained) -> dict[str, Any]:
+    """Return the Hub's YAML header for a trained model, as a dictionary."""
+    base = trained.base_model
+    # The Hub knows models by name; neither the demo nor a local folder has one.
+    named = base != "demo" and not _is_local(base)
+    return {
+        "library_name": "transformers" if _is_whole(trained) else "peft",
         "pipeline_tag": "text-generation",
-        "base_model": repository,
-        "license": "llama2" if llama2 else None,
-        "tags": ["llama", fields["method"]],
+        "base_model": base if named else None,
+        "license": "llama2" if _is_llama2(base) else None,
+        "tags": ["llama", trained.method],
     }
-    lines = []
-    losses = {"losses": fields["losses"]} if "losses" in fields else {}
-    for metric, found in (results | losses).items():
-        named = found.items() if isinstance(found, dict) else [("", found)]
-        metric = MEASURES.get(metric, metric)
-        shown = ".1%" if metric in SHARES else ".4g"
-        lines += [f"| {metric}{of and ', '}{of} | {x:{shown}} |" for of, x in named]
-    numbers, rows = "\n".join(lines), data["rows"]
-    tested, into = fields.get("tested", rows["test"]), fields.get("merged_into")
+
+
+def card_text(trained: Trained, name: str, dataset: dict[str, Any]) -> str:
+    """Return the card's text for the model in the folder `name`.
+
+    `dataset` is the recipe of the dataset that it was trained on.
+    """
+    base, rows = trained.base_model, dataset["rows"]
+    model = "the course's demo model" if base == "demo" else f"`{public_name(base)}`"
+    source = f"`{public_name(dataset['source'])}`"
+    if dataset["source"] == "demo":
+        source = "the course's demo questions (Apache-2.0)"
+    tested = rows["test"] if trained.tested is None else trained.tested
+    into = trained.merged_into
     merged = f" Merged into the {into} weights." if into else ""
-    asked = f" Ask it so:\n\n{ASKING.format(folder.name)}" if whole else ""
-    licence = LLAMA2 if llama2 else f"that of {name}"
-    licence += " (Apache-2.0)" if base == "demo" else ""
-    text = (
-        f"{fields['method']} on {name}, trained on {rows['train']:,} rows from "
-        f"{origin} and measured on {tested:,} held-out rows.{merged}\n\n"
-        f"| measured | value |\n|---|---|\n{numbers}\n\n"
-        "The prompt format is the tokenizer's chat template: it is what "
-        "`tokenizer.apply_chat_template(messages, add_generation_prompt=True)` makes "
-        f"of a question.{asked}\n\n"
-        f"Licence: {licence}. The data has its own."
+    asked = f" Ask it so:\n\n{ASKING.format(name)}" if _is_whole(trained) else ""
+    license = LLAMA2 if _is_llama2(base) else f"that of {model}"
+    license += " (Apache-2.0)" if base == "demo" else ""
+    return (
+        f"{trained.method} on {model}, trained on {rows['train']:,} rows from {source} "
+        f"and measured on {tested:,} held-out rows.{merged}\n\n"
+        f"| measured | value |\n|---|---|\n{_table(trained)}\n\n"
+        "The prompt format is the tokenizer's chat template: format a question with "
+        f"`tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.{asked}"
+        f"\n\nLicense: {license}. The data has its own."
     )
-    write_card(folder, header, folder.name, text)
-    trained_on = {"name": dataset.name, "source": source}
-    write(folder, kind=kind, name=folder.name, dataset=trained_on, **fields)
+
+
+def _is_whole(trained: Trained) -> bool:
+    """Whether the folder holds a whole model, not an adapter."""
+    return trained.kind == "model" or trained.method == "full"
+
+
+def _is_llama2(base: str) -> bool:
+    return "llama-2" in base.lower()
+
+
+def _table(trained: Trained) -> str:
+    """One line of a Markdown table for each result."""
+    lines = []
+    losses = {"losses": trained.losses} if trained.losses is not None else {}
+    for measure, found in (trained.results | losses).items():
+        named = found.items() if isinstance(found, dict) else [("", found)]
+        label = MEASURES.get(measure, measure)
+        shown = ".1%" if label in PERCENTAGES else ".4g"
+        lines += [f"| {label}{of and ', '}{of} | {x:{shown}} |" for of, x in named]
+    return "\n".join(lines)
+
+
+def write_trained(folder: Path, trained: Trained, dataset: Path, **extra: Any) -> None:
+    """Write card and recipe of an adapter or a model, trained on the folder `dataset`.
+
+    `extra` are further fields of the recipe.
+    """
+    data = recipe.read(dataset)
+    text = card_text(trained, folder.name, data)
+    write_card(folder, card_header(trained), folder.name, text)
+    fields = {k: v for k, v in vars(trained).items() if v is not None}
+    source = {"name": dataset.name, "source": public_name(data["source"])}
+    recipe.write(folder, name=folder.name, dataset=source, **{**extra, **fields})
 
 
 def push(
     folder: Path, repo_id: str, kind: str = "model", files: list[str] | None = None
 ) -> str | None:
-    """Upload an artefact to a private repository on the Hub; nothing without a name.
+    """Upload an artifact to a private repository on the Hub; nothing without a name.
 
-    `kind` is "model" or "dataset". Of the folder go all files but those of `IGNORED`,
-    or the given `files` alone, as a GGUF with its Modelfile. Returns the page's
-    address. A push that was cut goes on at the next call: what the Hub holds is not
-    sent again. Raises PermissionError when there is no token, or one that can't write,
-    or when the repository is public already, ConnectionError when it was cut.
+    `kind` is "model" or "dataset". All files of the folder are uploaded except those in
+    `IGNORED`, or only the given `files`, such as a GGUF with its Modelfile. Returns the
+    page's address. An interrupted push continues at the next call: files that the Hub
+    has are not sent again. Raises PermissionError if there is no token, if it cannot
+    write, or if the repository is public already, and ConnectionError if the connection
+    breaks.
     """
     if not repo_id.strip():
         print("not pushed: HUB_NAME is empty")
         return None
-    key = auth.token()
+    key = token()
+    kept = f"{folder} is saved, but not pushed to {repo_id}: "
     if key is None:
         raise PermissionError(
-            f"{folder} is saved, but not pushed to {repo_id}: there is no Hugging Face "
-            f"token. Next: {auth.MAKE}, with the role `write`; {auth.STORE}."
+            f"{kept}there is no Hugging Face token. Next: {MAKE}, with the role "
+            f"`write`; {STORE}."
         )
     from huggingface_hub import HfApi
 
     api = HfApi(token=key)
-    kept = f"{folder} is saved, but not pushed to {repo_id}: "
-    with auth.hub_errors(repo_id, key, before=kept):
+    with hub_errors(repo_id, key, before=kept):
         url = api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
         private = api.repo_info(url.repo_id, repo_type=kind).private
-    if private is False:  # it was there before
+    if private is False:  # it existed before
         raise PermissionError(
             f"{kept}that repository is public. Make it private at {url}/settings, or "
             "choose another HUB_NAME; then push again."
         )
-    with auth.hub_errors(repo_id, key, before=kept):
+    with hub_errors(repo_id, key, before=kept):
         api.upload_folder(
             folder_path=folder,
             repo_id=url.repo_id,
@@ -208,5 +219,5 @@ def push(
         )
     print(f"pushed to {url} (private)")
     if not files and any(folder.rglob("*.gguf")):
-        print("GGUF files were left out: push them by their names")
+        print("GGUF files were not uploaded: push them by name")
     return str(url)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils import runtime
-from colab_utils.hub import tokens as auth
+from colab_utils import hub, runtime
 from colab_utils.memory import costs
 from colab_utils.memory.costs import (
     GIB,
@@ -188,11 +187,11 @@ def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
         needs.insert(0, card)
     refused = None
     if not Path(model).is_dir():
-        with auth.hub_errors(model, None):
+        with hub.hub_errors(model, None):
             downloaded = _downloaded(model)
         if not downloaded:
             needs.append(("disk", _download(config), *_disk()))
-            if not auth.can_read(model, auth.token()):
+            if not hub.can_read(model, hub.token()):
                 refused = f"{model} can't be downloaded (a line above says why)"
     problems = []
     for name, need, free, total, change in needs:

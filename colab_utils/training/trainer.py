@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import runtime
-from colab_utils.weights import shards as storage
+from colab_utils import runtime, workspace
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, Trainer
@@ -141,7 +140,7 @@ def resume_point(checkpoints: Path, made_from: dict[str, Any]) -> str | None:
         if found:
             print("checkpoints of a run with other parameters or data are removed")
         for folder in found:
-            storage.discard(folder)
+            workspace.discard(folder)
         found = []
         checkpoints.mkdir(parents=True, exist_ok=True)
         mark.write_text(wanted, encoding="utf-8")
@@ -208,4 +207,4 @@ def save(trainer: Trainer, tokenizer: Tokenizer, folder: Path) -> None:
 
 def remove_checkpoints(checkpoints: Path) -> None:
     """Remove the checkpoints of a run whose result is saved."""
-    storage.discard(checkpoints, ignore_errors=True)
+    workspace.discard(checkpoints, ignore_errors=True)

@@ -13,8 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from colab_utils import runtime
-from colab_utils.hub import cards as recipes
+from colab_utils import recipe, runtime, workspace
 from colab_utils.weights import nf4
 from colab_utils.weights import shards as storage
 from colab_utils.weights.adapters import EMBEDDINGS, Update, check_fit, read_adapter
@@ -69,7 +68,7 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
     made_of = _made_of(shards, adapter, others, str(grid))
     out.parent.mkdir(parents=True, exist_ok=True)
     with storage.alone(out.parent):
-        runtime.restore(out)
+        workspace.restore(out)
         _check_replaceable(out, base, adapter)
         if _is_made(out, made_of, shards, others):
             print(f"merged already: {out}")
@@ -95,12 +94,12 @@ def merge(base: Path, adapter: Path, out: Path, weights: str = "original") -> Pa
                         half.rename(part / shard.name)
             for name, file in others.items():
                 shutil.copyfile(file, part / name)
-            runtime.replace(part, out)
+            workspace.replace(part, out)
         except KeyboardInterrupt:
             print(f"stopped: the next run goes on from {part}, or delete that folder")
             raise
         except Exception:  # a full disk, for one, gets its space back
-            storage.discard(part, ignore_errors=True)
+            workspace.discard(part, ignore_errors=True)
             raise
         finally:
             torch.set_num_threads(threads)
@@ -118,7 +117,7 @@ def _made_of(
         hashed = re.fullmatch("[0-9a-f]{64}", path.name)
         base.append((str(path), state.st_size, 0 if hashed else state.st_mtime_ns))
     files = others | {file.name: file for file in sorted(adapter.glob("adapter_*"))}
-    hashes = {name: recipes.sha256(file) for name, file in files.items()}
+    hashes = {name: recipe.sha256(file) for name, file in files.items()}
     return json.dumps({"base": base, "files": hashes, "grid": grid})
 
 
@@ -139,8 +138,8 @@ def _begin(part: Path, made_of: str, shards: list[Path]) -> list[Path]:
     """The shards that an earlier run has merged into `part`; all else there goes."""
     note = part / NOTE
     if part.exists() and not (note.is_file() and note.read_text("utf-8") == made_of):
-        storage.discard(part)  # of a run with other files
-    if (part / "unfinished").exists():  # its space is needed, see storage.discard
+        workspace.discard(part)  # of a run with other files
+    if (part / "unfinished").exists():  # its space is needed, see workspace.discard
         os.truncate(part / "unfinished", 0)
     finished = [shard for shard in shards if (part / shard.name).exists()]
     if finished:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils.hub import cards as recipes
+from colab_utils import recipe
 from colab_utils.weights import shards as storage
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def trained_dtype(shards: list[Path], adapter: Path) -> torch.dtype:
     import torch
 
     made = adapter / "recipe.json"
-    named = recipes.read(adapter).get("dtype") if made.is_file() else None
+    named = recipe.read(adapter).get("dtype") if made.is_file() else None
     if named in storage.DTYPES.values():
         return getattr(torch, named)
     found = (item for shard in shards for item in storage.tensors_of(shard))

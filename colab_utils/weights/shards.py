@@ -125,19 +125,6 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(place)
 
 
-def discard(folder: Path, ignore_errors: bool = False) -> None:
-    """Delete a folder of files that were made here, emptying them first.
-
-    What is deleted from a mounted Google Drive goes to its trash, which counts against
-    the quota: the trash gets empty files. Links are deleted, not followed.
-    """
-    for file in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
-                os.truncate(file, 0)
-    shutil.rmtree(folder, ignore_errors)
-
-
 def header(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file and where its data begins, in bytes.
 

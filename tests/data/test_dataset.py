@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from colab_utils import demo, runtime
+from colab_utils import demo
+from colab_utils import recipe as recipes
 from colab_utils.data import dataset as data
 from colab_utils.data.readers import Rejected
-from colab_utils.hub import cards as recipes
+from colab_utils.workspace import Workspace
 
 ASKED = [
     {"role": "user", "content": "Who?"},
@@ -245,13 +246,13 @@ def test_a_file_broken_by_hand_is_named_with_its_line(tmp_path):
 
 def test_save_and_read_again(headless, tmp_path, capsys):
     (tmp_path / "mine.csv").write_text("question,answer\n")
-    folder = runtime.workspace() / "datasets" / "mine"
+    folder = Workspace.open().folder / "datasets" / "mine"
     files = {"train": [ROW, ROW], "test": [ROW]}
     source = str(tmp_path / "mine.csv")
     made = data.save(
         folder, files, [BAD], "Made by hand.", source=source, metric="loss"
     )
-    assert runtime.artefact("datasets", "mine") == folder
+    assert Workspace.open().find("datasets", "mine") == folder
     assert sorted(p.name for p in folder.parent.iterdir()) == ["mine"]
     assert data.read(folder, "train") == [ROW, ROW]
     assert data.read(folder, "rejected") == [BAD.as_dict()]
@@ -305,11 +306,12 @@ KILLED = """
 import itertools, os, shutil, sys
 from pathlib import Path
 from colab_utils.data import dataset as data
-from colab_utils.hub import cards as recipes
+from colab_utils import recipe as recipes
+from colab_utils.hub.cards import address
 
 folder = Path("datasets/mine")
 rows = {name: [{"name": name}] for name in ("old", "new", "next")}
-recipes.versions(), recipes.address()
+recipes.versions(), address()
 TOUCHES = "open os.rename os.remove os.mkdir os.rmdir".split()
 
 def found(folder):

@@ -11,64 +11,49 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from colab_utils.hub import cards as recipes
-from colab_utils.hub import tokens as auth
+from colab_utils import recipe
+from colab_utils.hub import cards
+from colab_utils.hub.cards import Trained
+from colab_utils.hub.tokens import MAKE, STORE
 
 ROOT = Path(__file__).resolve().parents[2]
+PUSH = ROOT / "tests" / "helpers" / "push.py"
 RIGHT, WRONG = "hf_" + "RightRight" * 4, "hf_" + "WrongWrong" * 4
 
 
-def test_versions_are_those_installed(monkeypatch):
-    import torch
-
-    found = recipes.versions()["torch"]  # of some builds without the `+cu130`
-    assert found.partition("+")[0] == torch.__version__.partition("+")[0]
-    monkeypatch.setattr(recipes, "PACKAGES", ("torch", "no-such-package"))
-    assert set(recipes.versions()) == {"torch"}
+def test_address_is_that_of_pyproject():
+    found = cards.address()
+    assert found and found in (ROOT / "pyproject.toml").read_text()
 
 
-def test_the_address_is_that_of_pyproject():
-    assert recipes.address() in (ROOT / "pyproject.toml").read_text()
+def test_write_card_when_the_package_is_not_installed(tmp_path, monkeypatch, capsys):
+    """A clone on PYTHONPATH has no metadata: the card lacks only the link."""
+
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(cards.metadata, "metadata", absent)
+    cards.write_card(tmp_path, {}, "mine", "Text.")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.endswith("\n\nMade with the free-GPU Llama course.\n")
+    assert "colab_utils is not installed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", [0, 5, (1 << 20) + 3])
-def test_sha256(tmp_path, size):
-    content = os.urandom(size)
-    (tmp_path / "a").write_bytes(content)
-    assert recipes.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
-
-
-def test_a_recipe_comes_back_as_it_was_written(tmp_path):
-    made = recipes.write(tmp_path, kind="dataset", rows={"in": 3}, note="é")
-    assert recipes.read(tmp_path) == made
-    assert made["rows"] == {"in": 3} and made["versions"] == recipes.versions()
-    assert made["made"].endswith("+00:00")
-    recipes.write(tmp_path, kind="other")
-    assert recipes.read(tmp_path)["kind"] == "other"
-    assert [p.name for p in tmp_path.iterdir()] == ["recipe.json"]
-
-
-def test_what_is_not_json_leaves_the_old_recipe(tmp_path):
-    made = recipes.write(tmp_path, kind="dataset")
-    with pytest.raises(TypeError):
-        recipes.write(tmp_path, kind=object())
-    assert recipes.read(tmp_path) == made
-
-
-def test_the_hub_can_read_the_card(tmp_path):
+def test_write_card_is_read_by_the_hub(tmp_path):
     header = {"tags": ["a: b", "#c"], "license": None, "base_model": "é/x"}
-    recipes.write_card(tmp_path, header, "my: data", "Text.\n---\nMore.\n")
+    cards.write_card(tmp_path, header, "my: data", "Text.\n---\nMore.\n")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front) == {"tags": ["a: b", "#c"], "base_model": "é/x"}
     assert body.startswith("\n# my: data\n\nText.\n---\nMore.\n\n")
-    assert recipes.address() in body
+    assert cards.address() in body
     assert DatasetCard(text).data.tags == ["a: b", "#c"]
 
 
@@ -168,33 +153,21 @@ def hub():
     server.server_close()
 
 
-PUSH = """
-import sys
-from pathlib import Path
-from colab_utils.hub import cards as recipes
-try:
-    name, *files = sys.argv[1:]
-    print("pushed:", recipes.push(Path("mine"), name, "dataset", files or None))
-except OSError as error:
-    print(type(error).__name__, error, sep=": ")
-"""
-
-
 def pushing(folder: Path, name: str, hub, *files: str, **env: str) -> subprocess.Popen:
     """A fresh interpreter that pushes `folder`/mine, or some files of it."""
     (folder / "mine" / "checkpoints").mkdir(parents=True, exist_ok=True)
-    local = ["rejected.jsonl", "checkpoints/a.bin", "made_of.json", "a.gguf"]
+    local = ["rejected.jsonl", "checkpoints/a.bin", "inputs.json", "a.gguf"]
     local += ["Modelfile", ".a-Q8_0.gguf.part", "recipe.json.part", ".env"]
     (folder / "mine" / "more").mkdir(exist_ok=True)
     for file in ("train.jsonl", "README.md", *local, "more/.env"):
         (folder / "mine" / file).write_text("{}\n")
-    recipes.write(folder / "mine", kind="dataset")
+    recipe.write(folder / "mine", kind="dataset")
     hidden = ("HF_", "HUGGING", "huggingface", "COLAB", "KAGGLE")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
     clean |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
     clean["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
     return subprocess.Popen(
-        [sys.executable, "-c", PUSH, name, *files],
+        [sys.executable, str(PUSH), name, *files],
         env=clean | env,
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -213,31 +186,31 @@ def push(folder: Path, name: str, hub, *files: str, **env: str) -> list[str]:
 
 
 @pytest.mark.parametrize("base", ["demo", "a folder", "someone/llama-2-7b"])
-def test_a_card_names_a_base_model_only_where_others_find_it(tmp_path, base):
+def test_write_trained_names_a_base_model_only_if_others_find_it(tmp_path, base):
     folder, dataset = tmp_path / "mine", tmp_path / "data"
     folder.mkdir()
     dataset.mkdir()
-    recipes.write(dataset, rows={"train": 2, "test": 1}, source="a.csv")
+    recipe.write(dataset, rows={"train": 2, "test": 1}, source="a.csv")
     name = str(folder) if base == "a folder" else base
     shown = f"`{folder.name if base == 'a folder' else base}`"
     shown = "the course's demo model (Apache-2.0)" if base == "demo" else shown
     fields = {"base_model": name, "method": "lora", "results": {"loss": {"base": 2.0}}}
-    recipes.write_trained(folder, "adapter", dataset, **fields)
+    cards.write_trained(folder, Trained("adapter", **fields), dataset)
     front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
     header = yaml.safe_load(front)
     assert header.get("base_model") == (base if "/" in base else None)
     assert header.get("license") == ("llama2" if "/" in base else None)
-    assert recipes.read(folder)["base_model"] == name
+    assert recipe.read(folder)["base_model"] == name
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert ("Copyright (c) Meta Platforms" in text) == ("/llama-2" in base)
-    assert (f"Licence: that of {shown}." in text) != ("/llama-2" in base)
+    assert (f"License: that of {shown}." in text) != ("/llama-2" in base)
     assert str(tmp_path) not in text
 
 
-def test_a_folder_of_another_machine_is_no_name_on_the_hub(tmp_path):
-    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="a.csv")
+def test_write_trained_with_a_folder_of_another_machine(tmp_path):
+    recipe.write(tmp_path, rows={"train": 2, "test": 1}, source="a.csv")
     fields = {"base_model": "/content/llama-2-7b", "method": "lora", "results": {}}
-    recipes.write_trained(tmp_path, "adapter", tmp_path, **fields)
+    cards.write_trained(tmp_path, Trained("adapter", **fields), tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
     assert "on `llama-2-7b`" in text and "/content" not in text
@@ -252,57 +225,57 @@ def test_a_folder_of_another_machine_is_no_name_on_the_hub(tmp_path):
         ("secret/my.csv", "my.csv"),
     ],
 )
-def test_no_card_tells_of_folders(tmp_path, monkeypatch, source, public):
+def test_write_trained_shows_no_folders(tmp_path, monkeypatch, source, public):
     monkeypatch.chdir(tmp_path)
     Path("secret").mkdir()
     Path("secret/my.csv").touch()
     folder, dataset = tmp_path / "mine", tmp_path / "data"
     folder.mkdir()
     dataset.mkdir()
-    recipes.write(dataset, rows={"train": 2, "test": 1}, source=source)
+    recipe.write(dataset, rows={"train": 2, "test": 1}, source=source)
     fields = {"base_model": "demo", "method": "lora", "results": {}}
-    recipes.write_trained(folder, "adapter", dataset, **fields)
-    assert recipes.read(folder)["dataset"] == {"name": "data", "source": public}
+    cards.write_trained(folder, Trained("adapter", **fields), dataset)
+    assert recipe.read(folder)["dataset"] == {"name": "data", "source": public}
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert f"`{public}`" in text and "secret" not in text
 
 
-def test_the_course_calls_its_own_world_by_name(tmp_path):
-    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="demo")
+def test_write_trained_names_the_demo(tmp_path):
+    recipe.write(tmp_path, rows={"train": 2, "test": 1}, source="demo")
     fields = {"base_model": "demo", "method": "qlora", "results": {}}
-    recipes.write_trained(tmp_path, "adapter", tmp_path, **fields)
+    cards.write_trained(tmp_path, Trained("adapter", **fields), tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "qlora on the course's demo model, trained on 2 rows from" in text
     assert "from the course's demo questions (Apache-2.0) and measured" in text
     assert "`demo`" not in text and "pipeline(" not in text  # an adapter is no model
 
 
-def test_a_model_is_asked_as_its_card_says(tmp_path, monkeypatch, capsys):
+def test_write_trained_example_code_runs(tmp_path, monkeypatch, capsys):
     from colab_utils import models
 
     folder = tmp_path / "mine"
     shutil.copytree(models.location("demo"), folder)
-    recipes.write(tmp_path, rows={"train": 2, "test": 1}, source="demo")
+    recipe.write(tmp_path, rows={"train": 2, "test": 1}, source="demo")
     models.load_tokenizer("demo").save_pretrained(folder)
     fields = {"base_model": "demo", "method": "lora", "results": {}}
-    recipes.write_trained(folder, "model", tmp_path, **fields)
+    cards.write_trained(folder, Trained("model", **fields), tmp_path)
     text = (folder / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     exec(text.split("```python\n")[1].split("```")[0], {})
     assert capsys.readouterr().out.strip()
 
 
-def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
+def test_write_trained_of_a_merged_model(tmp_path):
     folder, dataset = tmp_path / "mine", tmp_path / "data"
     folder.mkdir()
     dataset.mkdir()
-    recipes.write(dataset, rows={"train": 1980, "test": 400}, source="facts.csv")
+    recipe.write(dataset, rows={"train": 1980, "test": 400}, source="facts.csv")
     accuracy = {"base": 0.01, "tuned": 0.957, "merged": 0.955}
     results = {"accuracy": accuracy, "agreement": 0.999, "difference": 0.0000123}
     losses = {"original": 1.23456, "dequantized": 1.2}
     fields = {"base_model": "someone/llama-2-7b", "method": "qlora", "tested": 300}
     fields |= {"results": results, "merged_into": "dequantized", "losses": losses}
-    recipes.write_trained(folder, "model", dataset, **fields)
+    cards.write_trained(folder, Trained("model", **fields), dataset)
     text = (folder / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(text.split("---\n")[1])
     assert header["library_name"] == "transformers" and header["license"] == "llama2"
@@ -313,51 +286,51 @@ def test_the_card_of_a_merged_model_tells_what_it_is(tmp_path):
         "| accuracy, base | 1.0% |",
         "| accuracy, tuned | 95.7% |",
         "| accuracy, merged | 95.5% |",
-        "| same token preferred by adapter and merged model | 99.9% |",
-        "| relative difference of their scores | 1.23e-05 |",
+        "| same top-1 token from adapter and merged model | 99.9% |",
+        "| relative difference of their logits | 1.23e-05 |",
         "| held-out loss after merging into the weights, original | 1.235 |",
         "| held-out loss after merging into the weights, dequantized | 1.2 |",
     ):
         assert f"\n{row}\n" in text
-    assert "Llama 2's" not in text.split("Licence:")[0]  # the tokenizer brings its own
-    made = recipes.read(folder)
+    assert "Llama 2's" not in text.split("License:")[0]  # the tokenizer brings its own
+    made = recipe.read(folder)
     assert made["results"] == results and made["losses"] == losses
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_nothing_is_pushed_without_a_name(tmp_path, hub, name):
+def test_push_without_a_name(tmp_path, hub, name):
     lines = push(tmp_path, name, hub, HF_TOKEN=RIGHT)
     assert lines == ["not pushed: HUB_NAME is empty", "pushed: None"]
     assert hub.taken == []
 
 
-def test_without_a_token_the_reader_learns_how_to_get_one(tmp_path, hub):
+def test_push_without_a_token(tmp_path, hub):
     assert push(tmp_path, "me/mine", hub)[-1] == (
         "PermissionError: mine is saved, but not pushed to me/mine: there is no "
-        f"Hugging Face token. Next: {auth.MAKE}, with the role `write`; {auth.STORE}."
+        f"Hugging Face token. Next: {MAKE}, with the role `write`; {STORE}."
     )
     assert hub.taken == []
 
 
-def test_a_wrong_token_is_named_as_the_reason(tmp_path, hub):
+def test_push_with_a_wrong_token(tmp_path, hub):
     assert push(tmp_path, "me/mine", hub, HF_TOKEN=WRONG)[-1] == (
         "PermissionError: mine is saved, but not pushed to me/mine: "
-        "The hub refused the token: it is wrong, expired or revoked. "
-        f"Next: {auth.MAKE} and replace the old one ({auth.STORE})."
+        "The Hub rejected the token: it is wrong, expired or revoked. "
+        f"Next: {MAKE} and replace the old one ({STORE})."
     )
 
 
-def test_a_refusal_that_nobody_foresaw_says_that_the_result_is_saved(tmp_path, hub):
+def test_push_with_an_unknown_error(tmp_path, hub):
     text = "\n".join(push(tmp_path, "me/odd", hub, HF_TOKEN=RIGHT))
     assert "\nOSError: mine is saved, but not pushed to me/odd: " in text
     assert "418" in text
 
 
-def test_a_push_is_private_and_leaves_out_what_is_not_for_others(tmp_path, hub):
+def test_push_is_private_and_omits_local_files(tmp_path, hub):
     lines = push(tmp_path, "me/mine", hub, HF_TOKEN=RIGHT)
     assert lines[-1].startswith("pushed: http://127.0.0.1:")
     assert lines[-1].endswith("/datasets/me/mine") and "private" in lines[-3]
-    assert lines[-2] == "GGUF files were left out: push them by their names"
+    assert lines[-2] == "GGUF files were not uploaded: push them by name"
     path, (created,) = hub.taken[0]
     assert path == "/api/repos/create"
     assert (created["name"], created["organization"]) == ("mine", "me")
@@ -367,7 +340,7 @@ def test_a_push_is_private_and_leaves_out_what_is_not_for_others(tmp_path, hub):
     assert sent == {"train.jsonl", "README.md", "recipe.json"}
 
 
-def test_a_gguf_goes_by_its_name_with_its_modelfile_alone(tmp_path, hub):
+def test_push_of_a_gguf_by_name(tmp_path, hub):
     lines = push(tmp_path, "me/mine", hub, "a.gguf", "Modelfile", HF_TOKEN=RIGHT)
     assert "private" in lines[-2]
     (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
@@ -375,7 +348,7 @@ def test_a_gguf_goes_by_its_name_with_its_modelfile_alone(tmp_path, hub):
     assert sent == {"a.gguf", "Modelfile"}
 
 
-def test_nothing_is_sent_to_a_repository_that_is_public(tmp_path, hub):
+def test_push_refuses_a_public_repository(tmp_path, hub):
     hub.private = False
     address = f"http://127.0.0.1:{hub.server_port}/datasets/me/mine"
     assert push(tmp_path, "me/mine", hub, HF_TOKEN=RIGHT)[-1] == (
@@ -412,7 +385,7 @@ def committed(hub) -> set[tuple[str, str]]:
     return {(file["path"], file["oid"]) for file in files}
 
 
-def test_a_killed_push_goes_on_where_it_was(tmp_path, hub, large):
+def test_push_resumes_after_a_kill(tmp_path, hub, large):
     *_, last = large
     hub.cut = len(large[last])
     process = pushing(tmp_path, "me/mine", hub, **LARGE)
@@ -436,7 +409,7 @@ def test_a_killed_push_goes_on_where_it_was(tmp_path, hub, large):
     assert len(hub.sent) == 3 and committed(hub) == paths
 
 
-def test_a_push_that_is_refused_halfway_says_so_and_goes_on(tmp_path, hub, large):
+def test_push_resumes_after_a_refusal(tmp_path, hub, large):
     *_, last = large
     hub.cut, hub.refused = len(large[last]), True
     line = push(tmp_path, "me/mine", hub, **LARGE)[-1]

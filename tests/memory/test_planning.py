@@ -372,7 +372,7 @@ def test_what_fits_is_told_in_numbers(tmp_path, capsys):
 
 
 def test_a_model_without_access_is_no_matter_of_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr("colab_utils.hub.tokens.can_read", lambda *_: False)
+    monkeypatch.setattr("colab_utils.hub.can_read", lambda *_: False)
     config = AutoConfig.from_pretrained(models.location("demo"))
     with pytest.raises(PermissionError, match="some/one can't be downloaded"):
         memory.preflight(config, "some/one", memory.Memory(weights=1e6))
@@ -383,7 +383,7 @@ def test_what_does_not_fit_is_told_with_the_change(monkeypatch, capsys):
         return SimpleNamespace(free=5 * memory.GIB)
 
     monkeypatch.setattr("shutil.disk_usage", full)
-    monkeypatch.setattr("colab_utils.hub.tokens.can_read", lambda *_: False)
+    monkeypatch.setattr("colab_utils.hub.can_read", lambda *_: False)
     monkeypatch.setattr(
         "colab_utils.runtime.detect", lambda: SimpleNamespace(device="cpu")
     )
@@ -428,7 +428,7 @@ def hub_with(monkeypatch, tmp_path, *files: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}'
     )
-    monkeypatch.setattr("colab_utils.hub.tokens.can_read", lambda *_: True)
+    monkeypatch.setattr("colab_utils.hub.can_read", lambda *_: True)
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",
         lambda model, name: str(tmp_path / name) if name in files else None,

@@ -21,10 +21,11 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from colab_utils import models, runtime
-from colab_utils.hub import cards as recipes
+from colab_utils import models
+from colab_utils import recipe as recipes
 from colab_utils.weights import merging, nf4
 from colab_utils.weights import shards as storage
+from colab_utils.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -314,13 +315,13 @@ def test_a_merge_may_be_made_again_before_it_has_a_recipe(
     base, adapter, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("WORKSPACE", str(tmp_path))
-    out = runtime.new_artefact("models", "mine")
+    out = Workspace.open().new("models", "mine")
     merging.merge(base, adapter, out)
     assert not (out / "recipe.json").exists()  # 04 writes it later, if it comes so far
-    assert runtime.new_artefact("models", "mine") == out
+    assert Workspace.open().new("models", "mine") == out
     (out / "made_of.json").unlink()
     with pytest.raises(FileExistsError, match="was not made here"):
-        runtime.new_artefact("models", "mine")
+        Workspace.open().new("models", "mine")
 
 
 def test_a_base_cut_short_leaves_an_older_model(base, adapter, tmp_path, older):
@@ -430,7 +431,7 @@ KILLED = """
 import json, os, random, shutil, signal, sys
 from pathlib import Path
 from colab_utils.weights import merging
-from colab_utils.hub import cards as recipes
+from colab_utils import recipe as recipes
 from colab_utils.weights import shards as storage
 import torch
 

@@ -151,30 +151,6 @@ def test_one_process_at_a_time(tmp_path):
     assert run.stdout == "alone\n"
 
 
-def test_what_is_discarded_is_empty_when_a_trash_takes_it(tmp_path, monkeypatch):
-    other = put(tmp_path / "other", "weights", "twice")
-    for name in ("weights", "twice"):
-        (other / name).write_bytes(b"kept")
-    folder = put(tmp_path / "mine", "a.safetensors", "more/b.json")
-    for file in ("a.safetensors", "more/b.json"):
-        (folder / file).write_bytes(b"12345")
-    (folder / "link").symlink_to(other / "weights")
-    (folder / "linked").symlink_to(other)
-    (folder / "twice").hardlink_to(other / "twice")
-    trash = tmp_path / "trash"
-    monkeypatch.setattr(shutil, "rmtree", lambda path, *_: path.rename(trash))
-    storage.discard(folder)
-    sizes = {f: (trash / f).stat().st_size for f in ("a.safetensors", "more/b.json")}
-    assert sizes == {"a.safetensors": 0, "more/b.json": 0} and not folder.exists()
-    assert (other / "weights").read_bytes() == (other / "twice").read_bytes() == b"kept"
-
-
-def test_a_folder_that_is_not_there_can_be_discarded_where_errors_are(tmp_path):
-    storage.discard(tmp_path / "none", ignore_errors=True)
-    with pytest.raises(FileNotFoundError):
-        storage.discard(tmp_path / "none")
-
-
 def test_blocks_hold_what_the_file_holds(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"b": torch.arange(5), "a": torch.ones(2, 3)}, path)

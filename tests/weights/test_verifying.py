@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from colab_utils import models
-from colab_utils.hub import cards as recipes
+from colab_utils import recipe as recipes
 from colab_utils.weights import merging, verifying
 from colab_utils.weights import shards as storage
 

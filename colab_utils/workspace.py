@@ -1,0 +1,233 @@
+"""The workspace: folders of datasets, adapters and models that notebooks hand over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from colab_utils import runtime
+
+DRIVE = Path("/content/drive")
+# Which notebook writes a folder of the workspace, and which parameter names it.
+MAKERS = {
+    "datasets": ("01_create_dataset", "DATASET_NAME"),
+    "adapters": ("02_finetune_qlora", "ADAPTER_NAME"),
+    "models": ("04_merge_and_publish", "MODEL_NAME"),
+}
+# One of these is in every folder that the course has written, finished or not.
+MARKS = ("recipe.json", "checkpoints", "inputs.json")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds `datasets/`, `adapters/` and `models/`.
+
+    `kept` is False on Colab's own disk, which disappears with the machine.
+    """
+
+    folder: Path
+    kept: bool = True
+
+    @classmethod
+    def open(cls, drive: bool = False) -> Workspace:
+        """Choose the workspace, create it if it is missing, and print where it is.
+
+        The environment variable `WORKSPACE` names it. Otherwise it is
+        `MyDrive/llama-workspace` on Colab with `drive=True`, else `workspace` next to
+        this project's README, or in the current folder outside of a clone. Raises
+        OSError if the folder is not writable.
+        """
+        named = os.environ.get("WORKSPACE", "").strip()
+        on_drive = False
+        if named and drive:
+            print("drive=True is ignored: the environment variable WORKSPACE decides")
+        elif drive:
+            on_drive = _mount_drive()
+        if named:
+            path = Path(named).expanduser().absolute()
+        elif on_drive:
+            path = DRIVE / "MyDrive" / "llama-workspace"
+        else:
+            path = (runtime.project_root() or Path.cwd()) / "workspace"
+        _create(path)
+        kept = bool(on_drive or named or not runtime.on_colab())
+        lost = ", lost when this machine goes: set USE_DRIVE = True to keep it"
+        print(f"workspace: {path}{'' if kept else lost}")
+        return cls(path, kept)
+
+    def new(self, kind: str, name: str) -> Path:
+        """Return the folder `<workspace>/<kind>/<name>` that a notebook will write.
+
+        `kind` is "datasets", "adapters" or "models". Raises ValueError for a name that
+        is not a plain folder name, and FileExistsError if the folder holds something
+        that the course did not write: it would be replaced.
+        """
+        folder = self._place(kind, name)
+        check_replaceable(folder, MAKERS[kind][1], MARKS)
+        return folder
+
+    def find(self, kind: str, name: str) -> Path:
+        """Return the finished folder `<workspace>/<kind>/<name>`; it has a recipe.json.
+
+        Raises ValueError for a name that is not a plain folder name, and
+        FileNotFoundError, which says what to run, if the folder is missing or
+        unfinished.
+        """
+        folder = self._place(kind, name)
+        if (folder / "recipe.json").is_file():
+            return folder
+        notebook, parameter = MAKERS[kind]
+        state = "is unfinished (recipe.json is missing)"
+        if not folder.is_dir():
+            state = "does not exist"
+        finished = sorted(r.parent.name for r in folder.parent.glob("*/recipe.json"))
+        advice = f" ({folder.parent} has no finished one)."
+        if finished:
+            advice = f", or set {parameter} to one of: {', '.join(finished)}."
+        elsewhere = (
+            "\nDid another Colab notebook write it? Set USE_DRIVE = True in both."
+        )
+        raise FileNotFoundError(
+            f"{folder} {state}. Run the notebook {notebook}, which writes it{advice}"
+            + ("" if self.kept else elsewhere)
+        )
+
+    def _place(self, kind: str, name: str) -> Path:
+        """The folder of an artifact, restored if a replacement was interrupted."""
+        if kind not in MAKERS:
+            raise ValueError(f"kind = {kind!r}, but it must be one of: {_kinds()}.")
+        _check_name(kind, name)
+        folder = self.folder / kind / name
+        restore(folder)
+        return folder
+
+
+def _kinds() -> str:
+    return ", ".join(MAKERS)
+
+
+def _mount_drive() -> bool:
+    """Whether Google Drive is mounted; asks the reader for access where possible."""
+    if not runtime.on_colab():
+        print("drive=True is ignored: Google Drive can be mounted on Colab only")
+        return False
+    if runtime.headless():
+        print(
+            "drive=True is ignored: mounting asks for access, and this run is headless"
+        )
+        return False
+    if (DRIVE / "MyDrive").is_dir():
+        return True
+    from google.colab import drive
+
+    try:
+        drive.mount(str(DRIVE))
+    except Exception as error:  # Colab raises several types of its own here
+        raise RuntimeError(
+            f"Google Drive could not be mounted ({error}). Allow the access that the "
+            "window asks for, or set USE_DRIVE = False to work without Drive."
+        ) from error
+    return True
+
+
+def _create(path: Path) -> None:
+    """Create the workspace; raises OSError if it cannot be written."""
+    problem = None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem is None and not os.access(path, os.W_OK):
+        problem = "it is read-only"
+    if problem:
+        raise OSError(
+            f"The workspace {path} cannot be used: {problem}. Set the environment "
+            "variable WORKSPACE to a writable folder, then run again."
+        )
+
+
+def _check_name(kind: str, name: str) -> None:
+    plain = isinstance(name, str) and re.fullmatch(r"[^/\\\x00-\x1f]{1,80}", name)
+    if not plain or ".." in name or name != name.strip(" .") or name.endswith(".part"):
+        raise ValueError(
+            f"{MAKERS[kind][1]} = {name!r} is not a plain name. It names a folder in "
+            f"workspace/{kind}, so it needs 1 to 80 characters, without a slash or "
+            "'..', and without a dot or a space at either end."
+        )
+
+
+def check_replaceable(
+    folder: Path,
+    parameter: str,
+    marks: Iterable[str],
+    *,
+    files: Collection[str] | None = None,
+    inputs: Iterable[Path] = (),
+) -> None:
+    """Raise FileExistsError if replacing `folder` would delete work of the reader.
+
+    A folder may be replaced if it is missing or empty, or if it has one of `marks`,
+    which the course writes. With `files`, it may hold no other file than these. It may
+    not contain one of `inputs`, from which its successor is written. `parameter` is the
+    notebook's constant that names the folder.
+    """
+    advice = f"Choose another {parameter}, or move it away."
+    for path in inputs:
+        if folder.resolve() in (path.resolve(), *path.resolve().parents):
+            raise FileExistsError(
+                f"{folder} contains {path.name}, which is read here, and would be "
+                f"replaced. {advice}"
+            )
+    if not folder.exists():
+        return
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
+    if found == []:
+        return
+    ours = found is not None and any((folder / mark).exists() for mark in marks)
+    foreign = [name for name in found or () if files is not None and name not in files]
+    if not ours or foreign:
+        what = f"{foreign[0]}, which" if ours else "something that"
+        raise FileExistsError(
+            f"{folder} holds {what} was not written by the course, and would be "
+            f"replaced. {advice}"
+        )
+
+
+def restore(folder: Path) -> None:
+    """Put the old `folder` back if `replace` was killed between its two moves."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def replace(new: Path, folder: Path) -> None:
+    """Move the finished folder `new` to `folder`, which stays whole until then.
+
+    If it is killed, either the old folder or the new one is left: in place, or where
+    `restore` finds it.
+    """
+    restore(folder)
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def discard(folder: Path, ignore_errors: bool = False) -> None:
+    """Delete a folder that the course wrote; files are emptied first.
+
+    Files deleted from a mounted Google Drive go to its trash, which counts against the
+    quota. Emptied first, they take no space there. Links are deleted, not followed.
+    """
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
+                os.truncate(file, 0)
+    shutil.rmtree(folder, ignore_errors)

@@ -1,0 +1,86 @@
+"""A stand-in for the Hub on this machine, and processes in which no token is known.
+
+huggingface_hub reads its settings when it is imported, so whatever asks the server runs
+in a fresh interpreter. The server speaks the part of the Hub's protocol that decides
+who may read: the status, `X-Error-Code` and `X-Error-Message`.
+"""
+
+from __future__ import annotations
+
+import http.server
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+GRANTED = "hf_GrantedGrantedGrantedGrantedGranted1"
+PLAIN = "hf_PlainPlainPlainPlainPlainPlainPlain2"
+WRONG = "hf_WrongWrongWrongWrongWrongWrongWrong3"
+TOKENS = (GRANTED, PLAIN, WRONG)
+SETTINGS = "https://huggingface.co/settings/tokens"
+MINE = ("HF_", "HUGGING", "huggingface", "COLAB", "KAGGLE", "CI", "HEADLESS")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The answers of the Hub for public, gated, missing and troubled repositories."""
+
+    def answer(self, status: int, code: str = "", message: str = "", body: bytes = b""):
+        self.send_response(status)
+        for name, value in (("X-Error-Code", code), ("X-Error-Message", message)):
+            if value:
+                self.send_header(name, value)
+        self.send_header("ETag", '"0123"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        parts = self.path.removeprefix("/api/models/").strip("/").split("/")
+        repo = "/".join(parts[:2])
+        if repo == "echo/token":  # a server that repeats what it was given
+            self.answer(403, message=f"forbidden for {token}")
+        elif repo == "bad/gateway":
+            self.answer(502)
+        elif repo == "too/many":
+            self.answer(429)
+        elif token and token not in (GRANTED, PLAIN):
+            self.answer(401, message="Invalid credentials in Authorization header")
+        elif repo == "mine/readonly":
+            self.answer(403, message="you need the right to write")
+        elif repo == "some/gated" and token != GRANTED:
+            self.answer(403 if token else 401, "GatedRepo", "Access is restricted")
+        elif repo in ("some/gated", "some/public"):
+            body = b'{"model_type": "llama"}'
+            if "resolve" in parts and parts[-1] != "config.json":
+                self.answer(404, "EntryNotFound", "Entry not found")
+            elif "resolve" in parts and "main" not in parts:
+                self.answer(404, "RevisionNotFound", "Invalid rev id")
+            else:
+                self.answer(200, body=body)
+        else:
+            self.answer(404 if token else 401, "RepoNotFound", "Repository not found")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def run_without_token(
+    command: list[str], folder: Path, *path: Path, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments in `folder`, where no token is known."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(MINE)}
+    search = os.pathsep.join(map(str, (*path, ROOT)))
+    return subprocess.run(
+        [sys.executable, *command],
+        env=clean | {"PYTHONPATH": search, "HF_HOME": str(folder / "hf")} | env,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
