@@ -18,12 +18,11 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from colab_utils import demo, models, runtime
+from colab_utils import demo, memory, models, runtime, training
 from colab_utils.data import dataset as data
-from colab_utils.memory import planning as memory
-from colab_utils.training import trainer as training
+from colab_utils.training.sft import FastSFTTrainer
 
 runtime.quiet()
 OUT = Path(__file__).parent / "results" / "curve.json"
@@ -37,7 +36,7 @@ def losses(fast: bool, seed: int) -> list[float]:
     lora = LoraConfig(
         r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    trainer = SFTTrainer(
+    trainer = FastSFTTrainer(
         model=models.load_model("demo", models.quantization_config()),
         processing_class=models.load_tokenizer("demo"),
         train_dataset=Dataset.from_list(rows),

@@ -36,7 +36,7 @@ def make(folder: Path, files: int = 3) -> None:
     from transformers import LlamaConfig
 
     from colab_utils import models
-    from colab_utils.memory import costs
+    from colab_utils.shape import Shape
 
     shape = {"hidden_size": 256, "intermediate_size": 512} if TINY else {}
     config = LlamaConfig(architectures=["LlamaForCausalLM"], **shape)
@@ -53,6 +53,7 @@ def make(folder: Path, files: int = 3) -> None:
     names = [f"self_attn.{n}_proj" for n in "qkvo"]
     names += [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
     width, words = config.hidden_size, config.vocab_size
+    sizes = list(Shape.from_config(config).linear_shapes().values())
     index, lora = {}, {}
     for part in range(files):
         tensors = {}
@@ -60,7 +61,7 @@ def make(folder: Path, files: int = 3) -> None:
             stem = f"model.layers.{i}."
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 tensors[f"{stem}{norm}.weight"] = weight(width)
-            for name, (n, m) in zip(names, costs.linear_shapes(config), strict=True):
+            for name, (n, m) in zip(names, sizes, strict=True):
                 tensors[f"{stem}{name}.weight"] = weight(m, n)
                 lora[f"base_model.model.{stem}{name}.lora_A.weight"] = weight(16, n)
                 lora[f"base_model.model.{stem}{name}.lora_B.weight"] = weight(m, 16)

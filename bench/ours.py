@@ -12,12 +12,11 @@ import emulate
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from colab_utils import generation, models, runtime
+from colab_utils import generation, memory, models, runtime, training
 from colab_utils.fast import decoder as decoding
-from colab_utils.memory import planning as memory
-from colab_utils.training import trainer as training
+from colab_utils.training.sft import FastSFTTrainer
 
 runtime.quiet()  # before torch takes memory
 
@@ -33,7 +32,7 @@ def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list)
     """TRL's trainer as 02_finetune_qlora builds it."""
     emulate.t4()
     training.prepare_fast_path(AutoConfig.from_pretrained(checkpoint))
-    trainer = SFTTrainer(
+    trainer = FastSFTTrainer(
         model=models.load_model(checkpoint, models.quantization_config()),
         processing_class=models.load_tokenizer(checkpoint),
         train_dataset=ds,

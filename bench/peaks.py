@@ -25,12 +25,11 @@ from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import LlamaConfig, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from colab_utils import models, runtime
+from colab_utils import memory, models, runtime, training
 from colab_utils.memory import costs
-from colab_utils.memory import planning as memory
-from colab_utils.training import trainer as training
+from colab_utils.training.sft import FastSFTTrainer
 
 GPU = emulate.t4()
 if GPU and torch.cuda.get_device_capability() >= (9, 0):
@@ -124,7 +123,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
     rows = torch.randint(3, config.vocab_size, (3 * times, tokens)).tolist()
     lora = LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear")
     lora.task_type = "CAUSAL_LM"
-    trainer = SFTTrainer(
+    trainer = FastSFTTrainer(
         model=base,
         processing_class=models.load_tokenizer("demo"),
         train_dataset=Dataset.from_dict({"input_ids": rows}),
@@ -176,7 +175,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
         found["off"] = found["predicted"] / found["measured"] - 1
     # bitsandbytes remembers every embedding that was trained beside, and keeps it alive
     GlobalOptimManager.get_instance().module_weight_config_triple.clear()
-    training.use_plain_path(trainer)
+    training.use_reference_path(trainer)
     if method != "full":
         trainer.model.unload()
     return found

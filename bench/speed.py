@@ -96,8 +96,7 @@ def published(checkpoint, o, ds, config, callbacks):
     """Rank 64 on q and v, norms in 32 bits, all recomputed; packed like the rest."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    from colab_utils import models
-    from colab_utils.training import trainer as training
+    from colab_utils import models, training
 
     emulate.t4()
     o["r"] = 64

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from colab_utils.data import dataset as data
-    from colab_utils.memory.planning import Memory
+    from colab_utils.memory import Memory
 
 GREY, BLUE, ORANGE = "#9ca3af", "#2563eb", "#f59e0b"
 # The parts of `memory.Memory`, and their colours.
 PARTS = {
     "weights": BLUE,
-    "constants": "#93c5fd",
+    "scales": "#93c5fd",
     "adapters": "#7c3aed",
     "gradients": ORANGE,
     "optimizer": "#10b981",
@@ -93,7 +93,7 @@ def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
 
     The axis ends at twice the card's memory: a longer bar says only its number.
     """
-    from colab_utils.memory.planning import GIB
+    from colab_utils.memory import GIB
 
     figure, axes = _figure(height=0.6 * len(bars) + 1.6)
     largest = max(bar.total for bar in bars.values())

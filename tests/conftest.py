@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from colab_utils.training.sft import FastSFTTrainer
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no window, wherever the tests run
 # Threads that wait don't spin, or two test runs side by side take ten times as long.
@@ -56,10 +62,16 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from colab_utils import models
-    from colab_utils.training import trainer as training
+    from colab_utils import models, training
+    from colab_utils.training.sft import FastSFTTrainer
 
-    def make(method: str, base: str = "demo", rows: list | None = None, **settings):
+    def make(
+        method: str,
+        base: str = "demo",
+        rows: list | None = None,
+        kind: type[SFTTrainer] = FastSFTTrainer,
+        **settings,
+    ):
         quantization = models.quantization_config() if method == "qlora" else None
         lora = LoraConfig(
             r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -81,7 +93,7 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
             "seed": 0,
         }
         set_seed(0)
-        return SFTTrainer(
+        return kind(
             model=models.load_model(base, quantization),
             args=SFTConfig(**usual | training.precision() | settings),
             train_dataset=Dataset.from_list(rows or demo_rows),
@@ -92,23 +104,34 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="session")
-def trained(make_trainer, tokenizer, tmp_path_factory):
-    """For each method a trainer after two steps, and the folder where it was saved."""
-    from colab_utils import recipe
-    from colab_utils.memory import planning as memory
-    from colab_utils.training import trainer as training
+class Trained:
+    """For each method a trainer after two steps and the folder where it was saved.
 
-    made = {}
-    for method in memory.METHODS:
+    `trainer, folder = trained["lora"]` trains only when a test first asks for it.
+    """
+
+    def __init__(self, train: Callable[[str], tuple[FastSFTTrainer, Path]]) -> None:
+        self.train = functools.cache(train)
+
+    def __getitem__(self, method: str) -> tuple[FastSFTTrainer, Path]:
+        return self.train(method)
+
+
+@pytest.fixture(scope="session")
+def trained(make_trainer, tokenizer, tmp_path_factory) -> Trained:
+    """Trained models; tests read them and don't change them."""
+    from colab_utils import recipe, training
+
+    def train(method: str) -> tuple[FastSFTTrainer, Path]:
         folder = tmp_path_factory.mktemp("adapters") / method
         trainer = make_trainer(method)
         training.float32_adapters(trainer)
         trainer.train()
         training.save(trainer, tokenizer, folder)
         recipe.write(folder, method=method, base_model="demo")
-        made[method] = (trainer, folder)
-    return made
+        return trainer, folder
+
+    return Trained(train)
 
 
 @pytest.fixture(scope="session")

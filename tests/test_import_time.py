@@ -13,7 +13,7 @@ HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "peft", "trl"}
 HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hub"}
 # Imported by training and answering alone, once torch and transformers are there.
 LATE = {"training.callbacks", "fast.decoder", "fast.patch", "fast.layer", "fast.ops"}
-LATE |= {"fast.static_cache", "fast.kernels"}
+LATE |= {"fast.static_cache", "fast.kernels", "training.sft"}
 PACKAGE = ROOT / "colab_utils"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

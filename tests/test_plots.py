@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from colab_utils import plots
-from colab_utils.memory import planning as memory
+from colab_utils import memory, plots
 
 
 def row(question: str, answer: str) -> dict:

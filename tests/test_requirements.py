@@ -174,6 +174,7 @@ WATCHED = {
     "BitsAndBytesConfig": "transformers",
     "DPOConfig": "trl",
     "DPOTrainer": "trl",
+    "FastSFTTrainer": "colab_utils.training.sft",
     "LoraConfig": "peft",
     "SFTConfig": "trl",
     "SFTTrainer": "trl",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from colab_utils import memory
 from colab_utils.fast import layer as layers
 from colab_utils.fast.static_cache import Static
-from colab_utils.memory import planning as memory
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
@@ -61,7 +61,7 @@ def decoder(model: PreTrainedModel, rows: int, size: int) -> Static | Plain:
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        one = memory.inference(model.config, "lora", 1, size).activations
+        one = memory.kv_cache_bytes(model.config, size)
         rows = max(1, min(rows, int(0.6 * free / one)))
     return Static(model, rows, size)
 

@@ -18,6 +18,7 @@ from colab_utils.fast import layer as layers
 from colab_utils.fast import ops
 from colab_utils.fast import warmup as compiling
 from colab_utils.memory import costs
+from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
@@ -116,7 +117,7 @@ class Static:
         self.rows, self.size, self.device = rows, size, like.device
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
-        self.width = costs.head_size(config)
+        self.width = Shape.from_config(config).head_dim
         room = -(-size // 16) * 16  # Triton compiles anew for what 16 doesn't divide
         shape = (config.num_hidden_layers, rows, room, self.kv_heads, self.width)
         self.keys, self.values = (like.new_zeros(shape) for _ in "kv")

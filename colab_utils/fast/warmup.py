@@ -6,7 +6,7 @@ import functools
 import threading
 from typing import TYPE_CHECKING
 
-from colab_utils.memory import costs
+from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def for_training(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") 
 
     from colab_utils.fast import kernels as gpu
 
-    size, heads = costs.head_size(config), config.num_attention_heads
+    size, heads = Shape.from_config(config).head_dim, config.num_attention_heads
     kv_heads = config.num_key_value_heads
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
     x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
@@ -67,7 +67,7 @@ def for_decoding(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") 
 
     from colab_utils.fast import kernels as gpu
 
-    size, heads = costs.head_size(config), config.num_attention_heads
+    size, heads = Shape.from_config(config).head_dim, config.num_attention_heads
     kv_heads = config.num_key_value_heads
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
     x, weight = ones(1, config.hidden_size), ones(config.hidden_size)

@@ -1,0 +1,40 @@
+"""Compute, before anything is loaded, what a model takes; measure it afterwards.
+
+Read in this order: `costs` (bytes of weights, adapters, generation), `step` (bytes of a
+training step), `planning` (the fastest way to train that fits, and the check before a
+download), `meter` (what was really used).
+"""
+
+from colab_utils.memory.costs import (
+    METHODS,
+    Memory,
+    adapter_parameters,
+    inference,
+    kv_cache_bytes,
+    ram_to_load,
+    ram_to_merge,
+)
+from colab_utils.memory.meter import peak, ram, release
+from colab_utils.memory.planning import Plan, plan, preflight, seconds
+from colab_utils.memory.step import at_loss, estimate
+from colab_utils.runtime import GIB
+
+__all__ = [
+    "GIB",
+    "METHODS",
+    "Memory",
+    "Plan",
+    "adapter_parameters",
+    "at_loss",
+    "estimate",
+    "inference",
+    "kv_cache_bytes",
+    "peak",
+    "plan",
+    "preflight",
+    "ram",
+    "ram_to_load",
+    "ram_to_merge",
+    "release",
+    "seconds",
+]

@@ -1,54 +1,37 @@
-"""Plan a run so that it fits the card by computation: what, how much at once, how."""
+"""Plan a training run that fits the GPU, and check the machine before a download."""
 
 from __future__ import annotations
 
 import bisect
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from colab_utils import hub, runtime
 from colab_utils.memory import costs
-from colab_utils.memory.costs import (
-    GIB,
-    METHODS,
-    Memory,
-    adapter_parameters,
-    at_loss,
-    estimate,
-)
+from colab_utils.memory.costs import Memory
+from colab_utils.memory.step import Step
+from colab_utils.runtime import GIB
+from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig
-
-__all__ = [
-    "GIB",
-    "METHODS",
-    "Memory",
-    "Plan",
-    "adapter_parameters",
-    "at_loss",
-    "estimate",
-    "inference",
-    "plan",
-    "preflight",
-    "ram_to_load",
-    "ram_to_merge",
-]
+    from transformers import PreTrainedConfig
 
 # A T4 sustains about 24 TFLOP/s in float16 and 260 GB/s. Only the ratio decides a plan.
 FLOPS, BANDWIDTH = 24e12, 260e9
-SMALLEST = 256  # tokens of a micro-batch: below, unpacking the weights takes over
+SMALLEST = 256  # tokens of a micro-batch: below, most time goes to dequantizing
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: tokens at a time, how often before an update, how to save memory.
+    """How to train: the micro-batch, gradient accumulation, and how to save memory.
 
-    `tokens` are those of one micro-batch, a packed row; `recompute` counts the layers
-    whose activations are computed again, `offload` keeps even their inputs in RAM.
+    A micro-batch is one packed row of `tokens` tokens, and an update sees
+    `accumulation` of them. `recompute` is the number of layers with gradient
+    checkpointing; `offload` keeps their inputs in RAM.
     """
 
     tokens: int
@@ -59,175 +42,204 @@ class Plan:
     cost: Memory
 
     def __str__(self) -> str:
-        kept = ", their inputs and the embeddings in RAM" if self.offload else ""
+        """Say the plan in one line."""
         times = f"{self.accumulation} x " if self.accumulation > 1 else ""
-        layers = (
-            "1 layer" if self.recompute == 1 else f"{self.recompute or 'no'} layers"
-        )
+        layers = f"{self.recompute or 'no'} layer{'s' * (self.recompute != 1)}"
+        offload = ", inputs and embeddings in RAM" if self.offload else ""
         return (
-            f"{times}{self.tokens:,} tokens an update; {layers} recomputed{kept}; "
-            f"{self.cost.total / GIB:.2f} GiB at the peak"
+            f"{times}{self.tokens:,} tokens an update; gradient checkpointing for "
+            f"{layers}{offload}; {self.cost.total / GIB:.2f} GiB at the peak"
         )
 
 
-def seconds(config: LlamaConfig, method: str, tokens: int, recompute: int) -> float:
-    """About how long a T4 computes on one micro-batch of so many tokens.
+def seconds(
+    config: PreTrainedConfig | Shape, method: str, tokens: int, recompute: int
+) -> float:
+    """Return about how many seconds a T4 needs for a micro-batch of `tokens` tokens.
 
-    Two operations a weight and token forward, twice that backward (three times where
-    all weights are trained), once more for what is recomputed; and each pass over 4-bit
-    weights unpacks all of them.
+    Per weight and token the forward pass has 2 operations, the backward pass 2 (4 where
+    all weights are trained), and a checkpointed layer 2 more. QLoRA dequantizes every
+    weight once per pass.
     """
-    linear, _ = costs.parameters(config)
-    head = config.vocab_size * config.hidden_size
-    again = recompute / config.num_hidden_layers
+    shape = Shape.from_config(config)
+    linear, _ = costs.parameters(shape)
+    head = shape.vocab * shape.width
+    again = recompute / shape.layers
     passes = 3 if method == "full" else 2
     work = 2.0 * tokens * (passes * (linear + head) + again * linear)
-    unpacked = 2.5 * linear * (2 + again) if method == "qlora" else 0.0
-    return work / FLOPS + unpacked / BANDWIDTH
+    dequantized = 2.5 * linear * (2 + again) if method == "qlora" else 0.0
+    return work / FLOPS + dequantized / BANDWIDTH
 
 
 def plan(
-    config: LlamaConfig,
+    config: PreTrainedConfig | Shape,
     method: str,
     rank: int,
     *,
     longest: int,
     update: int,
-    room: float,
+    budget: float,
     fast: bool = True,
     gpu: bool = True,
     optimizer: str = "adamw_8bit",
 ) -> Plan:
-    """The fastest way to train that fits `room` bytes.
+    """Return the fastest way to train that fits a budget of `budget` bytes.
 
-    `longest` is the longest row in tokens, `update` how many tokens one update should
-    see. Tried are micro-batches from `longest` to `update`, each with as few recomputed
-    layers as fit, and, on the fast path of a GPU, inputs kept in RAM where recomputing
-    all is not enough. Raises MemoryError, with the numbers and what to change, when
-    nothing fits.
+    `longest` is the longest row in tokens, `update` the number of tokens that one
+    update should see. Micro-batches from `longest` to `update` tokens are tried, each
+    with as few checkpointed layers as fit. On the fast path of a GPU the inputs of all
+    layers may also be in RAM.
+
+    Raises MemoryError, with the numbers and what to change, when nothing fits.
     """
-    tokens = min(longest, update)
-    costs.check(config, method=method, optimizer=optimizer, rank=rank, tokens=tokens)
-    fast, layers = fast and method != "full", config.num_hidden_layers
-
-    def way(times: int, recompute: int, offload: bool = False) -> Plan:
-        tokens = max(longest, -(-update // times))
-        cost = estimate(
-            config,
-            method,
-            rank,
-            tokens,
-            recompute=recompute,
-            offload=offload,
-            fast=fast,
-            accumulating=times > 1,
-            gpu=gpu,
-            optimizer=optimizer,
-        )
-        return Plan(tokens, times, recompute, offload, fast, cost)
-
-    def fits(one: Plan) -> bool:
-        return one.cost.total <= room
-
-    def slowness(one: Plan) -> tuple[bool, float]:
-        spent = seconds(config, method, one.tokens, one.recompute)
-        return one.offload, spent / one.tokens
-
-    fitting = []
-    for times in range(1, max(1, update // max(longest, SMALLEST)) + 1):
-        # The more are recomputed the less it takes, but for the last one.
-        fewest = bisect.bisect_left(
-            range(layers), True, key=lambda k: fits(way(times, k))
-        )
-        found = way(times, fewest)
-        if not fits(found):
-            found = way(times, layers, gpu and fast)
-        fitting += [found] if fits(found) else []
-        if fits(found) and not found.recompute:
-            break  # smaller ones would only unpack the weights more often
+    step = Step(
+        Shape.from_config(config),
+        method,
+        rank,
+        min(longest, update),
+        fast=fast,
+        gpu=gpu,
+        optimizer=optimizer,
+    )
+    found = list(candidates(step, longest, update, budget))
+    fitting = [one for one in found if one.cost.total <= budget]
     if not fitting:
         smaller = "" if method == "qlora" else "METHOD = 'qlora', "
         raise MemoryError(
-            f"{method} at rank {rank} needs {found.cost.total / GIB:.1f} GiB for rows "
-            f"of {longest:,} tokens, at its leanest, and there are {room / GIB:.1f}. "
-            f"Use {smaller}a smaller RANK or MODEL, or set MAX_TOKENS lower in "
-            "01_create_dataset."
+            f"{method} at rank {rank} needs at least {found[-1].cost.total / GIB:.1f} "
+            f"GiB for rows of {longest:,} tokens, and the budget is "
+            f"{budget / GIB:.1f} GiB. Use {smaller}a smaller RANK or MODEL, or set "
+            "MAX_TOKENS lower in 01_create_dataset."
         )
+
+    def slowness(one: Plan) -> tuple[bool, float]:
+        return one.offload, (
+            seconds(step.shape, method, one.tokens, one.recompute) / one.tokens
+        )
+
     return min(fitting, key=slowness)
 
 
-def preflight(config: LlamaConfig, model: str, cost: Memory) -> None:
-    """Check card, RAM, disk and access before a download; print the numbers.
+def candidates(step: Step, longest: int, update: int, budget: float) -> Iterator[Plan]:
+    """Yield the best plan for each number of micro-batches in an update.
 
-    `model` is a folder or a Hub id, `cost` what `estimate` or `plan` found. Raises
-    MemoryError with all that is short: what is needed, what is there, what to change;
-    PermissionError for a model that can't be downloaded, FileNotFoundError for a name
-    that is none.
+    A plan that does not fit `budget` bytes is the leanest for its number.
     """
-    import psutil
-    import torch
+    for times in range(1, max(1, update // max(longest, SMALLEST)) + 1):
+        tokens = max(longest, -(-update // times))
+        one = save_memory(replace(step, tokens=tokens, accumulating=times > 1), budget)
+        cost = one.peak()
+        yield Plan(tokens, times, one.recompute, one.offload, one.fast, cost)
+        if cost.total <= budget and not one.recompute:
+            return  # with smaller micro-batches the weights are dequantized more often
 
-    machine, ram = runtime.detect(), psutil.virtual_memory()
-    gpu = machine.device == "cuda"
-    # what for, bytes, free, in all, what to change where even all is too little
-    needs = [
-        (
-            "RAM",
-            ram_to_load(config) + (0 if gpu else cost.total),
-            ram.available,
-            ram.total,
-            "choose a "
-            + ("" if gpu else "machine with a GPU, or a ")
-            + "smaller MODEL",
+
+def save_memory(step: Step, budget: float) -> Step:
+    """Return the step with as few checkpointed layers as fit `budget` bytes.
+
+    Where checkpointing all of them is not enough, their inputs are in RAM, if the step
+    runs on the fast path of a GPU.
+    """
+    layers = step.shape.layers
+
+    def fits(recompute: int) -> bool:
+        return replace(step, recompute=recompute).peak().total <= budget
+
+    # The more layers are checkpointed the less memory it takes, except for the last.
+    fewest = bisect.bisect_left(range(layers), True, key=fits)
+    if fewest < layers or fits(layers):
+        return replace(step, recompute=fewest)
+    return replace(step, recompute=layers, offload=step.gpu and step.fast)
+
+
+class Need(NamedTuple):
+    """Memory or disk space that a run needs, in bytes."""
+
+    name: str
+    needed: float
+    free: float
+    total: float
+    advice: str  # what to change where even `total` is too little
+
+    def __str__(self) -> str:
+        """Say in one line what is needed and what is free."""
+        return (
+            f"{self.name}: needs {self.needed / GIB:.1f} GiB of "
+            f"{self.free / GIB:.1f} free"
         )
-    ]
-    if gpu:
-        sizes, change = torch.cuda.mem_get_info(), "smaller MODEL, RANK or MAX_TOKENS"
-        card = machine.accelerator, cost.total, *sizes, f"choose a {change}"
-        needs.insert(0, card)
-    refused = None
+
+    def problem(self) -> str | None:
+        """Return what is missing and what to change, or None if enough is free."""
+        if self.needed <= self.free:
+            return None
+        advice = self.advice
+        if self.needed <= self.total:
+            advice = "something else holds memory: restart the session"
+        return (
+            f"{self.name} has {self.free / GIB:.1f} GiB free and "
+            f"{self.needed / GIB:.1f} are needed: {advice}"
+        )
+
+
+def preflight(config: PreTrainedConfig, model: str, cost: Memory) -> None:
+    """Check GPU, RAM, disk and access before a download; print the numbers.
+
+    `model` is a folder or a Hub id, `cost` a result of `estimate` or of `plan`. Raises
+    MemoryError with everything that is missing: what is needed, what is free, what to
+    change. Raises PermissionError for a model that can't be downloaded, and
+    FileNotFoundError for a name that does not exist.
+    """
+    shape = Shape.from_config(config)
+    needs, denied = _memory_needs(shape, cost), None
     if not Path(model).is_dir():
         with hub.hub_errors(model, None):
             downloaded = _downloaded(model)
         if not downloaded:
-            needs.append(("disk", _download(config), *_disk()))
+            needs.append(_disk_need(shape))
             if not hub.can_read(model, hub.token()):
-                refused = f"{model} can't be downloaded (a line above says why)"
-    problems = []
-    for name, need, free, total, change in needs:
-        print(f"{name}: needs {need / GIB:.1f} GiB of {free / GIB:.1f} free")
-        if need > free:
-            if need <= total:
-                change = "something else holds memory: restart the session"
-            problems.append(
-                f"{name} has {free / GIB:.1f} GiB free and {need / GIB:.1f} are "
-                f"needed: {change}"
-            )
+                denied = f"{model} can't be downloaded (a line above says why)"
+    for need in needs:
+        print(need)
+    problems = [problem for need in needs if (problem := need.problem())]
     if problems:
-        told = "; ".join([*problems, refused] if refused else problems)
-        raise MemoryError(f"This would not fit. {told}.")
-    if refused:
-        raise PermissionError(f"{refused}.")
+        found = "; ".join([*problems, denied] if denied else problems)
+        raise MemoryError(f"This would not fit. {found}.")
+    if denied:
+        raise PermissionError(f"{denied}.")
 
 
-def _download(config: LlamaConfig) -> float:
-    """Bytes of a model's files: 16 bits a weight, unless they are quantised."""
-    quantised = getattr(config, "quantization_config", None)
-    return costs.weights(config, "qlora" if quantised else "lora", 2, False).total
+def _memory_needs(shape: Shape, cost: Memory) -> list[Need]:
+    """What the GPU, if there is one, and RAM must have free."""
+    import psutil
+    import torch
+
+    machine, ram = runtime.detect(), psutil.virtual_memory()
+    needed, loading = [], costs.ram_to_load(shape)
+    if machine.device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        advice = "choose a smaller MODEL, RANK or MAX_TOKENS"
+        needed.append(Need(machine.accelerator, cost.total, free, total, advice))
+        advice = "choose a smaller MODEL"
+    else:
+        loading += cost.total
+        advice = "choose a machine with a GPU, or a smaller MODEL"
+    return [*needed, Need("RAM", loading, ram.available, ram.total, advice)]
 
 
-def _disk() -> tuple[int, int, str]:
-    """Bytes free where the Hub's files go, as all there can be, and what to do."""
+def _disk_need(shape: Shape) -> Need:
+    """What the disk must have free for the files of a model."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    return free, free, f"delete files, of which some in {there}"
+    folder = next(one for one in (cache, *cache.parents) if one.exists())
+    free = shutil.disk_usage(folder).free
+    files = costs.weights(shape, "qlora" if shape.quantized else "lora", 2).total
+    # all there can be is what is free: a restart frees no disk space
+    return Need("disk", files, free, free, f"delete files, of which some in {folder}")
 
 
 def _downloaded(model: str) -> bool:
-    """Whether the Hub's cache holds the weights already, all of them."""
+    """Return whether the Hub's cache holds all weights already."""
     from huggingface_hub import try_to_load_from_cache
 
     def find(name: str) -> str | None:
@@ -241,38 +253,3 @@ def _downloaded(model: str) -> bool:
         return False
     shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
     return all(map(find, set(shards)))
-
-
-def inference(config: LlamaConfig, method: str, rank: int, tokens: int) -> Memory:
-    """Bytes at the peak of answering on a GPU, with `tokens` in the cache of all rows.
-
-    `activations` is the cache of keys and values. Weights are held as `method` trained
-    them, in 4 or in 16 bits; the adapter is there twice, as PEFT has it and as a step
-    of decoding needs it. The peak is that of reading a prompt as long as the cache.
-    """
-    costs.check(config, method=method, rank=rank, tokens=tokens)
-    full = method == "full"
-    width, inner = config.hidden_size, config.intermediate_size
-    (_, keys) = costs.linear_shapes(config)[1]
-    prompt = 2.0 * (2 * width * tokens + 3 * inner * min(tokens, costs.MLP_ROWS))
-    return replace(
-        costs.weights(config, "lora" if full else method, 2, False),
-        adapters=0.0 if full else 2 * 2.0 * adapter_parameters(config, rank),
-        activations=2.0 * 2 * keys * config.num_hidden_layers * tokens,
-        logits=6.0 * config.vocab_size,
-        working=costs.CUBLAS + prompt + 2.0 * width * inner * (method == "qlora"),
-        reserve=costs.RESERVE,
-    )
-
-
-def ram_to_load(config: LlamaConfig) -> float:
-    """Bytes of RAM that loading takes: Python with its libraries, and a few tensors."""
-    return 2.5 * GIB + 4 * 2.0 * config.vocab_size * config.hidden_size
-
-
-def ram_to_merge(config: LlamaConfig, rank: int = 16) -> float:
-    """Bytes of RAM that `merging.merge` takes: Python with torch, the adapter, blocks.
-
-    The model's size is not among them: its weights pass by in row blocks.
-    """
-    return 0.5 * GIB + 4.0 * adapter_parameters(config, rank)

@@ -1,0 +1,31 @@
+"""Fine-tune a model: what a trainer of TRL or transformers needs around it.
+
+Read in this order: `trainer` (precision, fast path, progress), `checkpoints` (resume,
+save), `measuring` (memory of a step, tensor by tensor). `sft` (TRL's trainer with the
+fast path) and `callbacks` subclass library classes. They load torch and transformers,
+so they are imported by name.
+"""
+
+from colab_utils.training.checkpoints import remove_checkpoints, resume_point, save
+from colab_utils.training.measuring import memory_held
+from colab_utils.training.trainer import (
+    float32_adapters,
+    precision,
+    prepare_fast_path,
+    show_progress,
+    use_fast_path,
+    use_reference_path,
+)
+
+__all__ = [
+    "float32_adapters",
+    "memory_held",
+    "precision",
+    "prepare_fast_path",
+    "remove_checkpoints",
+    "resume_point",
+    "save",
+    "show_progress",
+    "use_fast_path",
+    "use_reference_path",
+]

@@ -1,25 +1,36 @@
-"""Callbacks of the trainer: live plot, checkpoints by the clock, checks of numbers."""
+"""Callbacks of a trainer: checks for NaN, a live plot, checkpoints by the clock."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
 
 from colab_utils import runtime
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from IPython.display import DisplayHandle
+    from matplotlib.figure import Figure
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
 class CheckFloat32(TrainerCallback):
     """Stop before the first step when a trainable parameter is not float32."""
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        wrong = [(n, p.dtype) for n, p in trainable if str(p.dtype) != "torch.float32"]
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Raise TypeError for another dtype than float32."""
+        named = kwargs["model"].named_parameters()
+        trainable = [(name, p.dtype) for name, p in named if p.requires_grad]
+        wrong = [(name, dtype) for name, dtype in trainable if dtype != torch.float32]
         if wrong:
             name, dtype = wrong[0]
             raise TypeError(
@@ -28,69 +39,101 @@ class CheckFloat32(TrainerCallback):
             )
 
 
-def check_finite(model: PreTrainedModel, step: int) -> None:
-    """Raise FloatingPointError when something that is trained is no number any more."""
-    import torch
-
+def check_finite(model: torch.nn.Module, step: int) -> None:
+    """Raise FloatingPointError when a trainable parameter is NaN or infinite."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if trained and not torch.stack([p.isfinite().all() for p in trained]).all():
-        raise _no_number("What is trained", step)
+        raise not_finite("A trained weight", step)
 
 
-def _no_number(what: str, step: int) -> FloatingPointError:
+def not_finite(what: str, step: int) -> FloatingPointError:
+    """Return the error for a loss or a weight that is NaN or infinite."""
     return FloatingPointError(
-        f"{what} is no number any more at step {step}. Lower the learning rate, and "
-        "look at the data with plots.trained_tokens."
+        f"{what} is NaN or infinite at step {step}. Lower the learning rate, and look "
+        "at the data with plots.trained_tokens."
     )
 
 
 class CheckLoss(TrainerCallback):
-    """Stop when the loss is no number, or 0, again and again, or the weights are none.
+    """Stop when a weight is NaN, or the loss is NaN or 0 three times in a row.
 
-    Such a run would only burn the hour that is left. The trainer must log what is no
-    number (logging_nan_inf_filter=False). Once or twice is no harm with 16-bit scaling,
-    which leaves such a step out.
+    Such a run would only waste GPU time. Infinite counts as NaN. The trainer must log
+    NaN as it is (logging_nan_inf_filter=False). Once or twice is harmless with float16
+    loss scaling, which skips such a step.
     """
 
-    broken = zeros = 0  # logged losses in a row that are no number, or 0
+    def __init__(self) -> None:
+        self.nans = self.zeros = 0  # logged losses in a row
 
-    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Raise FloatingPointError when training makes no sense any more."""
         loss = (logs or {}).get("loss")
         if loss is None:
             return
         self.zeros = self.zeros + 1 if loss == 0 else 0
-        self.broken = 0 if math.isfinite(loss) else self.broken + 1
-        if self.broken:
-            check_finite(model, state.global_step)
-        if self.broken >= 3:
-            raise _no_number("The loss", state.global_step)
+        self.nans = 0 if math.isfinite(loss) else self.nans + 1
+        if self.nans:
+            check_finite(kwargs["model"], state.global_step)
+        if self.nans >= 3:
+            raise not_finite("The loss", state.global_step)
         if self.zeros >= 3:
             raise FloatingPointError(
                 f"The loss is 0 for the third time at step {state.global_step}: there "
                 "is nothing to learn. Is any token trained on (plots.trained_tokens)?"
             )
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        check_finite(model, state.global_step)
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Raise FloatingPointError when a weight is NaN or infinite."""
+        check_finite(kwargs["model"], state.global_step)
 
 
 class LivePlot(TrainerCallback):
-    """The loss as a plot that grows while the model trains, with the time that is left.
+    """A plot of the loss that is updated during training, with the time left.
 
-    Replaces the trainer's own tables. Headless, it prints a line a tenth of the way and
-    shows the finished plot only.
+    It replaces the trainer's own tables. Headless, it prints ten lines and shows the
+    finished plot.
     """
 
     def __init__(self, every: float = 2.0) -> None:
-        self.every = every  # seconds between two drawings
-        self.drawn = 0.0
+        self.every = every  # seconds between two updates
+        self.drawn = self.began = 0.0
+        self.first_step = self.tenths = 0
+        self.handle: DisplayHandle | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.began, self.first = time.time(), state.global_step
-        self.tenths = self.first * 10 // state.max_steps
-        self.handle = None  # another training is another plot
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Begin a new plot."""
+        self.began, self.first_step = time.time(), state.global_step
+        self.tenths = self.first_step * 10 // state.max_steps
+        self.handle = None
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Update the plot or, headless, print a line after each tenth of the steps."""
         if "loss" not in (logs or {}):
             return
         if runtime.headless():
@@ -101,16 +144,32 @@ class LivePlot(TrainerCallback):
         elif time.time() - self.drawn > self.every:
             self._draw(state)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Show the finished plot."""
         self._draw(state)
 
-    def _draw(self, state) -> None:
-        import matplotlib.pyplot as plt
+    def _draw(self, state: TrainerState) -> None:
         from IPython.display import display
 
         points = [(e["step"], e["loss"]) for e in state.log_history if "loss" in e]
         if not points:
             return
+        figure = self._figure(state, points)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        self.drawn = time.time()
+
+    def _figure(self, state: TrainerState, points: list[tuple[float, float]]) -> Figure:
+        import matplotlib.pyplot as plt
+
         figure, axes = plt.subplots(figsize=(7, 3))
         axes.plot(*zip(*points, strict=True), color="tab:blue", marker=".")
         axes.set(
@@ -119,14 +178,10 @@ class LivePlot(TrainerCallback):
         axes.set_title(self._progress(state), loc="left", fontsize=10)
         axes.grid(alpha=0.3)
         plt.close(figure)
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-        self.drawn = time.time()
+        return figure
 
-    def _progress(self, state) -> str:
-        done, spent = state.global_step - self.first, time.time() - self.began
+    def _progress(self, state: TrainerState) -> str:
+        done, spent = state.global_step - self.first_step, time.time() - self.began
         left = spent / max(done, 1) * (state.max_steps - state.global_step)
         loss = next(e["loss"] for e in reversed(state.log_history) if "loss" in e)
         ended = state.global_step == state.max_steps
@@ -137,16 +192,31 @@ class LivePlot(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """Save a checkpoint every so many minutes: what a disconnect can cost at most."""
+    """Save a checkpoint every few minutes, the most that a disconnect can cost."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
+        self.saved = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Start the clock."""
         self.saved = time.time()
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Ask the trainer to save when it is time, and the weights are finite."""
         if time.time() - self.saved >= self.minutes * 60:
-            check_finite(model, state.global_step)
+            check_finite(kwargs["model"], state.global_step)
             control.should_save = True
             self.saved = time.time()

@@ -286,14 +286,13 @@ def planner(config: LlamaConfig, room: float) -> Any:
     `room` is the card's memory in bytes. Headless, the figure of the first position is
     shown. Returns the box, or that figure.
     """
-    from colab_utils import plots
-    from colab_utils.memory import planning as memory
+    from colab_utils import memory, plots
 
     def drawn(method: str, rank: int, length: int, rows: int) -> tuple[Any, str]:
         limit = room / memory.GIB
         try:
             found = memory.plan(
-                config, method, rank, longest=length, update=length * rows, room=room
+                config, method, rank, longest=length, update=length * rows, budget=room
             )
         except MemoryError as problem:
             cost = memory.estimate(

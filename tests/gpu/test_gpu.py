@@ -7,12 +7,10 @@ import torch
 from test_patch import gradients, packed, padded, with_lora
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
-from colab_utils import generation, models, runtime
+from colab_utils import generation, memory, models, runtime, training
 from colab_utils.fast import decoder as decoding
 from colab_utils.fast import ops
 from colab_utils.fast import patch as kernels
-from colab_utils.memory import planning as memory
-from colab_utils.training import trainer as training
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no GPU here"

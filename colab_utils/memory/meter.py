@@ -1,0 +1,44 @@
+"""Measure the memory of this process: the peak of the GPU, or of RAM."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+from pathlib import Path
+
+from colab_utils.runtime import GIB
+
+
+def release() -> None:
+    """Free the memory of deleted objects, and restart the GPU's `peak`."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> float:
+    """Return the peak in GiB.
+
+    On a GPU it is that of torch's tensors since `release`, else that of `ram`.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    return ram()
+
+
+def ram() -> float:
+    """Return the most GiB of RAM that this process has held since it began."""
+    if sys.platform == "linux":  # where `resource` may return the parent's peak
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(found[1]) * 1024 / GIB
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

@@ -1,0 +1,277 @@
+"""Bytes of a training step, computed from the shape before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, TypedDict
+
+from colab_utils.memory import costs
+from colab_utils.memory.costs import Memory
+from colab_utils.shape import Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+    from typing_extensions import Unpack
+
+
+class Options(TypedDict, total=False):
+    """The optional settings of a `Step`."""
+
+    recompute: int
+    offload: bool
+    fast: bool
+    accumulating: bool
+    gpu: bool
+    optimizer: str
+
+
+def estimate(
+    config: PreTrainedConfig | Shape,
+    method: str,
+    rank: int,
+    tokens: int,
+    **options: Unpack[Options],
+) -> Memory:
+    """Return the bytes at the peak of a training step; see `Step` for the options.
+
+    >>> estimate(config, "qlora", rank=16, tokens=2048, recompute=4, fast=True)
+    """
+    return Step(Shape.from_config(config), method, rank, tokens, **options).peak()
+
+
+def at_loss(
+    config: PreTrainedConfig | Shape,
+    method: str,
+    rank: int,
+    tokens: int,
+    **options: Unpack[Options],
+) -> Memory:
+    """Return the bytes held when the loss is known, as `training.memory_held` counts.
+
+    Gradients of an earlier micro-batch exist. Temporary tensors are not counted.
+    """
+    options["accumulating"] = True
+    step = Step(Shape.from_config(config), method, rank, tokens, **options)
+    return replace(step.loss(), working=0.0, reserve=0.0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step on one micro-batch of `tokens` tokens.
+
+    `method` is "qlora", "lora" or "full" (in float32). With gradient checkpointing the
+    first `recompute` layers keep only their input; with `offload` that input, and the
+    embeddings, are in RAM. `fast` is the fast path, which full fine-tuning does not
+    have. `accumulating`: gradients of an earlier micro-batch exist. With `gpu`
+    activations are float16 or bfloat16, and cuBLAS and torch's cache take memory; on a
+    CPU activations are float32.
+
+    Raises ValueError for an unknown method or optimizer, or a number below 1.
+    """
+
+    shape: Shape
+    method: str
+    rank: int
+    tokens: int
+    recompute: int = 0
+    offload: bool = False
+    fast: bool = False
+    accumulating: bool = False
+    gpu: bool = True
+    optimizer: str = "adamw_torch"
+
+    def __post_init__(self) -> None:
+        """Check the settings and set what follows from them."""
+        costs.check(
+            method=self.method,
+            rank=self.rank,
+            tokens=self.tokens,
+            optimizer=self.optimizer,
+        )
+        recompute = max(0, min(self.recompute, self.shape.layers))
+        object.__setattr__(self, "recompute", recompute)
+        object.__setattr__(self, "fast", self.fast and not self.full)
+
+    @property
+    def full(self) -> bool:
+        """Whether all weights are trained."""
+        return self.method == "full"
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in the compute dtype."""
+        return 2 if self.gpu else 4
+
+    @cached_property
+    def trained(self) -> int:
+        """The number of trained parameters."""
+        if self.full:
+            return sum(costs.parameters(self.shape))
+        return costs.adapter_parameters(self.shape, self.rank)
+
+    @cached_property
+    def fixed(self) -> Memory:
+        """What is held throughout the step."""
+        shape = self.shape
+        optimizer = costs.OPTIMIZER_BYTES[self.optimizer]
+        states = optimizer * self.trained
+        if self.full and self.optimizer == "adamw_8bit":
+            # transformers keeps the optimizer states of the embeddings in float32
+            states += (8.0 - optimizer) * shape.vocab * shape.width
+        return replace(
+            costs.weights(shape, self.method, self.size, self.offload),
+            adapters=0.0 if self.full else 4.0 * self.trained,
+            optimizer=states,
+            working=costs.CUBLAS if self.gpu else 0.0,
+            reserve=costs.RESERVE if self.gpu else 0.0,
+        )
+
+    @property
+    def layer_input(self) -> float:
+        """Bytes of a layer's input, which gradient checkpointing keeps."""
+        if self.offload and self.gpu:
+            return 0
+        # Full fine-tuning computes in float32 between its layers.
+        return self.tokens * self.shape.width * (4 if self.full else self.size)
+
+    @cached_property
+    def layer_keeps(self) -> float:
+        """Bytes that a layer without checkpointing keeps for the backward pass."""
+        shape, tokens = self.shape, self.tokens
+        kept = tokens * activation_bytes(
+            shape, self.method, self.rank, self.size, self.fast
+        )
+        if self.gpu and not self.fast:
+            kept += tokens * attention_bytes(shape, tokens)
+            # copies in the compute dtype of the float32 weights that are trained
+            linear, _ = costs.parameters(shape)
+            kept += 2.0 * (linear if self.full else self.trained) / shape.layers
+        return kept
+
+    def peak(self) -> Memory:
+        """Return the moment with the largest total."""
+        return max(self.moments(), key=lambda one: one.total)
+
+    def moments(self) -> list[Memory]:
+        """Return the moments that can be the peak.
+
+        They are the loss, the backward pass of each layer from the last to the first,
+        and the update.
+        """
+        backward = [self.layer(i) for i in reversed(range(self.shape.layers))]
+        return [self.loss(), *backward, self.update()]
+
+    def loss(self) -> Memory:
+        """Return the moment when the loss is known: no layer has run backward yet."""
+        kept, temporary = loss_bytes(
+            self.shape, self.method, self.tokens, self.size, self.fast
+        )
+        if self.gpu and self.full:  # a copy of the head in the compute dtype
+            kept += 2.0 * self.shape.vocab * self.shape.width
+        return self._moment(self.shape.layers, logits=kept, temporary=temporary)
+
+    def layer(self, i: int) -> Memory:
+        """Return the moment when layer `i` runs backward."""
+        own = self.layer_keeps + (self.layer_input if i < self.recompute else 0.0)
+        layers = self.shape.layers
+        return self._moment(
+            i,
+            own=own,
+            gradients=4.0 * self.trained * (layers - 1 - i) / layers,
+            temporary=self.tokens * backward_bytes(self.shape, self.size, self.fast),
+        )
+
+    def update(self) -> Memory:
+        """Return the moment of the update: all gradients exist, no activations."""
+        return self._moment(0, gradients=4.0 * self.trained)
+
+    def _moment(
+        self,
+        waiting: int,
+        *,
+        own: float = 0.0,
+        gradients: float = 0.0,
+        logits: float = 0.0,
+        temporary: float = 0.0,
+    ) -> Memory:
+        """`waiting` layers have yet to run backward; the running one holds `own`."""
+        kept = self.layer_keeps * max(waiting - self.recompute, 0)
+        accumulated = 4.0 * self.trained if self.accumulating else 0.0
+        buffer = dequantized_bytes(self.shape, self.method, self.size, self.fast)
+        return replace(
+            self.fixed,
+            gradients=max(accumulated, gradients),
+            checkpoints=self.layer_input * min(waiting, self.recompute),
+            activations=kept + own,
+            logits=logits,
+            working=self.fixed.working + temporary + buffer,
+        )
+
+
+def activation_bytes(
+    shape: Shape, method: str, rank: int, size: int, fast: bool = False
+) -> float:
+    """Return the bytes per token that a decoder layer keeps for the backward pass.
+
+    In `size` bytes a number: queries, keys, values and the output of attention; four
+    tensors of the MLP (two on the fast path); the other inputs of the linears; the
+    output of each LoRA A. The reference path repeats keys and values for every query
+    head where sequences are padded. It also keeps the inputs of the two norms in
+    float32, and the normalized tensors where the norms are trained.
+    """
+    width, inner, queries = shape.width, shape.inner, shape.queries
+    if fast:
+        kept = 2 * width + 2 * queries + 2 * shape.keys + 2 * inner + 7 * rank
+        return size * kept + 4 * shape.heads
+    # q, k and v share an input, as do gate and up, unless each casts it for itself. In
+    # mixed precision PEFT's LoRA on unquantized weights casts all of them (o's too),
+    # autocast all except o's.
+    inputs = 2 if size == 4 else {"qlora": 2, "lora": 6, "full": 5}[method]
+    kept = 4 * queries + 4 * inner + inputs * width
+    kept += 0 if method == "full" else 7 * rank
+    return size * kept + 4 * (4 if method == "full" else 2) * width
+
+
+def attention_bytes(shape: Shape, tokens: int) -> float:
+    """Return the bytes per token of attention weights, kept on the reference path.
+
+    They are 0 where each query head has a key head of its own. With grouped heads torch
+    has only its "math" attention on GPUs without flash attention; it keeps all weights.
+    """
+    return 4.0 * shape.heads * tokens if shape.kv_heads != shape.heads else 0.0
+
+
+def loss_bytes(
+    shape: Shape, method: str, tokens: int, size: int, fast: bool
+) -> tuple[float, float]:
+    """Return the bytes that the loss keeps, and those of its temporary tensors."""
+    width, vocab = shape.width, shape.vocab
+    if fast:  # the last norm's input and the gradient; logits of one chunk
+        return 2.0 * size * width * tokens, (
+            size * width * tokens + (4.0 + size) * vocab * min(costs.LOGIT_ROWS, tokens)
+        )
+    # the last norm and a float32 softmax over the vocabulary; its gradient and logits
+    norm = 4.0 * width * (3 if method == "full" else 1)
+    return (norm + 4.0 * vocab) * tokens, (4.0 + size) * vocab * tokens
+
+
+def backward_bytes(shape: Shape, size: int, fast: bool) -> float:
+    """Return the bytes per token of temporary gradients while a layer runs backward."""
+    width, inner, queries = shape.width, shape.inner, shape.queries
+    if not fast:
+        return size * (2 * width + 3 * inner)
+    rows = queries + 2 * shape.keys
+    repeated = 0 if shape.kv_heads == shape.heads else 5 * queries  # k, v, gradients
+    attention = width + queries + rows + repeated
+    return size * max(width + inner, 3 * width, attention, 3 * width + rows)
+
+
+def dequantized_bytes(shape: Shape, method: str, size: int, fast: bool) -> float:
+    """Return the bytes of the buffer for dequantized or concatenated weights."""
+    width, inner = shape.width, shape.inner
+    if method == "full":
+        return 0.0
+    if not fast:
+        return size * width * inner if method == "qlora" else 0.0
+    return size * width * max(2 * inner, shape.queries + 2 * shape.keys)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from colab_utils import memory
+
+HOLD = """
+from colab_utils import memory
+one = memory.ram()
+held = bytearray(200 << 20)
+held[::4096] = b"x" * len(held[::4096])
+two = memory.ram()
+del held
+print(two - one, memory.ram() - two)
+"""
+
+
+def test_ram_is_the_most_that_was_held():
+    run = [sys.executable, "-c", HOLD]
+    more, less = map(float, subprocess.check_output(run, text=True).split())
+    assert more == pytest.approx(200 / 1024, rel=0.2)
+    assert less == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is the GPU's here")
+def test_peak_grows_with_what_is_held():
+    import psutil
+
+    used = psutil.Process().memory_info().rss / memory.GIB
+    # so many float32 numbers reach a new peak
+    more = int((memory.peak() - used + 0.1) * 2**28)
+    before = memory.peak()
+    held = torch.ones(more)
+    assert before + 0.05 < memory.peak() < before + 0.2
+    del held
+    memory.release()

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from colab_utils import memory
+from colab_utils.memory import costs, step
+from colab_utils.shape import Shape
+
+ROOT = Path(__file__).resolve().parents[2]
+PEAKS = json.loads((ROOT / "bench" / "results" / "peaks.json").read_text())
+
+
+def test_at_loss_of_llama_2_7b(seven_b):
+    config = seven_b()
+    cost = memory.at_loss(config, "qlora", 16, 2048)
+    adapters = memory.adapter_parameters(config, 16)
+    assert cost.weights + cost.scales == pytest.approx(3.866e9, rel=0.001)
+    assert cost.adapters == cost.gradients == 4 * adapters
+    assert cost.optimizer == 8 * adapters
+    full = memory.at_loss(config, "full", 16, 2048)
+    assert full.weights + full.gradients + full.optimizer == 16 * 6_738_415_616
+
+
+def test_activation_bytes_as_measured_on_a_gpu(seven_b):
+    shape = Shape.from_config(seven_b())
+    kept = step.activation_bytes(shape, "qlora", 16, size=2)
+    assert kept == pytest.approx(173.6e3, rel=0.03)
+    kept = step.activation_bytes(shape, "qlora", 16, size=2, fast=True)
+    assert kept == pytest.approx(93.2e3, rel=0.03)
+
+
+@pytest.mark.parametrize("row", PEAKS, ids=lambda r: f"{r['shape']}-{r['rank']}")
+def test_estimate_as_measured_on_a_gpu(monkeypatch, seven_b, row):
+    """bench/peaks.py, on an H100: its cuBLAS takes 64 MiB."""
+    monkeypatch.setattr(costs, "CUBLAS", 64 * 2**20)
+    found = memory.estimate(
+        seven_b(**row["config"]),
+        row["method"],
+        row["rank"],
+        row["tokens"],
+        recompute=row["recompute"],
+        offload=row["offload"],
+        fast=row["fast"],
+        accumulating=row["times"] > 1,
+        optimizer="adamw_8bit",
+    )
+    assert found.peak / memory.GIB == pytest.approx(row["measured"], rel=0.03)
+
+
+def test_estimate_counts_gradients_or_activations(seven_b):
+    """The peak is at the loss for many tokens, at the update for few."""
+    config, adapters = seven_b(), memory.adapter_parameters(seven_b(), 64)
+    many, few = (memory.estimate(config, "qlora", 64, n) for n in (2048, 16))
+    assert many.gradients < 0.1 * 4 * adapters and many.activations > 10e9
+    assert few.gradients > 0.9 * 4 * adapters and few.activations < 0.1e9
+    more = memory.estimate(config, "qlora", 64, 2048, accumulating=True)
+    assert more.peak - many.peak == pytest.approx(4 * adapters, rel=0.1)
+
+
+def test_estimate_with_recompute_and_offload(seven_b):
+    ways = [{}, {"recompute": 16}, {"recompute": 32}]
+    ways.append({"recompute": 32, "offload": True})
+    peaks = [
+        memory.estimate(seven_b(), "qlora", 16, 2048, fast=True, **w) for w in ways
+    ]
+    assert sorted(peaks, key=lambda one: -one.peak) == peaks
+    assert peaks[3].checkpoints == 0
+    assert peaks[2].weights - peaks[3].weights == 2 * 32000 * 4096
+
+
+def test_at_loss_with_more_tokens_has_more_activations_only(seven_b):
+    one, two = (memory.at_loss(seven_b(), "qlora", 16, n) for n in (1024, 2048))
+    constant = 2 * memory.adapter_parameters(seven_b(), 16)
+    assert two.activations - constant == 2 * (one.activations - constant)
+    assert (two.weights, two.gradients) == (one.weights, one.gradients)
+
+
+def test_estimate_with_the_8_bit_optimizer(seven_b):
+    small, large = (
+        memory.estimate(seven_b(), "qlora", 16, 1, optimizer=name).optimizer
+        for name in ("adamw_8bit", "adamw_torch")
+    )
+    assert small == pytest.approx(large / 4, rel=0.02)
+
+
+def test_step_clamps_recompute_and_has_no_fast_path_for_full(seven_b):
+    shape = Shape.from_config(seven_b())
+    assert step.Step(shape, "lora", 8, 16, recompute=99).recompute == 32
+    assert step.Step(shape, "lora", 8, 16, recompute=-1).recompute == 0
+    assert step.Step(shape, "lora", 8, 16, fast=True).fast
+    assert not step.Step(shape, "full", 8, 16, fast=True).fast
+
+
+def test_step_moments(seven_b):
+    """The loss, the backward pass of each layer, the update."""
+    one = step.Step(Shape.from_config(seven_b()), "lora", 8, 16)
+    moments = one.moments()
+    assert len(moments) == 1 + 32 + 1
+    assert moments[0] == one.loss() and moments[-1] == one.update()
+    assert moments[1] == one.layer(31)
+    assert one.peak().total == max(moment.total for moment in moments)

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from colab_utils import training
+
+RUN = {"data": "abc", "rank": 8, "rate": 1e-3}
+
+
+def checkpoint(parent: Path, step: int) -> Path:
+    """A checkpoint as the trainer writes it: weights, optimizer, state."""
+    from safetensors.torch import save_file
+
+    folder = parent / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    save_file({"a": torch.zeros(64)}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"r": 8}')
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"a": torch.zeros(64)}, folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 1}')
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Two complete checkpoints of the run `RUN`, steps 9 and 10."""
+    assert training.resume_point(tmp_path, RUN) is None
+    return tmp_path, checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+
+
+def test_resume_point_is_the_newest_by_number(saved, capsys):
+    folder, _, newest = saved
+    assert training.resume_point(folder, RUN) == str(newest)
+    assert f"resuming at step 10, from {newest}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    ],
+)
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_resume_point_skips_a_checkpoint_with_a_truncated_file(
+    saved, name, kept, capsys
+):
+    folder, older, newest = saved
+    content = (newest / name).read_bytes()
+    (newest / name).write_bytes(content[: int(len(content) * kept)])
+    assert training.resume_point(folder, RUN) == str(older)
+    assert "skipping checkpoint-10: it is incomplete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"]
+)
+def test_resume_point_skips_a_checkpoint_without_a_file(saved, name):
+    folder, older, newest = saved
+    (newest / name).unlink()
+    assert training.resume_point(folder, RUN) == str(older)
+
+
+def test_resume_point_ignores_other_names_and_empty_folders(saved):
+    folder, _, newest = saved
+    for name in ("checkpoint-foo", "checkpoint-", "checkpoint-11", "checkpoint-1x"):
+        (folder / name).mkdir()
+    assert training.resume_point(folder, RUN) == str(newest)
+
+
+def test_resume_point_without_a_complete_checkpoint_is_none(tmp_path):
+    training.resume_point(tmp_path, RUN)
+    (tmp_path / "checkpoint-5").mkdir()
+    assert training.resume_point(tmp_path, RUN) is None
+
+
+def test_resume_point_removes_only_checkpoints_of_another_run(saved, capsys):
+    folder, older, newest = saved
+    (folder / "notes.txt").write_text("mine")
+    assert training.resume_point(folder, RUN | {"rank": 16}) is None
+    assert (
+        "removing the checkpoints of a run with other parameters or data"
+        in capsys.readouterr().out
+    )
+    assert not older.exists() and not newest.exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    # From now on the folder belongs to the new run.
+    new = checkpoint(folder, 3)
+    assert training.resume_point(folder, RUN | {"rank": 16}) == str(new)
+
+
+def test_resume_point_without_inputs_json_is_none(tmp_path):
+    unknown = checkpoint(tmp_path, 3)
+    assert training.resume_point(tmp_path, RUN) is None
+    assert not unknown.exists()
+
+
+def test_resume_point_with_truncated_inputs_json_is_none(saved):
+    folder, *_ = saved
+    note = folder / "inputs.json"
+    note.write_text(note.read_text()[:10])
+    assert training.resume_point(folder, RUN) is None
+
+
+def adapter_of(trainer) -> dict[str, torch.Tensor]:
+    named = trainer.model.named_parameters()
+    return {n: p.detach().clone() for n, p in named if p.requires_grad}
+
+
+class StopAt(TrainerCallback):
+    """Save after a step and stop, as if disconnected."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_training_stop = (
+            state.global_step == self.step
+        )
+
+
+def test_resumed_run_ends_as_an_uninterrupted_one(make_trainer, tmp_path):
+    def begin(name: str):
+        trainer = make_trainer("qlora", max_steps=6, output_dir=str(tmp_path / name))
+        training.float32_adapters(trainer)
+        return trainer
+
+    whole = begin("whole")
+    first = adapter_of(whole)
+    whole.train()
+    expected = adapter_of(whole)
+
+    cut = begin("cut")
+    training.resume_point(tmp_path / "cut", RUN)
+    cut.add_callback(StopAt(3))
+    cut.train()
+    assert cut.state.global_step == 3
+
+    resumed = begin("cut")
+    point = training.resume_point(tmp_path / "cut", RUN)
+    assert point == str(tmp_path / "cut" / "checkpoint-3")
+    resumed.train(resume_from_checkpoint=point)
+    assert resumed.state.global_step == 6
+    trained = [p for p in resumed.model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    found = adapter_of(resumed)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-6)
+    # The comparison is meaningful: the second half of the run moved the adapter.
+    halfway = adapter_of(cut)
+    difference = max((halfway[n] - expected[n]).abs().max().item() for n in expected)
+    assert difference > 1e-4
+    assert first.keys() == expected.keys()
+
+
+def test_save_removes_the_files_of_an_earlier_run(trained, tokenizer, tmp_path):
+    lora, full = trained["lora"][0], trained["full"][0]
+    training.save(lora, tokenizer, tmp_path)
+    (tmp_path / "recipe.json").write_text("{}")
+    checkpoint(tmp_path / "checkpoints", 3)
+    training.save(full, tokenizer, tmp_path)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert {"adapter_config.json", "adapter_model.safetensors"}.isdisjoint(names)
+    assert {"recipe.json", "training_args.bin"}.isdisjoint(names)
+    assert (tmp_path / "checkpoints" / "checkpoint-3" / "optimizer.pt").exists()
+
+
+def test_save_writes_the_log_of_the_loss(trained):
+    trainer, folder = trained["qlora"]
+    log = json.loads((folder / "training_log.json").read_text())
+    assert [entry["step"] for entry in log] == [1, 2]
+    assert log[0]["loss"] == trainer.state.log_history[0]["loss"] > 1
+
+
+def test_remove_checkpoints_after_saving_by_the_clock(make_trainer, headless, tmp_path):
+    kept = {"max_steps": 3, "save_total_limit": 2}
+    trainer = make_trainer("qlora", output_dir=str(tmp_path), **kept)
+    training.float32_adapters(trainer)
+    training.show_progress(trainer, save_minutes=0)
+    training.resume_point(tmp_path, RUN)
+    trainer.train()
+    steps = {folder.name for folder in tmp_path.glob("checkpoint-*")}
+    assert steps == {"checkpoint-2", "checkpoint-3"}
+    assert training.resume_point(tmp_path, RUN) == str(tmp_path / "checkpoint-3")
+    training.remove_checkpoints(tmp_path)
+    assert not tmp_path.exists()
