@@ -1,4 +1,4 @@
-"""The loss over 200 steps of QLoRA on the demo, on the plain and on the fast path.
+"""The loss over 200 steps of QLoRA on the demo, on the reference and the fast path.
 
     python bench/curve.py
 
@@ -68,17 +68,20 @@ def losses(fast: bool, seed: int) -> list[float]:
 
 def main() -> None:
     runs = {
-        "plain": losses(False, 0),
+        "reference": losses(False, 0),
         "fast": losses(True, 0),
         "another seed": losses(False, 1),
     }
-    plain, fast, other = runs.values()
+    reference, fast, other = runs.values()
 
-    def apart(a: list[float], b: list[float]) -> float:
+    def difference(a: list[float], b: list[float]) -> float:
         return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(a)
 
-    found = {"fast": apart(plain, fast), "another seed": apart(plain, other)}
-    print("mean difference from the plain path:", found)
+    found = {
+        "fast": difference(reference, fast),
+        "another seed": difference(reference, other),
+    }
+    print("mean difference from the reference path:", found)
     print(f"loss of the last 20 steps: {[sum(r[-20:]) / 20 for r in runs.values()]}")
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"mean_difference": found, "losses": runs}) + "\n")

@@ -173,7 +173,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
         found["measured"] = torch.cuda.max_memory_allocated() / memory.GIB
         found["reserved"] = torch.cuda.max_memory_reserved() / memory.GIB
         found["off"] = found["predicted"] / found["measured"] - 1
-    # bitsandbytes remembers every embedding that was trained beside, and keeps it alive
+    # bitsandbytes keeps the embeddings of every model that it has trained alive
     GlobalOptimManager.get_instance().module_weight_config_triple.clear()
     training.use_reference_path(trainer)
     if method != "full":

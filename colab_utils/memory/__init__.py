@@ -1,8 +1,8 @@
 """Compute, before anything is loaded, what a model takes; measure it afterwards.
 
-Read in this order: `costs` (bytes of weights, adapters, generation), `step` (bytes of a
-training step), `planning` (the fastest way to train that fits, and the check before a
-download), `meter` (what was really used).
+Read in this order: `costs` (bytes of weights, adapters, generation), `activations` and
+`step` (bytes of a training step), `planning` (the fastest way to train that fits, and
+the check before a download), `meter` (the memory that was used).
 """
 
 from colab_utils.memory.costs import (

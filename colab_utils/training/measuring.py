@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 
-class Counter:
+class StorageCounter:
     """Counts the bytes of tensors; a storage that several of them share counts once."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ def memory_held(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory
     """
     import torch
 
-    model, counter = model_of(trainer), Counter()
+    model, counter = model_of(trainer), StorageCounter()
     trained = [p for p in model.parameters() if p.requires_grad]
     adapters = counter.add(trained) if hasattr(model, "peft_config") else 0
     scales = counter.add(quantization_scales(model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 
 class FastSFTTrainer(SFTTrainer):

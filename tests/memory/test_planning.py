@@ -94,6 +94,7 @@ def test_plan_without_the_fast_path_never_offloads(seven_b, method):
         memory.plan(config, method, 16, fast=False, **sizes)
 
 
+@pytest.mark.slow
 @given(
     longest=st.integers(1, 4096),
     update=st.integers(1, 40_000),

@@ -7,6 +7,7 @@ import pytest
 
 from colab_utils import memory
 from colab_utils.memory import costs, step
+from colab_utils.memory.activations import activation_bytes
 from colab_utils.shape import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,9 +27,9 @@ def test_at_loss_of_llama_2_7b(seven_b):
 
 def test_activation_bytes_as_measured_on_a_gpu(seven_b):
     shape = Shape.from_config(seven_b())
-    kept = step.activation_bytes(shape, "qlora", 16, size=2)
+    kept = activation_bytes(shape, "qlora", 16, size=2)
     assert kept == pytest.approx(173.6e3, rel=0.03)
-    kept = step.activation_bytes(shape, "qlora", 16, size=2, fast=True)
+    kept = activation_bytes(shape, "qlora", 16, size=2, fast=True)
     assert kept == pytest.approx(93.2e3, rel=0.03)
 
 

@@ -60,6 +60,7 @@ def test_live_plot_updates_one_figure(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_check_loss_stops_when_a_weight_is_nan(make_trainer, headless):
     trainer = make_trainer("qlora", max_steps=50, logging_steps=2)
     training.float32_adapters(trainer)
@@ -74,6 +75,7 @@ def break_a_weight(trainer) -> None:
     weight.data[0, 0] = float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minutes", [0, 10])
 def test_save_every_never_saves_nan(make_trainer, headless, tmp_path, minutes):
     """Also in a short run of which no step is logged."""

@@ -128,6 +128,7 @@ class StopAt(TrainerCallback):
         )
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_as_an_uninterrupted_one(make_trainer, tmp_path):
     def begin(name: str):
         trainer = make_trainer("qlora", max_steps=6, output_dir=str(tmp_path / name))

@@ -70,6 +70,7 @@ def test_memory_held_on_the_fast_path(make_trainer, method, recompute):
     assert_close(found, measured)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_memory_held_of_bfloat16_training(make_trainer, method):
     # bfloat16, which a CPU can train in, has the bytes of float16.

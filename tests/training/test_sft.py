@@ -32,6 +32,7 @@ def test_fast_sft_trainer_on_the_reference_path_logs_what_trl_does(make_trainer)
     assert {"entropy", "num_tokens", "mean_token_accuracy"} <= log(trls)[0].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_compute_loss_on_the_fast_path_logs_all_except_entropy(make_trainer, packing):
     """Tokens are counted exactly as TRL counts them, padding excluded."""
