@@ -20,8 +20,7 @@ from peft import LoraConfig
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from colab_utils import demo, models, runtime
-from colab_utils.data import dataset as data
+from colab_utils import data, demo, models, runtime
 from colab_utils.memory import planning as memory
 from colab_utils.training import trainer as training
 
