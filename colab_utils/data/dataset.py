@@ -156,9 +156,7 @@ def save(
     source = Path(fields.get("source", "")).expanduser()
     if source.is_file():
         hashes["source"] = recipe.sha256(source)
-    made = recipe.write(
-        part, kind="dataset", name=folder.name, **fields, sha256=hashes
-    )
+    made = recipe.write(part, kind="dataset", name=folder.name, **fields, sha256=hashes)
     if folder.exists():
         print(f"replacing the older dataset {folder.name}")
     workspace.replace(part, folder)

@@ -224,7 +224,7 @@ def test_what_is_shown_of_a_row_is_short_and_ascii():
         ("a.json", '[{"a": 1}, {"a"', "row that begins on line 1 can't be read"),
         ("a.json", '[{"a": 1}\n{"a": 2}]', "no comma or ] after the row"),
         ("a.json", '[{"a": 1}', "Is the file complete?"),
-        ("a.json", '[{"a": 1}]\n[{"a": 2}]', "something follows the list"),
+        ("a.json", '[{"a": 1}]\n[{"a": 2}]', "there is text after the list"),
         ("a.csv", "a,b,a\n1,2,3\n", "two columns of the same name: a"),
         ("a.csv", '"a,b\n1,2\n', "The header of a.csv can't be read"),
         ("a.jsonl", GOOD.encode("utf-16"), "UTF-16 text; save it as UTF-8"),
