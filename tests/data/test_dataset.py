@@ -226,9 +226,7 @@ def test_save_replaces_only_a_dataset(tmp_path, name):
     (datasets / "notes").mkdir()
     (datasets / "notes" / "recipe.json").write_text("{}")
     before = sorted(datasets.rglob("*"))
-    with pytest.raises(
-        FileExistsError, match="holds something that was not written by"
-    ):
+    with pytest.raises(FileExistsError, match="something that was not written by"):
         data.save(datasets / name, {"train": [ROW]}, [], "")
     assert sorted(datasets.rglob("*")) == before
 
@@ -237,9 +235,7 @@ def test_save_keeps_a_users_file_in_the_folder(tmp_path):
     folder = tmp_path / "datasets" / "mine"
     data.save(folder, {"train": [ROW]}, [], "")
     (folder / "my_notes.txt").write_text("mine")
-    with pytest.raises(
-        FileExistsError, match=r"holds my_notes\.txt, which was not written"
-    ):
+    with pytest.raises(FileExistsError, match=r"holds my_notes\.txt, which was not"):
         data.save(folder, {"train": [ROW]}, [], "")
     assert (folder / "my_notes.txt").read_text() == "mine"
     (folder / "my_notes.txt").unlink()
@@ -248,9 +244,7 @@ def test_save_keeps_a_users_file_in_the_folder(tmp_path):
 
 def test_save_refuses_recipe_without_training_file(tmp_path):
     (tmp_path / "recipe.json").write_text('{"kind": "dataset"}')
-    with pytest.raises(
-        FileExistsError, match="holds something that was not written by"
-    ):
+    with pytest.raises(FileExistsError, match="something that was not written by"):
         data.save(tmp_path, {"train": [ROW]}, [], "")
 
 
