@@ -39,7 +39,7 @@ def local_file(source: str) -> Path | None:
         raise ValueError(f"{source!r} is a folder; name a file in it ({_known()}).")
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{source}: unknown file type; known are {_known()}.")
+            raise ValueError(f"{source}: unknown file type; use one of {_known()}.")
         return path
     if HUB_ID.fullmatch(source) and not _looks_local(path):
         return None

@@ -36,6 +36,7 @@ def test_load_rejects_bad_rows_with_line_and_reason(tmp_path):
     assert rejected[2].start == r'{"question": "a", "answer": "\udcff"}'
 
 
+@pytest.mark.slow
 @given(
     st.lists(any_json.map(json.dumps) | st.text() | st.just(json.dumps(demo.facts())))
 )
@@ -162,6 +163,7 @@ ROW = {"messages": DIALOG, "line": 1}
 BAD = Rejected(3, "answer is empty", "{}")
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none())))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_write_jsonl_read_jsonl_round_trip(tmp_path, rows):
@@ -248,6 +250,7 @@ def test_save_refuses_recipe_without_training_file(tmp_path):
         data.save(tmp_path, {"train": [ROW]}, [], "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_save_killed_leaves_old_or_new_dataset(tmp_path):
     result = subprocess.run(

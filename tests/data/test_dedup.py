@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from helpers.rows import row, similar_texts, without_near_duplicates
 from hypothesis import given, settings
 
@@ -46,6 +47,7 @@ def brute_force(texts: list[str], threshold: float) -> list[int]:
     return first
 
 
+@pytest.mark.slow
 @given(similar_texts())
 @settings(deadline=None, max_examples=400)
 def test_near_duplicates_match_brute_force(texts):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from colab_utils import data, demo
 
 
+@pytest.mark.slow
 @given(similar_texts(), st.integers(0, 5), st.floats(0.1, 0.9), st.data())
 @settings(deadline=None, max_examples=150)
 def test_split_keeps_related_rows_on_one_side(texts, seed, share, draw):

@@ -71,6 +71,7 @@ def test_score_by_category_is_the_loss_of_its_rows(
     assert held_out.by_category == pytest.approx(found, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_agreement_with_itself_and_another_model(model, tokenizer, demo_rows, trained):
     mine = evaluation.score(model, tokenizer, demo_rows[:8])
     assert mine.agreement(evaluation.score(model, tokenizer, demo_rows[:8])) == 1
@@ -123,6 +124,7 @@ def test_accuracy_by_category_with_blanks(monkeypatch, tokenizer):
     assert found.by_category == {"(none)": 0.5, "easy": 1.0}
 
 
+@pytest.mark.slow
 def test_accuracy_generates_with_the_model(model, tokenizer, demo_rows):
     prompts = [one["messages"][:-1] for one in demo_rows[:3]]
     whole_answers = generation.answers(model, tokenizer, prompts, max_new_tokens=200)
