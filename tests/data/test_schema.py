@@ -126,6 +126,26 @@ def test_to_messages_any_row_gives_messages_or_reason(row):
     assert data.to_messages({"messages": messages}) == messages
 
 
+@given(any_json, any_json)
+@example("\udcff", None)
+@settings(deadline=None)
+def test_to_row_any_label_is_text_or_none(group, category):
+    raw = {"question": "q", "answer": "a", "group": group, "category": category}
+    try:
+        row = data.to_row(raw, 1)
+    except data.BadRow as error:
+        assert str(error).endswith("is not valid UTF-8")
+        return
+    assert json.dumps(row, ensure_ascii=False).encode()
+    for name in ("group", "category"):
+        usable = isinstance(raw[name], (str, int, float))
+        assert row.get(name, "none").strip()
+        assert usable or name not in row
+        assert (name in schema.unused_columns(raw)) == (
+            raw[name] is not None and not usable
+        )
+
+
 def test_prompt_of_answer_of_short_answers():
     row = {"messages": [SYSTEM, *DIALOG, {**USER, "content": "Why?"}, ASSISTANT]}
     assert data.prompt_of(row) == "Who?\nMe.\nWhy?"
