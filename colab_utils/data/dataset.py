@@ -62,7 +62,7 @@ def load(source: str) -> tuple[list[Row], list[Rejected]]:
     if not rows:
         raise ValueError(_why_no_rows(source, columns, rejected))
     if unused:
-        names = [f"{escape(name)[:40]} ({n:,} rows)" for name, n in unused.items()]
+        names = [f"{escape(name)[:40]} ({_rows(n)})" for name, n in unused.items()]
         print(f"columns not used: {', '.join(names[:12])}")
     _fill_labels(rows)
     return rows, rejected
@@ -73,6 +73,10 @@ def _raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
         return enumerate(demo.flawed(demo.questions()), start=1)
     path = readers.local_file(source)
     return readers.read_file(path) if path else readers.read_hub(source)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _fill_labels(rows: list[Row]) -> None:

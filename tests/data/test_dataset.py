@@ -88,8 +88,8 @@ def test_load_group_and_category_from_jsonl(tmp_path, capsys):
     assert (second["group"], second["category"]) == ("", "")
     assert set(first) == set(second) == {"messages", "line", "group", "category"}
     assert third["group"] == "" and "country" not in third
-    told = "columns not used: group (1 rows), country (1 rows)\n"
-    assert capsys.readouterr().out == told
+    unused = "columns not used: group (1 row), country (1 row)\n"
+    assert capsys.readouterr().out == unused
 
     data.write_jsonl(tmp_path / "b.jsonl", [neither])
     assert set(data.load(str(tmp_path / "b.jsonl"))[0][0]) == {"messages", "line"}
