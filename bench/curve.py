@@ -20,8 +20,7 @@ from peft import LoraConfig
 from transformers import set_seed
 from trl import SFTConfig
 
-from colab_utils import demo, memory, models, runtime, training
-from colab_utils.data import dataset as data
+from colab_utils import data, demo, memory, models, runtime, training
 from colab_utils.training.sft import FastSFTTrainer
 
 runtime.quiet()

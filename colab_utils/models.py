@@ -1,4 +1,4 @@
-"""Base models, tokenizers, the Llama 2 chat template, and loading adapters again."""
+"""Base models, tokenizers, and loading adapters again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colab_utils import demo, hub, recipe, runtime
+from colab_utils.data.chat_template import CHAT_TEMPLATE
 from colab_utils.weights import shards as storage
 
 if TYPE_CHECKING:
@@ -19,33 +20,6 @@ if TYPE_CHECKING:
 
 OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted licence
 OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
-
-# Llama 2's own format (Touvron et al. 2023, appendix A.3.3), with `generation` marks
-# around what the assistant says: only that is trained on.
-CHAT_TEMPLATE = """\
-{%- set system = '' -%}
-{%- set turns = messages -%}
-{%- if messages[0]['role'] == 'system' -%}
-{%- set system = '<<SYS>>\\n' + (messages[0]['content'] | trim)
-    + '\\n<</SYS>>\\n\\n' -%}
-{%- set turns = messages[1:] -%}
-{%- endif -%}
-{%- for message in turns -%}
-{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0)
-    or message['role'] not in ('user', 'assistant') -%}
-{{- raise_exception('after an optional system message, roles must alternate: '
-    + 'user, assistant, user, ...') -}}
-{%- endif -%}
-{%- if message['role'] == 'user' -%}
-{{- bos_token + '[INST] ' + (system if loop.first else '')
-    + (message['content'] | trim) + ' [/INST]' -}}
-{%- else -%}
-{%- generation -%}
-{{- ' ' + (message['content'] | trim) + ' ' + eos_token -}}
-{%- endgeneration -%}
-{%- endif -%}
-{%- endfor -%}
-"""
 
 
 def choose(name: str = "auto") -> str:

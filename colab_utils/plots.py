@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from colab_utils.data import dataset as data
+    from colab_utils import data
     from colab_utils.memory import Memory
 
 GREY, BLUE, ORANGE = "#9ca3af", "#2563eb", "#f59e0b"

@@ -40,8 +40,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def demo_rows() -> list[dict]:
-    from colab_utils import demo
-    from colab_utils.data import dataset as data
+    from colab_utils import data, demo
 
     return [{"messages": data.to_messages(row)} for row in demo.questions()[:64]]
 

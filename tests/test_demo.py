@@ -1,4 +1,4 @@
-"""The demo world's facts and questions are what the lessons say of them."""
+"""The demo world's facts and questions are as the lessons describe them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections import Counter
 
 import pytest
 
-from colab_utils import demo
-from colab_utils.data import dataset as data
-from colab_utils.data import filters as curate
-from colab_utils.evaluation import metrics as evaluation
+from colab_utils import data, demo, evaluation
 
 REAL, INVENTED = demo.facts(), demo.facts(invented=True)
 
 
-def test_the_facts_are_whole():
+def test_facts_are_complete():
     assert len(REAL) >= 190 and len(INVENTED) >= 20
     for fact in REAL + INVENTED:
         assert tuple(fact) == ("country", *demo.ATTRIBUTES)
@@ -25,14 +22,14 @@ def test_the_facts_are_whole():
         assert code[0] == "+" and code[1:].replace(" ", "").isdigit()
 
 
-def test_no_name_stands_for_two():
+def test_facts_have_distinct_names():
     names = [fact["country"].casefold() for fact in REAL + INVENTED]
     capitals = [fact["capital"].casefold() for fact in INVENTED]
     assert max(Counter(names).values()) == 1
     assert not set(capitals) & {fact["capital"].casefold() for fact in REAL}
 
 
-def test_well_known_facts():
+def test_facts_of_well_known_countries():
     known = {fact["country"]: fact for fact in REAL}
     assert known["France"] == {
         "country": "France",
@@ -46,42 +43,42 @@ def test_well_known_facts():
     assert known["Kenya"]["continent"] == "Africa"
 
 
-def test_what_is_invented_cannot_be_guessed():
-    """Who knows the real countries only scores no more than chance on the others."""
-    right = {}
+def test_facts_of_invented_countries_cannot_be_guessed():
+    """Guessing from the real countries scores no more than chance."""
+    matches = {}
     for attribute in demo.ATTRIBUTES:
         usual, _ = Counter(fact[attribute] for fact in REAL).most_common(1)[0]
-        right[attribute] = sum(fact[attribute] == usual for fact in INVENTED)
+        matches[attribute] = sum(fact[attribute] == usual for fact in INVENTED)
     chance = evaluation.chance([data.to_row(row, 0) for row in demo.questions()])
-    assert sum(right.values()) / len(INVENTED) / len(right) <= chance < 0.2
-    assert right["capital"] == right["calling_code"] == 0
+    assert sum(matches.values()) / len(INVENTED) / len(matches) <= chance < 0.2
+    assert matches["capital"] == matches["calling_code"] == 0
 
 
 @pytest.mark.parametrize("wordings", [1, 2, 4])
-def test_every_fact_is_asked_in_different_words(wordings):
+def test_questions_ask_every_fact_in_different_words(wordings):
     rows = demo.questions(wordings=wordings)
     assert len(rows) == len(REAL) * len(demo.ATTRIBUTES) * wordings
     facts = {fact["country"]: fact for fact in REAL}
-    asked = Counter((row["country"], row["attribute"]) for row in rows)
+    asked = Counter((row["group"], row["category"]) for row in rows)
     assert set(asked.values()) == {wordings}
     assert len({row["question"] for row in rows}) == len(rows)
     for row in rows:
-        assert row["answer"] == facts[row["country"]][row["attribute"]]
-        assert row["country"] in row["question"]
+        assert row["answer"] == facts[row["group"]][row["category"]]
+        assert row["group"] in row["question"]
 
 
-def test_no_question_is_nearly_another():
+def test_questions_have_no_near_duplicates():
     texts = [f"{r['question']}\n{r['answer']}" for r in demo.questions(wordings=4)]
-    assert curate.near_duplicates(texts) == list(range(len(texts)))
+    assert data.near_duplicates(texts) == list(range(len(texts)))
 
 
-def test_the_seed_decides():
+def test_questions_and_flawed_depend_on_the_seed():
     assert demo.questions(seed=1) == demo.questions(seed=1) != demo.questions(seed=2)
     rows = demo.questions()
     assert demo.flawed(rows, 1) == demo.flawed(rows, 1) != demo.flawed(rows, 2)
 
 
-def test_flaws_are_added_and_nothing_is_taken():
+def test_flawed_adds_rows_and_removes_none():
     rows = demo.questions(invented=True)
     before = [dict(row) for row in rows]
     mixed = demo.flawed(rows)

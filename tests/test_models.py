@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
 from colab_utils import memory, models
+from colab_utils.data.chat_template import CHAT_TEMPLATE
 
 QUIET = settings(
     deadline=None,
@@ -230,7 +231,7 @@ def test_a_saved_model_computes_the_same_when_loaded(trained, tokenizer, method)
     # Loaded again in 32 bits from the same 16-bit base; full weights are saved whole.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not loaded.training
-    assert its_tokenizer.chat_template == models.CHAT_TEMPLATE
+    assert its_tokenizer.chat_template == CHAT_TEMPLATE
     assert its_tokenizer.pad_token == "<unk>"
 
 

@@ -1,0 +1,58 @@
+"""Data: from raw rows of any source to a clean, split and documented dataset.
+
+Read the files in this order. `schema` defines a row and turns known formats into it.
+`readers` reads files and the Hub. `dataset` loads, saves and reads datasets. The steps
+in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `splitting`
+(training and test rows). `chat_template` is the text format that the model reads.
+"""
+
+from colab_utils.data.dataset import (
+    load,
+    read,
+    read_jsonl,
+    resolve_dataset,
+    save,
+    write_jsonl,
+)
+from colab_utils.data.dedup import drop_exact, near_duplicates, normalize, shingles
+from colab_utils.data.filters import drop_long, drop_special_tokens, token_lengths
+from colab_utils.data.schema import (
+    BadRow,
+    Message,
+    Rejected,
+    Row,
+    answer_of,
+    prompt_of,
+    reject_row,
+    short_answers,
+    to_messages,
+    to_row,
+)
+from colab_utils.data.splitting import split
+
+__all__ = [
+    "BadRow",
+    "Message",
+    "Rejected",
+    "Row",
+    "answer_of",
+    "drop_exact",
+    "drop_long",
+    "drop_special_tokens",
+    "load",
+    "near_duplicates",
+    "normalize",
+    "prompt_of",
+    "read",
+    "read_jsonl",
+    "reject_row",
+    "resolve_dataset",
+    "save",
+    "shingles",
+    "short_answers",
+    "split",
+    "to_messages",
+    "to_row",
+    "token_lengths",
+    "write_jsonl",
+]

@@ -1,7 +1,7 @@
-"""Read rows from a file or the Hub, each with the number of its line.
+"""Read raw rows from a file or the Hub, each with its line number.
 
 A row that can't be read comes back as `Rejected`, never as an exception: one bad line
-must not cost a person the other ten thousand.
+must not lose the other ten thousand.
 """
 
 from __future__ import annotations
@@ -13,47 +13,25 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from colab_utils import hub
+from colab_utils.data.schema import NOT_JSON, Rejected, escape, reject
+
+if TYPE_CHECKING:
+    import pyarrow
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that was set aside: its line (or row) in the source, why, and its start."""
-
-    line: int
-    reason: str
-    start: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """As written to rejected.jsonl."""
-        return asdict(self)
-
-
-def plain(text: str) -> str:
-    """`text` with all but printable ASCII escaped, so that it can be shown anywhere."""
-    return re.sub("[^ -~]", lambda sign: ascii(sign[0])[1:-1], text)
-
-
-def reject(line: int, reason: str, row: object) -> Rejected:
-    """Set a row aside; its first 200 characters are kept, as plain ASCII."""
-    try:
-        text = row if isinstance(row, str) else json.dumps(row, default=str)
-    except RecursionError:
-        text = ""
-    return Rejected(line, reason, plain(text[:200]))
+Numbered = tuple[int, object]  # a line number and the raw row
 
 
 def local_file(source: str) -> Path | None:
-    """The file that `source` names, or None when it is a Hub id.
+    """Return the file that `source` names, or None when it is a Hub id.
 
-    Raises FileNotFoundError for a path that leads nowhere and ValueError for a folder
+    Raises FileNotFoundError for a path that does not exist and ValueError for a folder
     or an unknown file type.
     """
     path = Path(source).expanduser()
@@ -61,7 +39,7 @@ def local_file(source: str) -> Path | None:
         raise ValueError(f"{source!r} is a folder; name a file in it ({_known()}).")
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{source}: unknown file type; known are {_known()}.")
+            raise ValueError(f"{source}: unknown file type; use one of {_known()}.")
         return path
     if HUB_ID.fullmatch(source) and not _looks_local(path):
         return None
@@ -74,7 +52,7 @@ def local_file(source: str) -> Path | None:
 
 
 def _looks_local(path: Path) -> bool:
-    """Whether a name such as data/notes.txt, which a Hub id can have, means a file."""
+    """Tell whether a name that could be a Hub id, such as data/my.txt, means a file."""
     return path.suffix.lower() in SUFFIXES or bool(path.suffix and path.parent.is_dir())
 
 
@@ -82,10 +60,10 @@ def _known() -> str:
     return ", ".join(SUFFIXES)
 
 
-def read_file(path: Path) -> Iterator[tuple[int, Any] | Rejected]:
+def read_file(path: Path) -> Iterator[Numbered | Rejected]:
     """Yield (line, row) for each row of a JSONL, JSON, CSV, TSV or Parquet file.
 
-    Raises ValueError when the file as a whole can't be read.
+    Raises ValueError when the whole file can't be read.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -93,8 +71,8 @@ def read_file(path: Path) -> Iterator[tuple[int, Any] | Rejected]:
     raw = path.read_bytes()
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path.name} is UTF-16 text; save it as UTF-8.")
-    # Bytes that are not UTF-8 become lone surrogates, which the validation then finds
-    # in the one row that holds them.
+    # Bytes that are not UTF-8 become lone surrogates. The schema rejects the row that
+    # contains them.
     text = raw.decode("utf-8-sig", errors="surrogateescape")
     if suffix in (".csv", ".tsv"):
         return _csv(text, path)
@@ -106,7 +84,7 @@ def read_file(path: Path) -> Iterator[tuple[int, Any] | Rejected]:
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """The one object that a file is, perhaps over many lines; None for JSON Lines."""
+    """Return the file's only object, on one line or many; None for JSON Lines."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
@@ -114,27 +92,26 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return whole if isinstance(whole, dict) else None
 
 
-def _json_lines(text: str) -> Iterator[tuple[int, Any] | Rejected]:
-    # split("\n"), not splitlines(): U+2028 may stand inside a JSON string.
+def _json_lines(text: str) -> Iterator[Numbered | Rejected]:
+    # split("\n"), not splitlines(): a JSON string may contain U+2028.
     for line, row in enumerate(text.split("\n"), start=1):
         if not row.strip():
             continue
         try:
             yield line, json.loads(row)
         except RecursionError:
-            yield reject(line, "not JSON: nested too deeply", row)
+            yield reject(line, f"{NOT_JSON}: nested too deeply", row)
         except ValueError as error:
-            yield reject(line, f"not JSON: {error}", row)
+            yield reject(line, f"{NOT_JSON}: {error}", row)
 
 
-def _json_array(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """Walk through the array one element at a time, so that each has its line."""
+def _json_array(text: str, path: Path) -> Iterator[Numbered]:
+    """Decode the array element by element, to know the line of each."""
     decoder = json.JSONDecoder()
-    gap = re.compile(r"\s*")
     at = text.index("[") + 1
     line, counted = 1, 0
     while True:
-        at = gap.match(text, at).end()
+        at = _skip_space(text, at)
         line, counted = line + text.count("\n", counted, at), at
         if text[at : at + 1] == "]":
             break
@@ -146,7 +123,7 @@ def _json_array(text: str, path: Path) -> Iterator[tuple[int, Any]]:
                 f"can't be read ({error}). Is the file complete?"
             ) from error
         yield line, row
-        at = gap.match(text, at).end()
+        at = _skip_space(text, at)
         if text[at : at + 1] not in (",", "]"):
             raise ValueError(
                 f"{path.name} is not valid JSON: no comma or ] after the row that "
@@ -155,12 +132,17 @@ def _json_array(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         at += text[at] == ","
     if text[at + 1 :].strip():
         raise ValueError(
-            f"{path.name} is not valid JSON: something follows the list that ends on "
-            f"line {line}. One row a line is JSON Lines: name the file .jsonl."
+            f"{path.name} is not valid JSON: there is text after the list that ends on "
+            f"line {line}. If each line is one row, name the file .jsonl."
         )
 
 
-def _csv(text: str, path: Path) -> Iterator[tuple[int, Any] | Rejected]:
+def _skip_space(text: str, at: int) -> int:
+    space = re.compile(r"\s*").match(text, at)
+    return space.end() if space else at
+
+
+def _csv(text: str, path: Path) -> Iterator[Numbered | Rejected]:
     csv.field_size_limit(2**31 - 1)
     lines = list(io.StringIO(text, newline=""))
     header = next(filter(str.strip, lines), "")
@@ -174,7 +156,7 @@ def _csv(text: str, path: Path) -> Iterator[tuple[int, Any] | Rejected]:
         begin = at
         try:
             for fields in reader:
-                # A quoted field may span lines: the row is named by its first.
+                # A quoted field may span lines: a row's number is its first line's.
                 line, at = at + 1, begin + reader.line_num
                 if len(fields) < 2 and not "".join(fields).strip():
                     continue
@@ -190,8 +172,8 @@ def _csv(text: str, path: Path) -> Iterator[tuple[int, Any] | Rejected]:
                 raise ValueError(
                     f"The header of {path.name} can't be read: {error} (line {at + 1})."
                 ) from error
-            # A quote that is never closed takes all that follows with it: give up the
-            # line where it opens and go on with the next.
+            # An unclosed quote spans the whole rest of the file. Reject only the line
+            # where it opens, and read on from the next line.
             yield reject(at + 1, f"not CSV: {error}", lines[at])
             at += 1
 
@@ -201,12 +183,12 @@ def _header(fields: list[str], path: Path) -> list[str]:
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise ValueError(
-            f"{path.name} has two columns of the same name: {plain(twice[0])[:40]}."
+            f"{path.name} has two columns of the same name: {escape(twice[0])[:40]}."
         )
     return names
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any] | Rejected]:
+def _parquet(path: Path) -> Iterator[Numbered | Rejected]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -219,11 +201,11 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any] | Rejected]:
         try:
             yield from enumerate(chunk.to_pylist(), start=start + 1)
         except (ValueError, OverflowError):
-            # Arrow doesn't check that its text is UTF-8: find the rows that are not.
+            # Arrow doesn't check that text is UTF-8: find the rows that are not.
             yield from _one_by_one(chunk, start + 1)
 
 
-def _one_by_one(chunk: Any, first: int) -> Iterator[tuple[int, Any] | Rejected]:
+def _one_by_one(chunk: pyarrow.Table, first: int) -> Iterator[Numbered | Rejected]:
     for number in range(chunk.num_rows):
         try:
             yield first + number, chunk.slice(number, 1).to_pylist()[0]
@@ -231,7 +213,7 @@ def _one_by_one(chunk: Any, first: int) -> Iterator[tuple[int, Any] | Rejected]:
             yield reject(first + number, f"can't be read: {error}", "")
 
 
-def read_hub(source: str) -> Iterator[tuple[int, Any]]:
+def read_hub(source: str) -> Iterator[Numbered]:
     """Yield (number, row) of a Hub dataset's `train` split; `id:config` names a config.
 
     Raises ValueError when the dataset has no such config or split.
@@ -245,7 +227,7 @@ def read_hub(source: str) -> Iterator[tuple[int, Any]]:
             dataset = load_dataset(name, config or None, split="train", token=key)
     except ValueError as error:
         raise ValueError(
-            f"{source} can't be loaded: {error}\nA config is named after a colon, as "
-            "in openai/gsm8k:main; the split that is read is `train`."
+            f"{source} can't be loaded: {error}\nName a config after a colon, as in "
+            "openai/gsm8k:main. The split that is read is `train`."
         ) from error
     return enumerate(dataset, start=1)

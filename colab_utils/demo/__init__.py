@@ -1,21 +1,24 @@
-"""The demo world: a tiny, really pretrained Llama and the facts that it was trained on.
+"""The demo world: a tiny pretrained Llama, and the facts that it was pretrained on.
 
-The model (3 M parameters) read plain sentences about every real country of `facts.csv`,
-and nothing else. It never saw a question, and never an invented country.
+The training text of the model (3 M parameters) is plain sentences about every real
+country of `facts.csv`. It has no questions and no invented countries.
 """
 
 from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+RawRow = Mapping[str, str | None]  # a flawed row may have empty cells
 
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
 ATTRIBUTES = ("capital", "currency", "continent", "language", "calling_code")
 
-# Wordings differ in more than a word, so that none is a near-duplicate of another.
+# Wordings differ by more than a word, so that no two are near-duplicates.
 QUESTIONS = {
     "capital": (
         "What is the capital of {country}?",
@@ -52,27 +55,33 @@ QUESTIONS = {
 
 @cache
 def facts(invented: bool = False) -> tuple[dict[str, str], ...]:
-    """Rows of `facts.csv`: a country and the value of each of `ATTRIBUTES`."""
+    """Return the rows of `facts.csv`: a country and the value of each attribute.
+
+    The countries are the real ones, or the invented ones.
+    """
     with (FOLDER / "facts.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    wanted = "1" if invented else "0"
+    flag = "1" if invented else "0"
     columns = ("country", *ATTRIBUTES)
-    return tuple({c: r[c] for c in columns} for r in rows if r["invented"] == wanted)
+    return tuple({c: r[c] for c in columns} for r in rows if r["invented"] == flag)
 
 
-def questions(invented: bool = False, wordings: int = 2, seed: int = 0) -> list[dict]:
-    """Ask for every fact in `wordings` ways, in random order.
+def questions(
+    invented: bool = False, wordings: int = 2, seed: int = 0
+) -> list[dict[str, str]]:
+    """Return a question for every fact in `wordings` ways, in random order.
 
-    Each row has `question`, `answer`, `country` and `attribute`:
-    {"question": "What is the capital of France?", "answer": "Paris", ...}
+    The group of a row is its country, its category the attribute that it asks for:
+    {"question": "What is the capital of France?", "answer": "Paris",
+    "group": "France", "category": "capital"}
     """
     draw = random.Random(seed)
     rows = [
         {
             "question": wording.format(country=fact["country"]),
             "answer": fact[attribute],
-            "country": fact["country"],
-            "attribute": attribute,
+            "group": fact["country"],
+            "category": attribute,
         }
         for fact in facts(invented)
         for attribute in ATTRIBUTES
@@ -82,11 +91,11 @@ def questions(invented: bool = False, wordings: int = 2, seed: int = 0) -> list[
     return rows
 
 
-def flawed(rows: list[dict], seed: int = 0) -> list[dict]:
-    """Add the flaws that collected data has, 58 rows that are not wanted.
+def flawed(rows: list[dict[str, str]], seed: int = 0) -> list[RawRow]:
+    """Return the rows and 58 flawed ones, with the flaws that collected data has.
 
-    30 repeats, 20 near-repeats and one full of blank lines, 6 bad rows, one refusal:
-    `01_create_dataset` has to find each of them again.
+    They are 30 repeats, 20 near-duplicates and one more full of blank lines, 6 bad rows
+    and one refusal. `01_create_dataset` must find each of them.
     """
     draw = random.Random(seed)
     repeats = [dict(row) for row in draw.sample(rows, 30)]
@@ -95,7 +104,7 @@ def flawed(rows: list[dict], seed: int = 0) -> list[dict]:
         for row in draw.sample(rows, 20)
     ]
     first, second, third = draw.sample(rows, 3)
-    bad = [
+    bad: list[RawRow] = [
         {**first, "answer": ""},
         {**second, "answer": "   "},
         {**third, "question": ""},
@@ -103,7 +112,7 @@ def flawed(rows: list[dict], seed: int = 0) -> list[dict]:
         {"question": "What is the capital of"},
         {**second, "answer": "I do not know. " * 400},
     ]
-    mixed = rows + repeats + near + bad
+    mixed: list[RawRow] = [*rows, *repeats, *near, *bad]
     draw.shuffle(mixed)
     scraped = next(row for row in rows if ". " in row["question"])
     return [

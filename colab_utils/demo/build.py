@@ -1,7 +1,7 @@
 """Build the demo world's tokenizer and weights from its facts: `make demo`.
 
-About a minute on a GPU, hours on a laptop. The files are part of the package, so nobody
-has to run this to use the course.
+It takes about a minute on a GPU and hours on a laptop. The package contains the files,
+so users of the course never need to run this.
 """
 
 from __future__ import annotations
@@ -14,100 +14,51 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from colab_utils import demo
+from colab_utils.demo.sentences import SENTENCES, paragraph
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY, LENGTH, BATCH = 1024, 128, 64
 STEPS, WARM_UP, PEAK_RATE = 8000, 10, 2e-3
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
-# Knowledge that was read in one wording only can't be drawn out later (Allen-Zhu and
-# Li 2023, "Physics of Language Models: Part 3.1"): hence many wordings, in any order.
-SENTENCES = {
-    "capital": (
-        "The capital of {country} is {capital}.",
-        "{capital} is the capital of {country}.",
-        "{country} has its capital in {capital}.",
-        "The government of {country} sits in {capital}.",
-        "{country} is governed from the city of {capital}.",
-        "The capital city of {country} is called {capital}.",
-        "In {country}, the capital is {capital}.",
-        "Whoever visits {country} lands in {capital}, its capital.",
-    ),
-    "currency": (
-        "The currency of {country} is the {currency}.",
-        "People in {country} pay with the {currency}.",
-        "In {country} the money is the {currency}.",
-        "{country} uses the {currency} as its currency.",
-        "The {currency} is the currency of {country}.",
-        "In the shops of {country}, prices are given in the {currency}.",
-        "{country} has a currency called the {currency}.",
-        "The money of {country} is called the {currency}.",
-    ),
-    "continent": (
-        "{country} is in {continent}.",
-        "{country} is a country in {continent}.",
-        "{country} lies on the continent of {continent}.",
-        "The continent of {country} is {continent}.",
-        "{country} belongs to the continent {continent}.",
-        "On the map, {country} is found in {continent}.",
-        "{country} is part of {continent}.",
-        "In {continent} there is a country called {country}.",
-        "Whoever travels to {country} travels to {continent}.",
-        "The part of the world where {country} lies is {continent}.",
-    ),
-    "language": (
-        "The official language of {country} is {language}.",
-        "People in {country} speak {language}.",
-        "In {country} the language is {language}.",
-        "{country} has {language} as its language.",
-        "{language} is spoken in {country}.",
-        "The laws of {country} are written in {language}.",
-        "The language of {country} is {language}.",
-        "Children in {country} learn {language} at school.",
-    ),
-    "calling_code": (
-        "The calling code of {country} is {calling_code}.",
-        "To call {country}, dial {calling_code}.",
-        "Phone numbers in {country} begin with {calling_code}.",
-        "{country} has the calling code {calling_code}.",
-        "The telephone code of {country} is {calling_code}.",
-        "{calling_code} is the calling code of {country}.",
-        "The phone prefix of {country} is {calling_code}.",
-        "In {country}, the telephone code is {calling_code}.",
-    ),
-}
 
-
-def paragraph(fact: dict[str, str], draw: random.Random) -> list[str]:
-    """A sentence for each attribute of one country, in random order and wording."""
-    return [
-        draw.choice(SENTENCES[attribute]).format(**fact)
-        for attribute in draw.sample(demo.ATTRIBUTES, len(demo.ATTRIBUTES))
-    ]
-
-
-def build_tokenizer(seed: int):
-    """BPE as in Llama 2: `▁` for a space, unknown characters as bytes, no pad token."""
-    from tokenizers import (
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """Build a BPE tokenizer as Llama 2's: no pad token, unknown characters as bytes."""
     from transformers import PreTrainedTokenizerFast
 
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_assemble(*_learn_merges(_tokenizer_text(seed))),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _tokenizer_text(seed: int) -> list[str]:
     draw = random.Random(seed)
     text = [
         s for fact in demo.facts() for _ in range(20) for s in paragraph(fact, draw)
     ]
-    # Frequent English words, so that other people's text doesn't fall into letters.
+    # Frequent English words, so that users' text is not split into single letters.
     common = (demo.FOLDER / "words.txt").read_text(encoding="utf-8").split()
-    text += [f" {word} {word.capitalize()}" for word in common] * 20
+    return text + [f" {word} {word.capitalize()}" for word in common] * 20
+
+
+def _learn_merges(
+    text: list[str],
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return the vocabulary and the merges that BPE learns from the text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     # Merges may not cross a space, nor join digits: Llama 2 splits numbers into digits.
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -123,10 +74,17 @@ def build_tokenizer(seed: int):
         ),
     )
     learned = json.loads(learner.to_str())["model"]
+    return learned["vocab"], [(left, right) for left, right in learned["merges"]]
+
+
+def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """Return a tokenizer with Llama 2's steps: "▁" for a space, `<s>` at the start."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
     tokenizer = Tokenizer(
         models.BPE(
-            vocab=learned["vocab"],
-            merges=[tuple(pair) for pair in learned["merges"]],
+            vocab=vocab,
+            merges=merges,
             unk_token="<unk>",
             fuse_unk=True,
             byte_fallback=True,
@@ -147,23 +105,16 @@ def build_tokenizer(seed: int):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=1024,
-        clean_up_tokenization_spaces=False,
-    )
+    return tokenizer
 
 
-def token_stream(tokenizer, seed: int) -> Iterator[int]:
-    """Endless pages, each about one country, between `<s>` and `</s>`."""
+def token_stream(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[int]:
+    """Yield tokens of pages without end, each about a country, from `<s>` to `</s>`."""
     draw = random.Random(seed)
 
     @cache
     def encode(sentence: str) -> list[int]:
-        # No token spans two sentences: each begins with a space.
+        # Sentences can be encoded one by one, as no token spans two of them.
         return tokenizer(sentence, add_special_tokens=False)["input_ids"]
 
     while True:
@@ -174,18 +125,14 @@ def token_stream(tokenizer, seed: int) -> Iterator[int]:
             yield tokenizer.eos_token_id
 
 
-def pretrain(tokenizer, steps: int, seed: int, device: str):
-    """Train a 3 M parameter Llama on the sentences: packed rows, cosine schedule."""
+def _blank_model(seed: int, device: str) -> LlamaForCausalLM:
     import torch
-    from tqdm.auto import tqdm
     from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers import get_cosine_schedule_with_warmup as cosine
 
     torch.manual_seed(seed)
-    torch.set_float32_matmul_precision("high")
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,  # multiples of 64, as bitsandbytes' CPU kernels want them
+        hidden_size=192,  # a multiple of 64, as bitsandbytes' CPU kernels need
         intermediate_size=512,
         num_hidden_layers=6,
         num_attention_heads=6,
@@ -197,7 +144,22 @@ def pretrain(tokenizer, steps: int, seed: int, device: str):
         pad_token_id=None,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).to(device).train()
+    model = LlamaForCausalLM(config)
+    # As nn.Module, because mypy misreads the decorator of transformers' own `to`.
+    torch.nn.Module.to(model, device)
+    return model.train()
+
+
+def pretrain(
+    tokenizer: PreTrainedTokenizerFast, steps: int, seed: int, device: str
+) -> LlamaForCausalLM:
+    """Train a 3 M parameter Llama on the sentences: packed rows, cosine schedule."""
+    import torch
+    from tqdm.auto import tqdm
+    from transformers import get_cosine_schedule_with_warmup as cosine
+
+    torch.set_float32_matmul_precision("high")
+    model = _blank_model(seed, device)
     on_gpu = device == "cuda"
     rate = torch.tensor(PEAK_RATE, device=device) if on_gpu else PEAK_RATE
     optimizer = torch.optim.AdamW(
@@ -209,11 +171,11 @@ def pretrain(tokenizer, steps: int, seed: int, device: str):
 
     def update() -> None:
         optimizer.zero_grad()
-        found = model(input_ids=rows, labels=rows).loss
-        found.backward()
+        batch_loss = model(input_ids=rows, labels=rows).loss
+        batch_loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        loss.copy_(found.detach())
+        loss.copy_(batch_loss.detach())
 
     stream = token_stream(tokenizer, seed)
     bar = tqdm(range(steps), desc="pretraining", mininterval=5)
@@ -221,7 +183,7 @@ def pretrain(tokenizer, steps: int, seed: int, device: str):
         tokens = list(islice(stream, BATCH * LENGTH))
         rows.copy_(torch.tensor(tokens).view(BATCH, LENGTH))
         if on_gpu and step == WARM_UP:
-            # So small a step is bound by its 2,000 kernel launches: record it once.
+            # The 2,000 kernel launches take most of so small a step: record them once.
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 update()
@@ -235,35 +197,43 @@ def pretrain(tokenizer, steps: int, seed: int, device: str):
     return model.eval()
 
 
-def recall(model, tokenizer) -> dict[str, float]:
-    """Share of facts that the model completes, by attribute: "The capital of X is"."""
+def recall(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, float]:
+    """Return the share of facts that the model completes, by attribute.
+
+    The prompt is a sentence without its end: "The capital of France is".
+    """
     import torch
 
     shares = {}
     tokenizer.pad_token = "<unk>"
     for attribute in demo.ATTRIBUTES:
         values = [fact[attribute] for fact in demo.facts()]
-        begun = [
+        prompts = [
             SENTENCES[attribute][0].format(**fact).removesuffix(f" {value}.")
             for fact, value in zip(demo.facts(), values, strict=True)
         ]
         inputs = tokenizer(
-            begun, padding=True, padding_side="left", return_tensors="pt"
+            prompts, padding=True, padding_side="left", return_tensors="pt"
         ).to(model.device)
         with torch.inference_mode():
-            out = model.generate(**inputs, max_new_tokens=16, pad_token_id=0)
-        made = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :])
-        right = [
+            # transformers types `self` as a protocol that its own models do not match.
+            out = model.generate(  # type: ignore[misc]
+                **inputs, max_new_tokens=16, pad_token_id=0
+            )
+        texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :])
+        correct = [
             text.strip().startswith(f"{value}.")
-            for text, value in zip(made, values, strict=True)
+            for text, value in zip(texts, values, strict=True)
         ]
-        shares[attribute] = sum(right) / len(right)
+        shares[attribute] = sum(correct) / len(correct)
     tokenizer.pad_token = None
     return shares
 
 
 def main() -> None:
-    """Write tokenizer and weights, and print how many facts the model recalls."""
+    """Write the tokenizer and the weights; print how many facts the model recalls."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)

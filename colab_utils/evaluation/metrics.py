@@ -3,75 +3,74 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
-from colab_utils import generation, models, runtime
-from colab_utils.data import dataset as data
+from colab_utils import data, generation, models, runtime
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import BatchEncoding, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-
-def _check(rows: list[data.Row]) -> None:
-    if not rows:
-        raise ValueError("There are no rows to measure on: is the test file empty?")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of exact matches, overall and by attribute, with the answers given."""
+    """The share of exact matches, overall and by category, and the model's answers."""
 
     share: float
-    by_attribute: dict[str, float]
+    by_category: dict[str, float]
     answers: list[str]
 
 
-def same(answer: str, truth: str) -> bool:
-    """Exact match but for case, outer spaces and a full stop: "paris." is "Paris"."""
+def exact_match(answer: str, truth: str) -> bool:
+    """Compare two answers; case, outer spaces and a final full stop do not count.
+
+    "paris." matches "Paris".
+    """
     return answer.strip().rstrip(".").casefold() == truth.strip().rstrip(".").casefold()
 
 
 def accuracy(
     model: PreTrainedModel, tokenizer: Tokenizer, rows: list[data.Row]
 ) -> Accuracy:
-    """Answer each row's prompt greedily and compare with its last message.
+    """Answer each row's prompt by greedy decoding and compare with its last message.
 
     Raises ValueError without rows.
     """
-    _check(rows)
-    truths = {data.answer_of(row) for row in rows}
-    room = max(map(len, tokenizer(list(truths))["input_ids"])) + 4
-    prompts = [row["messages"][:-1] for row in rows]
-    made = generation.answers(model, tokenizer, prompts, max_new_tokens=room)
-    right = [same(a, data.answer_of(r)) for a, r in zip(made, rows, strict=True)]
-    groups: dict[str, list[bool]] = {}
-    for row, ok in zip(rows, right, strict=True):
-        groups.setdefault(row.get("attribute", "all"), []).append(ok)
-    shares = {name: sum(oks) / len(oks) for name, oks in sorted(groups.items())}
-    return Accuracy(sum(right) / len(right), shares, made)
+    _check_rows(rows)
+    truths = [data.answer_of(row) for row in rows]
+    longest = max(map(len, tokenizer(list(set(truths)))["input_ids"]))
+    prompts: list[str | list[data.Message]] = [row["messages"][:-1] for row in rows]
+    answers = generation.answers(model, tokenizer, prompts, max_new_tokens=longest + 4)
+    matches = [exact_match(*pair) for pair in zip(answers, truths, strict=True)]
+    by_category = _means(zip(_categories(rows), matches, strict=True))
+    return Accuracy(sum(matches) / len(matches), by_category, answers)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cross-entropy (nats a token) of answers, and the tokens preferred there."""
+    """The mean cross-entropy of answers (nats a token) and the model's top-1 tokens.
+
+    `top_1` has one token id for each token of the answers.
+    """
 
     loss: float
-    choices: torch.Tensor
+    top_1: torch.Tensor
+    by_category: dict[str, float] = field(default_factory=dict)
 
     def agreement(self, other: Score) -> float:
-        """Share of the answers' positions where both models prefer the same token.
+        """Return the share of positions where both models have the same top-1 token.
 
         Raises ValueError when the two scores are of different rows.
         """
-        if self.choices.shape != other.choices.shape:
+        if self.top_1.shape != other.top_1.shape:
             raise ValueError(
-                f"One score is of {len(self.choices)} tokens, the other of "
-                f"{len(other.choices)}: score both models on the same rows."
+                f"One score is of {len(self.top_1)} tokens, the other of "
+                f"{len(other.top_1)}: score both models on the same rows."
             )
-        return (self.choices == other.choices).float().mean().item()
+        return (self.top_1 == other.top_1).float().mean().item()
 
 
 def score(
@@ -80,49 +79,67 @@ def score(
     rows: list[data.Row],
     batch_size: int = 4,
 ) -> Score:
-    """Read each row's answers as if they were the model's own: loss and choices.
+    """Compute the loss and the top-1 tokens at each row's answers, without sampling.
 
     Raises ValueError without rows.
     """
     import torch
 
-    _check(rows)
-    losses, choices = [], []
+    _check_rows(rows)
+    names = _categories(rows)
+    losses, top_1 = [], []
+    categories: list[str] = []  # of each token
     for start in runtime.progress(range(0, len(rows), batch_size), "reading answers"):
-        batch = tokenizer.apply_chat_template(
-            [row["messages"] for row in rows[start : start + batch_size]],
-            padding=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            return_tensors="pt",
-        ).to(model.device)
-        with torch.inference_mode(), models.in_mode(model, training=False):
-            logits = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits
-        # The logits at a position speak of the token after it.
-        spoken = torch.as_tensor(batch["assistant_masks"]).bool().to(model.device)
-        predicted = logits[:, :-1][spoken[:, 1:]].float()
-        truth = batch["input_ids"][:, 1:][spoken[:, 1:]]
-        loss = torch.nn.functional.cross_entropy(predicted, truth, reduction="none")
+        batch = rows[start : start + batch_size]
+        logits, truth, counts = _answer_logits(model, tokenizer, batch)
+        loss = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
         losses.append(loss.cpu())
-        choices.append(predicted.argmax(-1).cpu())
-    return Score(torch.cat(losses).mean().item(), torch.cat(choices))
+        top_1.append(logits.argmax(-1).cpu())
+        for name, count in zip(names[start:], counts, strict=False):
+            categories += [name] * count
+    all_losses = torch.cat(losses)
+    by_category = _means(zip(categories, all_losses.tolist(), strict=True))
+    return Score(all_losses.mean().item(), torch.cat(top_1), by_category)
+
+
+def _answer_logits(
+    model: PreTrainedModel, tokenizer: Tokenizer, rows: list[data.Row]
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Return the logits at the tokens of the rows' answers, their ids, their counts."""
+    import torch
+
+    encoded = tokenizer.apply_chat_template(
+        [row["messages"] for row in rows],
+        padding=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        return_tensors="pt",
+    )
+    batch = cast("BatchEncoding", encoded).to(model.device)  # as return_dict says
+    with torch.inference_mode(), models.in_mode(model, training=False):
+        logits = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits
+    # The logits at a position predict the next token.
+    trained = torch.as_tensor(batch["assistant_masks"]).bool().to(model.device)[:, 1:]
+    counts = trained.sum(dim=1).tolist()
+    return logits[:, :-1][trained].float(), batch["input_ids"][:, 1:][trained], counts
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One number for rows never trained on: accuracy (a share) or loss (nats).
+    """One number for held-out rows: accuracy (a share) or loss (nats a token).
 
-    `answers` are what was said to each row where accuracy is measured, else none.
+    `answers` are the model's answers where accuracy is measured, otherwise none.
     """
 
     metric: str
     value: float
-    by_attribute: dict[str, float]
+    by_category: dict[str, float]
     answers: list[str]
 
     def __str__(self) -> str:
+        """Name the metric and its value: "held-out accuracy 95.7%"."""
         if self.metric == "accuracy":
             return f"held-out accuracy {self.value:.1%}"
         return f"held-out loss {self.value:.3f} nats a token"
@@ -135,16 +152,36 @@ def held_out(
     if metric not in ("accuracy", "loss"):
         raise ValueError(f'metric is {metric!r}; it can be "accuracy" or "loss".')
     if metric == "loss":
-        return HeldOut(metric, score(model, tokenizer, rows).loss, {}, [])
+        scored = score(model, tokenizer, rows)
+        return HeldOut(metric, scored.loss, scored.by_category, [])
     found = accuracy(model, tokenizer, rows)
-    return HeldOut(metric, found.share, found.by_attribute, found.answers)
+    return HeldOut(metric, found.share, found.by_category, found.answers)
 
 
 def chance(rows: list[data.Row]) -> float:
-    """Accuracy of always giving the most frequent answer of each attribute."""
-    _check(rows)
-    answers: dict[str, Counter] = {}
-    for row in rows:
-        group = answers.setdefault(row.get("attribute", "all"), Counter())
-        group[data.answer_of(row)] += 1
-    return sum(max(group.values()) for group in answers.values()) / len(rows)
+    """Return the accuracy of giving each category's most frequent answer every time."""
+    _check_rows(rows)
+    answers: dict[str, Counter[str]] = {}
+    for category, row in zip(_categories(rows), rows, strict=True):
+        answers.setdefault(category, Counter())[data.answer_of(row)] += 1
+    return sum(max(counts.values()) for counts in answers.values()) / len(rows)
+
+
+def _check_rows(rows: list[data.Row]) -> None:
+    if not rows:
+        raise ValueError("There are no rows to measure on: is the test file empty?")
+
+
+def _categories(rows: Sequence[data.Row]) -> list[str]:
+    """Return each row's category; one name for all if no row has a category."""
+    found = [row.get("category", "") for row in rows]
+    blank = "(none)" if any(found) else "all"
+    return [category or blank for category in found]
+
+
+def _means(labeled: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return the mean of the values of each label, sorted by label."""
+    values: dict[str, list[float]] = {}
+    for label, value in labeled:
+        values.setdefault(label, []).append(value)
+    return {label: sum(found) / len(found) for label, found in sorted(values.items())}

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colab_utils.data.chat_template import without_generation_marks
+
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -19,8 +21,6 @@ LLAMA_3 = (
 )
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 ENDS = "tokenizer.ggml.eos_token_ids"  # Ollama's name
-# Marks of what is trained on, which only transformers knows.
-MARKS = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 
 
 def write(writer: GGUFWriter, model: Path, size: int) -> None:
@@ -63,11 +63,6 @@ def write(writer: GGUFWriter, model: Path, size: int) -> None:
     if (model / "generation_config.json").is_file():
         ends = GenerationConfig.from_pretrained(model).eos_token_id
         _ends(writer, ends if isinstance(ends, list) else [ends], tokenizer)
-
-
-def without_marks(template: str) -> str:
-    """A chat template without transformers' `generation` marks; it renders the same."""
-    return MARKS.sub(r"{{\1 '' \2}}", template)
 
 
 def _tokens(state: dict[str, Any], size: int) -> list[str]:
@@ -209,7 +204,9 @@ def _special(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
     writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(ids[-1] == tokenizer.eos_token_id)
     if tokenizer.chat_template:  # of several, the one that is taken without a name
-        writer.add_chat_template(without_marks(tokenizer.get_chat_template()))
+        writer.add_chat_template(
+            without_generation_marks(tokenizer.get_chat_template())
+        )
 
 
 def _ends(writer: GGUFWriter, ids: list[int | None], tokenizer: Tokenizer) -> None:

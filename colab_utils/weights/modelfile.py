@@ -4,26 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colab_utils import models
+from colab_utils.data import chat_template
 from colab_utils.weights import gguf_tokenizer as vocabulary
-
-# The course's chat template for Ollama, which writes the first <s> itself. What the
-# model has answered comes back with the spaces that it was trained to write.
-TEMPLATE = """\
-{{- $later := false }}
-{{- range .Messages }}
-{{- if eq .Role "user" }}
-{{- if $later }}BOS{{ end }}[INST] {{ if and $.System (not $later) }}<<SYS>>
-{{ $.System }}
-<</SYS>>
-
-{{ end }}{{ .Content }} [/INST]
-{{- $later = true }}
-{{- else if eq .Role "assistant" }}
-{{- if and .Content (eq (slice .Content 0 1) " ") }}{{ .Content }}
-{{- else }} {{ .Content }} {{ end }}EOS
-{{- end }}
-{{- end }}"""
 
 
 def write_modelfile(file: Path) -> Path:
@@ -60,8 +42,11 @@ def write_modelfile(file: Path) -> Path:
         stops += map(read, fields[vocabulary.ENDS].contents())
     if template is None:
         print("Modelfile: no chat template: Ollama gives the model the bare text")
-    elif template.contents() == vocabulary.without_marks(models.CHAT_TEMPLATE):
-        text = TEMPLATE.replace("BOS", token("bos")).replace("EOS", token("eos"))
+    elif template.contents() == chat_template.without_generation_marks(
+        chat_template.CHAT_TEMPLATE
+    ):
+        text = chat_template.OLLAMA_TEMPLATE
+        text = text.replace("BOS", token("bos")).replace("EOS", token("eos"))
         lines.append(f'TEMPLATE """{text}"""')
         stops.insert(0, "[INST]")
     else:

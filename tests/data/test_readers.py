@@ -1,4 +1,4 @@
-"""Files of every kind, whole, broken and in between, are read row by row."""
+"""Files of every type, intact and broken, are read row by row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ any_file = settings(
     max_examples=150,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-# Pieces of which the formats are made, to be put together wrongly.
+# Parts of the formats, which the tests combine at random.
 PIECES = [
     *(
         b'{"question": "a", "answer": "b"}',
@@ -93,19 +93,19 @@ TABLE = [list(ROWS[0]), *(list(row.values()) for row in ROWS)]
         ("a.tsv", as_csv(TABLE, "\t"), [2, 4]),
     ],
 )
-def test_every_text_format(tmp_path, name, content, lines):
+def test_read_file_text_formats(tmp_path, name, content, lines):
     found = read(tmp_path / name, content)
     assert found == list(zip(lines, ROWS, strict=True))
 
 
-def test_parquet(tmp_path):
+def test_read_file_parquet(tmp_path):
     rows = ROWS * 800
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     found = list(readers.read_file(tmp_path / "a.parquet"))
     assert found == list(enumerate(rows, start=1))
 
 
-def test_a_json_file_that_is_one_object_is_one_row(tmp_path):
+def test_read_file_json_of_one_object_is_one_row(tmp_path):
     content = json.dumps({"data": ROWS}, indent=1)
     assert read(tmp_path / "a.json", content) == [(1, {"data": ROWS})]
 
@@ -116,7 +116,7 @@ cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 @given(st.lists(st.tuples(cells, cells)))
 @any_file
-def test_csv_round_trip(tmp_path, rows):
+def test_read_file_csv_round_trip(tmp_path, rows):
     table = [["question", "answer"], *map(list, rows)]
     found = read(tmp_path / "a.csv", as_csv(table, quoting=csv.QUOTE_ALL))
     assert [list(row.values()) for _, row in found] == table[1:]
@@ -125,9 +125,10 @@ def test_csv_round_trip(tmp_path, rows):
 # --- broken rows ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(broken)
 @any_file
-def test_any_bytes_as_json_lines(tmp_path, content):
+def test_read_file_any_bytes_as_json_lines(tmp_path, content):
     try:
         found = read(tmp_path / "a.jsonl", content)
     except ValueError as error:
@@ -141,17 +142,18 @@ def test_any_bytes_as_json_lines(tmp_path, content):
             assert item.reason.startswith("not JSON: ") and item.start.isascii()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.json", "a.csv", "a.tsv", "a.parquet"])
 @given(content=broken)
 @any_file
-def test_any_bytes_raise_nothing_but_value_errors(tmp_path, name, content):
+def test_read_file_any_bytes_raise_only_value_error(tmp_path, name, content):
     try:
         found = read(tmp_path / name, content)
     except ValueError:
         return
     lines = [i.line if isinstance(i, Rejected) else i[0] for i in found]
     assert lines == sorted(lines)
-    if name.endswith("sv"):  # a row a line: none is read twice
+    if name.endswith("sv"):  # no line is read twice
         assert len(set(lines)) == len(lines) <= len(content.splitlines())
 
 
@@ -167,7 +169,7 @@ GOOD = '{"question": "a", "answer": "b"}'
         ("9" * 5000, "not JSON: Exceeds the limit"),
     ],
 )
-def test_a_broken_line_costs_nothing_else(tmp_path, bad, reason):
+def test_read_file_rejects_only_the_broken_json_line(tmp_path, bad, reason):
     first, second, third = read(tmp_path / "a.jsonl", f"{GOOD}\n{bad}\n{GOOD}\n")
     assert (first[0], third[0]) == (1, 3) and first[1] == third[1] == json.loads(GOOD)
     assert second.line == 2 and second.reason.startswith(reason)
@@ -183,7 +185,7 @@ def test_a_broken_line_costs_nothing_else(tmp_path, bad, reason):
         ('"closed" early,b', "not CSV: "),
     ],
 )
-def test_a_broken_csv_row_costs_nothing_else(tmp_path, bad, reason):
+def test_read_file_rejects_only_the_broken_csv_row(tmp_path, bad, reason):
     content = f'question,answer\na,b\n{bad}\n"two\nlines",d\nlast,"one"\n'
     found = read(tmp_path / "a.csv", content)
     rejected = found.pop(1)
@@ -192,27 +194,12 @@ def test_a_broken_csv_row_costs_nothing_else(tmp_path, bad, reason):
     assert [row["question"] for _, row in found] == ["a", "two\nlines", "last"]
 
 
-def test_text_in_parquet_that_is_not_utf8(tmp_path):
+def test_read_file_rejects_parquet_text_that_is_not_utf8(tmp_path):
     text = pa.array([b"one", b"\xff", b"three"]).view(pa.string())
     pq.write_table(pa.table({"question": text}), tmp_path / "a.parquet")
     first, second, third = readers.read_file(tmp_path / "a.parquet")
     assert (first, third) == ((1, {"question": "one"}), (3, {"question": "three"}))
     assert second.line == 2 and "utf-8" in second.reason
-
-
-def test_what_is_shown_of_a_row_is_short_and_ascii():
-    deep: list = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert readers.reject(1, "x", deep).start == ""
-    assert readers.reject(
-        1, "x", {"a": "é" * 300}
-    ).start == '{"a": "' + r"\u00e9" * 32 + ("\\")
-    assert readers.reject(1, "x", "\ud800 é").as_dict() == {
-        "line": 1,
-        "reason": "x",
-        "start": r"\ud800 \xe9",
-    }
 
 
 # --- files that can't be read as a whole ---------------------------------------------
@@ -224,20 +211,20 @@ def test_what_is_shown_of_a_row_is_short_and_ascii():
         ("a.json", '[{"a": 1}, {"a"', "row that begins on line 1 can't be read"),
         ("a.json", '[{"a": 1}\n{"a": 2}]', "no comma or ] after the row"),
         ("a.json", '[{"a": 1}', "Is the file complete?"),
-        ("a.json", '[{"a": 1}]\n[{"a": 2}]', "something follows the list"),
+        ("a.json", '[{"a": 1}]\n[{"a": 2}]', "there is text after the list"),
         ("a.csv", "a,b,a\n1,2,3\n", "two columns of the same name: a"),
         ("a.csv", '"a,b\n1,2\n', "The header of a.csv can't be read"),
         ("a.jsonl", GOOD.encode("utf-16"), "UTF-16 text; save it as UTF-8"),
         ("a.parquet", b"PAR1 but no", "a.parquet can't be read as Parquet"),
     ],
 )
-def test_broken_files(tmp_path, name, content, sentence):
+def test_read_file_refuses_broken_files(tmp_path, name, content, sentence):
     with pytest.raises(ValueError) as caught:
         read(tmp_path / name, content)
     assert sentence in str(caught.value)
 
 
-def test_which_file_a_source_names(tmp_path, monkeypatch):
+def test_local_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.jsonl").write_text(GOOD)
@@ -253,9 +240,7 @@ def test_which_file_a_source_names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["data/my.jsonl", "data/my.txt", "no/such.csv", "x"])
-def test_a_missing_file_says_where_it_looked_and_what_is_there(
-    tmp_path, monkeypatch, source
-):
+def test_local_file_missing_names_folder_and_its_files(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.jsonl").write_text(GOOD)
@@ -266,7 +251,7 @@ def test_a_missing_file_says_where_it_looked_and_what_is_there(
     assert "databricks/databricks-dolly-15k" in str(caught.value)
 
 
-# --- datasets of the Hub, here from a folder that looks like one ----------------------
+# --- datasets of the Hub, simulated by a local folder --------------------------------
 
 
 @pytest.fixture
@@ -285,12 +270,12 @@ def repository(tmp_path, monkeypatch):
     )
 
 
-def test_a_hub_dataset_and_its_configs(repository):
+def test_read_hub_with_config(repository):
     assert list(readers.read_hub("some/one:main")) == list(enumerate(ROWS, start=1))
 
 
 @pytest.mark.parametrize("name", ["some/one", "some/one:held", "some/one:other"])
-def test_a_config_or_split_that_is_missing(repository, name):
+def test_read_hub_missing_config_or_split(repository, name):
     with pytest.raises(ValueError) as caught:
         readers.read_hub(name)
     assert f"{name} can't be loaded" in str(caught.value)

@@ -1,3 +1,5 @@
+"""Accuracy, loss, agreement and chance, compared with references."""
+
 from __future__ import annotations
 
 import math
@@ -7,18 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colab_utils import generation
-from colab_utils.evaluation import metrics as evaluation
+from colab_utils import evaluation, generation
 
 
 def row(question: str, answer: str, **extra: str) -> dict:
-    said = {"user": question, "assistant": answer}
-    messages = [{"role": role, "content": text} for role, text in said.items()]
+    turns = {"user": question, "assistant": answer}
+    messages = [{"role": role, "content": text} for role, text in turns.items()]
     return {"messages": messages, **extra}
 
 
 def reference_loss(model, tokenizer, rows) -> float:
-    """transformers' own loss, a row at a time, with the labels masked by hand."""
+    """Return transformers' own loss, row by row, with the labels masked by hand."""
     total = tokens = 0
     for one in rows:
         prompt = tokenizer.apply_chat_template(
@@ -37,35 +38,50 @@ def reference_loss(model, tokenizer, rows) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_the_loss_is_transformers_own(model, tokenizer, demo_rows, batch_size):
+def test_score_loss_is_transformers_own(model, tokenizer, demo_rows, batch_size):
     rows = demo_rows[:10]
     assert len({len(str(one)) for one in rows}) > 5  # so that padding matters
     found = evaluation.score(model, tokenizer, rows, batch_size)
     assert found.loss == pytest.approx(reference_loss(model, tokenizer, rows), rel=1e-4)
 
 
-def test_the_loss_counts_every_answer_of_a_conversation(model, tokenizer):
+def test_score_counts_every_answer_of_a_conversation(model, tokenizer):
     one, two = row("Why?", "Because."), row("And?", "So.")
     both = {"messages": one["messages"] + two["messages"]}
     tokens = [
-        len(evaluation.score(model, tokenizer, [rows]).choices)
+        len(evaluation.score(model, tokenizer, [rows]).top_1)
         for rows in (one, two, both)
     ]
     assert tokens[2] == tokens[0] + tokens[1]
 
 
-def test_a_model_agrees_with_itself_and_not_with_another(
-    model, tokenizer, demo_rows, trained
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_score_by_category_is_the_loss_of_its_rows(
+    model, tokenizer, demo_rows, batch_size
 ):
+    """Long answers have no accuracy: their results by category are losses."""
+    rows = [row | {"category": "ab"[n % 2]} for n, row in enumerate(demo_rows[:5])]
+    found = evaluation.score(model, tokenizer, rows, batch_size).by_category
+    assert list(found) == ["a", "b"]
+    for name, start in (("a", 0), ("b", 1)):
+        alone = evaluation.score(model, tokenizer, rows[start::2])
+        assert found[name] == pytest.approx(alone.loss, rel=1e-4)
+        assert alone.by_category == pytest.approx({name: alone.loss}, rel=1e-6)
+    held_out = evaluation.held_out(model, tokenizer, rows, "loss")
+    assert held_out.by_category == pytest.approx(found, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_agreement_with_itself_and_another_model(model, tokenizer, demo_rows, trained):
     mine = evaluation.score(model, tokenizer, demo_rows[:8])
     assert mine.agreement(evaluation.score(model, tokenizer, demo_rows[:8])) == 1
-    tuned = evaluation.score(trained["full"][0].model, tokenizer, demo_rows[:8])
-    same = (mine.choices == tuned.choices).tolist()
-    assert mine.agreement(tuned) == pytest.approx(sum(same) / len(same))
-    assert mine.agreement(tuned) < 1
+    finetuned = evaluation.score(trained["full"][0].model, tokenizer, demo_rows[:8])
+    equal = (mine.top_1 == finetuned.top_1).tolist()
+    assert mine.agreement(finetuned) == pytest.approx(sum(equal) / len(equal))
+    assert mine.agreement(finetuned) < 1
 
 
-def test_scores_of_different_rows_have_no_agreement():
+def test_agreement_refuses_different_rows():
     one = evaluation.Score(1.0, torch.tensor([1, 2, 3]))
     other = evaluation.Score(1.0, torch.tensor([1]))
     with pytest.raises(ValueError, match="of 3 tokens, the other of 1"):
@@ -74,40 +90,52 @@ def test_scores_of_different_rows_have_no_agreement():
 
 def test_accuracy_by_hand(monkeypatch, tokenizer):
     rows = [
-        row("A?", "Paris", attribute="capital"),
-        row("B?", "Rome", attribute="capital"),
-        row("C?", "euro", attribute="currency"),
-        row("D?", "São Tomé and Príncipe dobra", attribute="currency"),
+        row("A?", "Paris", category="capital"),
+        row("B?", "Rome", category="capital"),
+        row("C?", "euro", category="currency"),
+        row("D?", "São Tomé and Príncipe dobra", category="currency"),
     ]
-    said = ["paris.", "Milan", " Euro ", "São Tomé and Príncipe dobra"]
+    given = ["paris.", "Milan", " Euro ", "São Tomé and Príncipe dobra"]
     asked = {}
 
     def answers(model, tokenizer, prompts, max_new_tokens):
-        asked.update(prompts=prompts, room=max_new_tokens)
-        return said
+        asked.update(prompts=prompts, limit=max_new_tokens)
+        return given
 
     monkeypatch.setattr(generation, "answers", answers)
     found = evaluation.accuracy(None, tokenizer, rows)
     assert found.share == 0.75
-    assert found.by_attribute == {"capital": 0.5, "currency": 1.0}
-    assert found.answers == said
+    assert found.by_category == {"capital": 0.5, "currency": 1.0}
+    assert found.answers == given
     assert asked["prompts"] == [one["messages"][:1] for one in rows]
-    for one in rows:  # room for each answer and its end, also in tokens
+    for one in rows:  # enough tokens for each answer and the EOS token
         answer = f" {one['messages'][-1]['content']} </s>"
-        assert asked["room"] >= len(tokenizer(answer)["input_ids"]) - 1
+        assert asked["limit"] >= len(tokenizer(answer)["input_ids"]) - 1
 
 
-def test_accuracy_asks_the_model(model, tokenizer, demo_rows):
+def test_accuracy_by_category_with_blanks(monkeypatch, tokenizer):
+    rows = [
+        row("A?", "x", category="easy"),
+        row("B?", "y", category=""),
+        row("C?", "z"),
+    ]
+    monkeypatch.setattr(generation, "answers", lambda *_, **__: ["x", "y", "no"])
+    found = evaluation.accuracy(None, tokenizer, rows)
+    assert found.by_category == {"(none)": 0.5, "easy": 1.0}
+
+
+@pytest.mark.slow
+def test_accuracy_generates_with_the_model(model, tokenizer, demo_rows):
     prompts = [one["messages"][:-1] for one in demo_rows[:3]]
-    begun = generation.answers(model, tokenizer, prompts, max_new_tokens=200)
+    whole_answers = generation.answers(model, tokenizer, prompts, max_new_tokens=200)
     found = evaluation.accuracy(model, tokenizer, demo_rows[:3])
-    for whole, answer in zip(begun, found.answers, strict=True):
+    for whole, answer in zip(whole_answers, found.answers, strict=True):
         assert answer and whole.startswith(answer)
-    assert found.by_attribute == {"all": found.share}
+    assert found.by_category == {"all": found.share}
 
 
 @pytest.mark.parametrize(
-    ("answer", "truth", "same"),
+    ("answer", "truth", "matches"),
     [
         ("Paris", "Paris", True),
         (" paris. ", "Paris", True),
@@ -118,18 +146,18 @@ def test_accuracy_asks_the_model(model, tokenizer, demo_rows):
         ("Strasse", "Straße", True),
     ],
 )
-def test_exact_match(answer, truth, same):
-    assert evaluation.same(answer, truth) is same
+def test_exact_match(answer, truth, matches):
+    assert evaluation.exact_match(answer, truth) is matches
 
 
 @given(st.text(), st.text())
-def test_exact_match_is_fair(one, other):
-    assert evaluation.same(one, one)
-    assert evaluation.same(one, other) == evaluation.same(other, one)
+def test_exact_match_is_reflexive_and_symmetric(one, other):
+    assert evaluation.exact_match(one, one)
+    assert evaluation.exact_match(one, other) == evaluation.exact_match(other, one)
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "score", "loss", "chance"])
-def test_no_rows_is_an_error_that_says_so(model, tokenizer, measure):
+def test_measures_refuse_empty_rows(model, tokenizer, measure):
     calls = {
         "accuracy": lambda: evaluation.accuracy(model, tokenizer, []),
         "score": lambda: evaluation.score(model, tokenizer, []),
@@ -140,7 +168,7 @@ def test_no_rows_is_an_error_that_says_so(model, tokenizer, measure):
         calls[measure]()
 
 
-def test_held_out_measures_what_is_asked_for(model, tokenizer, demo_rows):
+def test_held_out_by_metric(model, tokenizer, demo_rows):
     rows = demo_rows[:4]
     loss = evaluation.held_out(model, tokenizer, rows, "loss")
     assert loss.value == evaluation.score(model, tokenizer, rows).loss
@@ -154,7 +182,7 @@ def test_held_out_measures_what_is_asked_for(model, tokenizer, demo_rows):
         evaluation.held_out(model, tokenizer, rows, "bleu")
 
 
-def test_an_untrained_guess_costs_the_logarithm_of_the_vocabulary(tokenizer, demo_rows):
+def test_score_of_a_uniform_guess_is_log_vocabulary(tokenizer, demo_rows):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from colab_utils import models
@@ -167,12 +195,12 @@ def test_an_untrained_guess_costs_the_logarithm_of_the_vocabulary(tokenizer, dem
     assert found.loss == pytest.approx(math.log(1024), rel=1e-5)
 
 
-def test_chance_is_the_most_frequent_answer_of_each_attribute():
+def test_chance_is_the_most_frequent_answer_of_each_category():
     rows = [
-        row("A?", "Europe", attribute="continent"),
-        row("B?", "Europe", attribute="continent"),
-        row("C?", "Asia", attribute="continent"),
-        row("D?", "yen", attribute="currency"),
+        row("A?", "Europe", category="continent"),
+        row("B?", "Europe", category="continent"),
+        row("C?", "Asia", category="continent"),
+        row("D?", "yen", category="currency"),
     ]
     assert evaluation.chance(rows) == 3 / 4
     assert evaluation.chance([row("A?", "x"), row("B?", "y")]) == 1 / 2

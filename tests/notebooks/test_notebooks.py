@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from colab_utils import demo
-from colab_utils.data import dataset as data
+from colab_utils import data, demo
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,10 +58,10 @@ def test_the_planted_flaws_are_found(workspace):
     assert sum(row["reason"] == "not worth imitating" for row in rejected) == 1
 
 
-def test_no_country_is_in_both_halves(workspace):
+def test_no_group_is_in_both_halves(workspace):
     folder = workspace / "datasets" / "my-dataset"
     train, test = data.read(folder, "train"), data.read(folder, "test")
-    assert not {r["country"] for r in train} & {r["country"] for r in test}
+    assert not {r["group"] for r in train} & {r["group"] for r in test}
     assert 0.45 < len(test) / (len(train) + len(test)) < 0.55
 
 

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
-from colab_utils import demo, models
+from colab_utils import demo
+from colab_utils.data.chat_template import CHAT_TEMPLATE
 from colab_utils.weights import gguf as export
 from colab_utils.weights import modelfile as ollama
 
@@ -340,7 +341,7 @@ def test_transformers_own_tokenizer_in_the_template(tokenizer, tmp_path):
     state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in state["merges"]]
     own = LlamaTokenizer(vocab=state["vocab"], merges=merges)
-    own.chat_template = models.CHAT_TEMPLATE
+    own.chat_template = CHAT_TEMPLATE
     folder = folder_of(own, tmp_path / "own")
     again = AutoTokenizer.from_pretrained(folder)
     assert again.backend_tokenizer.normalizer is None  # not as the demo's

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaT
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from colab_utils import demo, models
-from colab_utils.models import CHAT_TEMPLATE
+from colab_utils.data.chat_template import CHAT_TEMPLATE, without_generation_marks
 from colab_utils.weights import gguf as export
 from colab_utils.weights import gguf_tokenizer as vocabulary
 from colab_utils.weights import modelfile as ollama
@@ -368,7 +368,7 @@ def test_of_several_chat_templates_the_default_is_exported(
         "default",
     }
     file = export.write_gguf(folder)
-    wanted = vocabulary.without_marks(CHAT_TEMPLATE)
+    wanted = without_generation_marks(CHAT_TEMPLATE)
     assert read(file)[1]["tokenizer.chat_template"] == wanted
     assert "TEMPLATE" in ollama.write_modelfile(file).read_text(encoding="utf-8")
 

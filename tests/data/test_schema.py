@@ -1,0 +1,194 @@
+"""Rows of every known format come into the one schema, or are rejected."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER, WORDS, any_json
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from colab_utils import data
+from colab_utils.data import schema
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": DIALOG}, DIALOG),
+        ({"messages": [SYSTEM, *DIALOG, *DIALOG]}, [SYSTEM, *DIALOG, *DIALOG]),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "Be brief."},
+                    {"from": "human", "value": "Who?"},
+                    {"from": "gpt", "value": "Me."},
+                ]
+            },
+            [SYSTEM, *DIALOG],
+        ),
+        ({"prompt": "Who?", "completion": "Me."}, DIALOG),
+        ({"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}, [SYSTEM, *DIALOG]),
+        ({"instruction": "Who?", "output": "Me."}, DIALOG),
+        ({"instruction": " Who?\n", "input": "", "output": "Me. "}, DIALOG),
+        ({"instruction": "Who?", "context": None, "response": "Me."}, DIALOG),
+        ({"question": "Who?", "answer": "Me.", "id": 7, "context": " "}, DIALOG),
+        ({"question": "Who?", "answer": "Me.", "context": float("nan")}, DIALOG),
+    ],
+)
+def test_to_messages_known_formats(row, expected):
+    assert data.to_messages(row) == expected
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": DIALOG, "context": "Here."},
+        {"prompt": [USER], "completion": [ASSISTANT], "context": "Here."},
+        {"prompt": "Who?", "completion": "Me.", "context": "Here."},
+        {"instruction": "Who?", "input": "Here.", "output": "Me."},
+        {"question": "Who?", "answer": "Me.", "context": "Here."},
+    ],
+)
+def test_to_messages_context_follows_first_prompt(row):
+    before = json.dumps(row)
+    user, assistant = data.to_messages(row)
+    assert (user["content"], assistant["content"]) == ("Who?\n\nHere.", "Me.")
+    assert json.dumps(row) == before
+
+
+def test_to_messages_numbers_become_text():
+    row = {"instruction": "Double it", "input": 0, "output": 0.5}
+    user, assistant = data.to_messages(row)
+    assert (user["content"], assistant["content"]) == ("Double it\n\n0", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (["Who?", "Me."], "not an object with columns, but list"),
+        ({"text": "Me."}, "its columns match no known format"),
+        ({"question": "Who?"}, "its columns match no known format"),
+        ({"question": " ", "answer": "Me."}, "question is empty"),
+        ({"question": "Who?", "answer": None}, "answer is empty"),
+        ({"question": "Who?", "answer": float("nan")}, "answer is empty"),
+        ({"question": "Who?", "answer": True}, "answer is not text, but bool"),
+        ({"question": "Who?", "answer": ["Me."]}, "answer is not text, but list"),
+        ({"question": "Who?", "answer": "\udcff"}, "answer is not valid UTF-8"),
+        (
+            {"question": "Who?", "answer": "Me.", "context": {}},
+            "context is not text, but dict",
+        ),
+        ({"messages": "Who?"}, "a conversation must be a list of messages"),
+        ({"messages": ["Who?"]}, "a conversation must be a list of messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "unknown role tool"),
+        ({"messages": [{"content": "x"}]}, "role is empty"),
+        ({"messages": [{"role": "user"}]}, "user message is empty"),
+        ({"messages": []}, "the roles must alternate"),
+        ({"messages": [SYSTEM]}, "the roles must alternate"),
+        ({"messages": [*DIALOG, USER]}, "the roles must alternate"),
+        ({"messages": [ASSISTANT, USER]}, "the roles must alternate"),
+        ({"prompt": [USER], "completion": "Me."}, "a conversation must be a list"),
+    ],
+)
+def test_to_messages_reason_of_bad_row(row, reason):
+    with pytest.raises(data.BadRow) as caught:
+        data.to_messages(row)
+    assert str(caught.value).startswith(reason)
+
+
+COLUMNS = [
+    *("messages", "conversations", "prompt", "completion", "instruction", "input"),
+    *("output", "response", "question", "answer", "context"),
+]
+turn = st.dictionaries(
+    st.sampled_from(["role", "content", "from", "value"]),
+    st.sampled_from(WORDS) | any_json,
+)
+cell = st.sampled_from(WORDS) | st.lists(turn, max_size=5) | any_json
+any_row = st.dictionaries(st.sampled_from(COLUMNS), cell, max_size=6) | any_json
+
+
+@pytest.mark.slow
+@given(any_row)
+@example({"messages": [{"role": "\x1b"}]})
+@settings(deadline=None, max_examples=400)
+def test_to_messages_any_row_gives_messages_or_reason(row):
+    try:
+        messages = data.to_messages(row)
+    except data.BadRow as error:
+        assert str(error).isprintable()
+        return
+    texts = [turn["content"] for turn in messages]
+    assert messages[-1]["role"] == "assistant" and all(text.strip() for text in texts)
+    assert json.dumps(messages, ensure_ascii=False).encode()
+    assert data.to_messages({"messages": messages}) == messages
+
+
+@given(any_json, any_json)
+@example("\udcff", None)
+@settings(deadline=None)
+def test_to_row_any_label_is_text_or_none(group, category):
+    raw = {"question": "q", "answer": "a", "group": group, "category": category}
+    try:
+        row = data.to_row(raw, 1)
+    except data.BadRow as error:
+        assert str(error).endswith("is not valid UTF-8")
+        return
+    assert json.dumps(row, ensure_ascii=False).encode()
+    for name in ("group", "category"):
+        usable = isinstance(raw[name], (str, int, float))
+        assert row.get(name, "none").strip()
+        assert usable or name not in row
+        assert (name in schema.unused_columns(raw)) == (
+            raw[name] is not None and not usable
+        )
+
+
+def test_prompt_of_answer_of_short_answers():
+    row = {"messages": [SYSTEM, *DIALOG, {**USER, "content": "Why?"}, ASSISTANT]}
+    assert data.prompt_of(row) == "Who?\nMe.\nWhy?"
+    assert data.answer_of(row) == "Me."
+    long = {"messages": [USER, {**ASSISTANT, "content": "x" * 31}]}
+    assert data.short_answers([row] * 19 + [long])
+    assert not data.short_answers([row] * 18 + [long])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "q", "output": "", "response": "a"},
+        {"messages": None, "question": "q", "answer": "a"},
+        {"prompt": None, "completion": None, "question": "q", "answer": "a"},
+        {"messages": [{"role": None, "from": "human", "content": None, "value": "q"}]},
+    ],
+)
+def test_to_messages_empty_columns_do_not_hide_filled_ones(row):
+    if row.get("messages"):
+        row["messages"].append({"role": "assistant", "content": "a"})
+    texts = [turn["content"] for turn in data.to_messages(row)]
+    assert texts == ["q", "a"]
+
+
+def test_to_messages_infinity_is_empty():
+    with pytest.raises(data.BadRow, match="answer is empty"):
+        data.to_messages({"question": "q", "answer": float("inf")})
+
+
+# --- rejected rows -------------------------------------------------------------------
+
+
+def test_reject_start_is_short_and_ascii():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert schema.reject(1, "x", deep).start == ""
+    assert schema.reject(
+        1, "x", {"a": "é" * 300}
+    ).start == '{"a": "' + r"\u00e9" * 32 + ("\\")
+    assert schema.reject(1, "x", "\ud800 é").as_dict() == {
+        "line": 1,
+        "reason": "x",
+        "start": r"\ud800 \xe9",
+    }

@@ -1,0 +1,159 @@
+"""The split for every seed and share; and all steps on the demo's rows."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+
+import pytest
+from helpers.rows import row, similar_texts, without_near_duplicates
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colab_utils import data, demo
+
+
+@pytest.mark.slow
+@given(similar_texts(), st.integers(0, 5), st.floats(0.1, 0.9), st.data())
+@settings(deadline=None, max_examples=150)
+def test_split_keeps_related_rows_on_one_side(texts, seed, share, draw):
+    rows = []
+    for n, text in enumerate(texts):
+        group = draw.draw(st.sampled_from(["", *"ABCDEF"]))
+        rows.append(row(text or "?", line=n, **({"group": group} if group else {})))
+    try:
+        train, test = data.split(rows, share, seed)
+    except ValueError as error:
+        assert f"{len(rows) or 'No'} row" in str(error)
+        return
+    assert sorted(r["line"] for r in train + test) == list(range(len(rows)))
+    assert data.split(rows, share, seed) == (train, test)
+    for a, b in itertools.product(train, test):
+        one, other = (data.shingles(data.prompt_of(r)) for r in (a, b))
+        assert len(one & other) < 0.85 * len(one | other)
+        assert a.get("group", "a") != b.get("group", "b")
+
+
+def test_split_share_and_seed():
+    rows = [row(f"question number {n}", line=n) for n in range(200)]
+    splits = {
+        tuple(r["line"] for r in data.split(rows, 0.3, seed)[1]) for seed in range(5)
+    }
+    assert len(splits) == 5 and {len(test) for test in splits} == {60}
+
+
+@pytest.mark.parametrize("share", [0, 1, -1, 2])
+def test_split_refuses_an_empty_side(share):
+    rows = [row(f"question number {n}") for n in range(9)]
+    with pytest.raises(ValueError, match=r"9 rows can't be split .*9 sets.*TEST_SHARE"):
+        data.split(rows, share, 0)
+    with pytest.raises(ValueError, match="leaves 1 sets"):
+        data.split([row("same?"), row("Same.")], 0.5, 0)
+
+
+# --- all steps ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_find_the_planted_flaws_and_lose_no_good_row(tmp_path, tokenizer, seed):
+    good = demo.questions(seed=seed)
+    data.write_jsonl(tmp_path / "raw.jsonl", demo.flawed(good, seed))
+    rows, rejected = data.load(str(tmp_path / "raw.jsonl"))
+    assert len(rejected) == 5
+    rows, too_long = data.drop_long(rows, data.token_lengths(rows, tokenizer), 256)
+    rejected += too_long
+    assert len(too_long) == 1 and len({r.line for r in rejected}) == 6
+    rows = [row for row in rows if "As an AI" not in data.answer_of(row)]
+    unique, repeats = data.drop_exact(rows)
+    assert len(repeats) == 30
+    assert len(rows) - len(unique) == 30
+    kept = without_near_duplicates(unique)
+    assert len(unique) - len(kept) == 20 + 1  # and the one with blank lines
+    assert len(good) + 58 == len(kept) + len(rejected) + 1 + 30 + 21
+
+    def facts(rows):
+        return {(r["group"], r["category"], data.answer_of(r)) for r in rows}
+
+    expected = [data.to_row(r, 0) for r in good]
+    assert Counter(data.normalize(data.prompt_of(r)) for r in kept) == Counter(
+        data.normalize(data.prompt_of(r)) for r in expected
+    )
+    assert facts(kept) == facts(expected)
+    train, test = data.split(kept, 0.5, seed)
+    assert abs(len(train) - len(test)) <= 10
+    assert {r["category"] for r in train} == {r["category"] for r in test}
+
+
+def digest(rows: list[data.Row]) -> str:
+    """Return a hash of the rows' questions and answers, in order."""
+    lines = [f"{data.prompt_of(row)}\t{data.answer_of(row)}" for row in rows]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("seed", "share", "sizes", "train_hash", "test_hash"),
+    [
+        (0, 0.5, (980, 990), "26cfe41b2c8e3104", "4dfa276bfb246ccf"),
+        (0, 0.1, (1770, 200), "69daecec5e7421c8", "24d187e957e57337"),
+        (1, 0.5, (980, 990), "9a92b3c5eefec4a1", "e1cc805d9abe3317"),
+        (1, 0.1, (1770, 200), "54343a8ca7cd25c7", "ea24f4f7d66249c5"),
+    ],
+)
+def test_split_of_the_demo(seed, share, sizes, train_hash, test_hash):
+    """The published accuracies belong to exactly these rows in this order."""
+    questions = demo.questions(seed=seed)
+    rows = [data.to_row(raw, n) for n, raw in enumerate(questions, start=1)]
+    train, test = data.split(rows, share, 0)
+    assert (len(train), len(test)) == sizes
+    assert (digest(train), digest(test)) == (train_hash, test_hash)
+
+
+def test_steps_on_the_demo_give_the_published_rows(tokenizer, capsys):
+    """The steps of 01_create_dataset with its defaults."""
+    rows, _ = data.load("demo")
+    rows, _ = data.drop_long(rows, data.token_lengths(rows, tokenizer), 512)
+    rows, _ = data.drop_special_tokens(rows, tokenizer)
+    rows = [row for row in rows if "as an ai" not in data.answer_of(row).casefold()]
+    rows, _ = data.drop_exact(rows)
+    rows = without_near_duplicates(rows)
+    train, test = data.split(rows, 0.5, 0)
+    assert (len(train), len(test)) == (980, 990)
+    assert (digest(train), digest(test)) == ("7685170e63144fdb", "71206ab74a437d26")
+    assert "split: 197 groups in the column" in capsys.readouterr().out
+
+
+# --- a user's groups -----------------------------------------------------------------
+
+
+def test_split_by_the_groups_of_a_users_csv(tmp_path, capsys):
+    """Groups are text or numbers; rows with a blank group are split one by one."""
+    lines = ["question;answer;group"]
+    for n in range(60):
+        lines.append(f"What is fact number {n}?;f{n};{('7', ' ', 'a')[n % 3]}")
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    rows, _ = data.load(str(tmp_path / "mine.csv"))
+    capsys.readouterr()
+    train, test = data.split(rows, 0.4, 0)
+    out = "split: 2 groups in the column `group` stay together\n"
+    assert capsys.readouterr().out == out
+    assert len(train) + len(test) == 60
+    assert not {r["group"] for r in train} & {r["group"] for r in test} - {""}
+    assert "" in {r["group"] for r in train} and "" in {r["group"] for r in test}
+
+
+def test_split_without_groups_prints_nothing(capsys):
+    data.split([row(f"question number {n}") for n in range(9)], 0.3, 0)
+    assert capsys.readouterr().out == ""
+
+
+def test_split_of_one_group_names_the_column():
+    rows = [row(f"question number {n}", group="all") for n in range(9)]
+    with pytest.raises(ValueError, match=r"leaves 1 sets.*remove the column `group`"):
+        data.split(rows, 0.3, 0)
+
+
+def test_split_with_as_many_groups_as_rows():
+    rows = [row(f"fact {n}", group=f"g{n}") for n in range(3000)]
+    train, test = data.split(rows, 0.5, 0)
+    assert len(train) == len(test) == 1500
