@@ -95,6 +95,7 @@ def lab(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
+    """Run the notebook in JupyterLab, and use the planner and the chat box."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "widgets")
     parser.add_argument("--chromium", default=shutil.which("chromium"))

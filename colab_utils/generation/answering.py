@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from typing_extensions import Unpack
 
-    from colab_utils.fast.decoder import Plain, Static
+    from colab_utils.fast.decoder import Plain
+    from colab_utils.fast.static_cache import Static
     from colab_utils.generation.sampling import Sampler, Sampling
 
 

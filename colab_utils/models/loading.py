@@ -14,7 +14,7 @@ from colab_utils.models.sources import Source
 
 if TYPE_CHECKING:
     import torch
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -64,7 +64,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     right. Raises what `load_config` raises, and ValueError without a pad token.
     """
     from transformers import AutoTokenizer
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     source = Source(name)
     source.check_files("tokenizer.json", "tokenizer.model")
