@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDED = (
     "import ",
     "ADAPTER_NAME =",
+    "Workspace.open",
     "folder =",
     "load_adapter",
     "questions =",
