@@ -141,7 +141,7 @@ def use_planner(page: Any, expect: Any, out: Path) -> None:
     """Move the planner's sliders, and check that image and text follow."""
     box = page.locator(".widget-vbox", has=page.locator("img.widget-image")).last
     image, text = box.locator("img"), box.locator(".widget-html").last
-    expect(text).to_contain_text("no layers recomputed", timeout=60_000)
+    expect(text).to_contain_text("checkpointing for no layers", timeout=60_000)
     box.scroll_into_view_if_needed()
     page.screenshot(path=out / "planner-first.png")
     assert box.evaluate("e => e.scrollWidth <= e.clientWidth"), (
@@ -155,7 +155,7 @@ def use_planner(page: Any, expect: Any, out: Path) -> None:
         )
         readout.fill(value)
         readout.press("Enter")
-    expect(text).not_to_contain_text("no layers recomputed")
+    expect(text).not_to_contain_text("checkpointing for no layers")
     expect(image).not_to_have_attribute("src", before)
     page.screenshot(path=out / "planner-longer.png")
     box.locator("select").first.select_option("full")
