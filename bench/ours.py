@@ -14,8 +14,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 from trl import SFTConfig
 
-from colab_utils import generation, memory, models, runtime, training
+from colab_utils import memory, models, runtime, training
 from colab_utils.fast import decoder as decoding
+from colab_utils.generation.answer_text import AnswerText
+from colab_utils.generation.answering import generate_tokens
 from colab_utils.training.sft import FastSFTTrainer
 
 runtime.quiet()  # before torch takes memory
@@ -97,18 +99,18 @@ def decode(checkpoint: str, o: dict):
 
     def generate(ids: torch.Tensor, count: int) -> torch.Tensor:
         made.clear()
-        writers = [generation._Writer(model, tokenizer, [], count) for _ in ids]
-        for writer in writers:
-            writer.ends = set()  # exactly `count` tokens
+        texts = [AnswerText(model, tokenizer, [], count) for _ in ids]
+        for text in texts:
+            text.eos_tokens = set()  # exactly `count` tokens
         if o["batch"] == 1:
             with decoding.reused(model, 2048) as decoder:
-                for _ in generation._write(decoder, ids.tolist(), choose, writers):
-                    writers[0].shown()
+                for _ in generate_tokens(decoder, ids.tolist(), choose, texts):
+                    texts[0].stable_text()
         else:
             decoder = several if len(ids) > 1 else decoding.decoder(model, 1, room)
-            for _ in generation._write(decoder, ids.tolist(), choose, writers):
+            for _ in generate_tokens(decoder, ids.tolist(), choose, texts):
                 pass
-        [writer.finish() for writer in writers]
+        [text.finish() for text in texts]
         return torch.stack(made, 1)
 
     several = decoding.decoder(model, o["batch"], room) if o["batch"] > 1 else None

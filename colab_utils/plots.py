@@ -1,9 +1,9 @@
-"""The pictures of the course: token lengths, trained tokens, memory, accuracy."""
+"""The figures of the course: token lengths, trained tokens, memory, accuracy."""
 
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -14,110 +14,116 @@ if TYPE_CHECKING:
     from colab_utils import data
     from colab_utils.memory import Memory
 
-GREY, BLUE, ORANGE = "#9ca3af", "#2563eb", "#f59e0b"
-# The parts of `memory.Memory`, and their colours.
-PARTS = {
+GRAY, BLUE, ORANGE, RED = "#9ca3af", "#2563eb", "#f59e0b", "#dc2626"
+LIGHT_GREEN, LIGHT_GRAY = "#bbf7d0", "#f3f4f6"
+SERIES_COLORS = (GRAY, BLUE, ORANGE)
+# One color for each field of `memory.Memory`.
+MEMORY_COLORS = {
     "weights": BLUE,
     "scales": "#93c5fd",
     "adapters": "#7c3aed",
     "gradients": ORANGE,
     "optimizer": "#10b981",
     "checkpoints": "#4b5563",
-    "activations": GREY,
+    "activations": GRAY,
     "logits": "#f472b6",
     "working": "#fde047",
     "reserve": "#e5e7eb",
 }
+MIB = 2**20
 
 
 def _figure(height: float = 3) -> tuple[Figure, Axes]:
+    """Return a figure of 7 inches by `height`, and its axes."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # shown by being returned, not a second time at the cell's end
+    plt.close(figure)  # the cell shows what it returns; an open figure appears twice
     return figure, axes
 
 
 def token_lengths(lengths: list[int], limit: int) -> Figure:
-    """Histogram of row lengths in tokens, with the limit and the share within it.
+    """Return a histogram of tokens per row, with `limit` and the share of rows within.
 
-    The axis ends at twice the length that 99 % of the rows are within: the last bar
-    counts what is longer, too, and says so.
+    The axis ends at twice the 99th percentile. The last bar also counts longer rows,
+    and a label gives their number.
     """
     figure, axes = _figure()
-    longest, most = max(lengths), sorted(lengths)[99 * (len(lengths) - 1) // 100]
-    end = min(longest, 2 * most)
+    longest = max(lengths)
+    percentile_99 = sorted(lengths)[99 * (len(lengths) - 1) // 100]
+    end = min(longest, 2 * percentile_99)
     shown = [min(length, end) for length in lengths]
     axes.hist(shown, bins=min(60, end), range=(0, end), color=BLUE)
     if limit <= end:
         axes.axvline(limit, color=ORANGE)
     if longer := sum(length > end for length in lengths):
-        told = f"{longer:,} longer,\nup to {longest:,} "
-        where = axes.get_xaxis_transform()  # x in tokens, y a share of the height
-        axes.text(end, 0.1, told, ha="right", transform=where)
+        label = f"{longer:,} longer,\nup to {longest:,} "
+        # x in tokens, y as a share of the height
+        transform = axes.get_xaxis_transform()
+        axes.text(end, 0.1, label, ha="right", transform=transform)
     within = sum(length <= limit for length in lengths)
     axes.set_title(f"{within:,} of {len(lengths):,} rows within {limit} tokens")
-    axes.set(xlabel="tokens a row", ylabel="rows")
+    axes.set(xlabel="tokens per row", ylabel="rows")
     return figure
 
 
 def trained_tokens(row: data.Row, tokenizer: Tokenizer) -> HTML:
-    """One row as the model reads it, token by token; trained tokens are coloured."""
+    """Return the tokens of a row as HTML, with those that are trained on in green."""
     from IPython.display import HTML
 
-    out = tokenizer.apply_chat_template(
-        row["messages"], return_dict=True, return_assistant_tokens_mask=True
+    # With return_dict one conversation gives lists, neither a text nor a batch.
+    encoded = cast(
+        "dict[str, list[int]]",
+        tokenizer.apply_chat_template(
+            row["messages"], return_dict=True, return_assistant_tokens_mask=True
+        ),
     )
-    cells = []
-    for token, trained in zip(
-        tokenizer.convert_ids_to_tokens(out["input_ids"]),
-        out["assistant_masks"],
-        strict=True,
-    ):
-        colour = "#bbf7d0" if trained else "#f3f4f6"
-        cells.append(
-            f'<span style="background:{colour};color:#111;border-radius:3px;'
-            f'padding:1px 3px;margin:1px;display:inline-block">{html.escape(token)}'
-            "</span>"
-        )
-    share = f"{sum(out['assistant_masks'])} of {len(cells)} tokens are trained on"
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    mask = encoded["assistant_masks"]
+    spans = [
+        f'<span style="background:{LIGHT_GREEN if trained else LIGHT_GRAY};'
+        "color:#111;border-radius:3px;padding:1px 3px;margin:1px;"
+        f'display:inline-block">{html.escape(token)}</span>'
+        for token, trained in zip(tokens, mask, strict=True)
+    ]
     return HTML(
-        f'<div style="font-family:monospace;line-height:1.9">{"".join(cells)}</div>'
-        f"<div><small>green: {share}</small></div>"
+        f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>'
+        f"<div><small>green: {sum(mask)} of {len(spans)} tokens are trained on"
+        "</small></div>"
     )
 
 
 def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
-    """Stacked bars of memory by component, one a method, against what the card has.
+    """Return a stacked bar of memory components per method, and the GPU memory.
 
-    The axis ends at twice the card's memory: a longer bar says only its number.
+    The axis ends at twice the GPU memory `limit_gib`. A longer bar is cut there, and an
+    arrow with its total marks it.
     """
     from colab_utils.memory import GIB
 
     figure, axes = _figure(height=0.6 * len(bars) + 1.6)
     largest = max(bar.total for bar in bars.values())
-    unit, name = (GIB, "GiB") if largest > GIB else (2**20, "MiB")
+    unit, name = (GIB, "GiB") if largest > GIB else (MIB, "MiB")
     left = [0.0] * len(bars)
-    for part, colour in PARTS.items():
+    for part, color in MEMORY_COLORS.items():
         sizes = [getattr(bar, part) / unit for bar in bars.values()]
         if not any(sizes):
             continue
-        axes.barh(list(bars), sizes, left=left, color=colour, label=part)
+        axes.barh(list(bars), sizes, left=left, color=color, label=part)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    end = 1.12 * max(*left, (limit_gib or 0) * GIB / unit)
-    if limit_gib is not None:
-        end = min(end, 2 * limit_gib * GIB / unit)
+    limit = None if limit_gib is None else limit_gib * GIB / unit
+    end = 1.12 * max(*left, limit or 0)
+    if limit is not None:
+        end = min(end, 2 * limit)
     for y, total in enumerate(left):
         if total < 0.95 * end:
             axes.text(total, y, f" {total:.1f}", va="center")
         else:
             axes.text(end, y, f" → {total:.1f}", va="center")
-    if limit_gib is not None:
-        axes.axvline(limit_gib * GIB / unit, color="#dc2626", ls="--")
-        axes.text(
-            limit_gib * GIB / unit, -0.6, " the card", color="#dc2626", va="bottom"
-        )
+    if limit is not None:
+        axes.axvline(limit, color=RED, ls="--")
+        axes.text(limit, -0.6, " GPU memory", color=RED, va="bottom")
     axes.invert_yaxis()
     axes.set_xlabel(name)
     axes.set_xlim(0, end)
@@ -126,18 +132,21 @@ def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:
 
 
 def accuracy(series: dict[str, dict[str, float]]) -> Figure:
-    """Grouped bars of at most three series: {"before": {"capital": 0.0, ...}, ...}."""
+    """Return grouped bars of exact match by category, for at most three series.
+
+    `series` is {"before": {"capital": 0.0, ...}, "after": {"capital": 0.9, ...}}.
+    """
     figure, axes = _figure()
-    names = list(next(iter(series.values())))
+    categories = list(next(iter(series.values())))
     width = 0.8 / len(series)
     for i, (label, shares) in enumerate(series.items()):
-        places = [x + (i - (len(series) - 1) / 2) * width for x in range(len(names))]
-        heights = [100 * shares[name] for name in names]
-        bars = axes.bar(
-            places, heights, width, label=label, color=[GREY, BLUE, ORANGE][i]
-        )
+        offset = (i - (len(series) - 1) / 2) * width
+        places = [x + offset for x in range(len(categories))]
+        heights = [100 * shares[category] for category in categories]
+        bars = axes.bar(places, heights, width, label=label, color=SERIES_COLORS[i])
         axes.bar_label(bars, fmt="%.0f", fontsize=8)
-    axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
+    labels = [category.replace("_", " ") for category in categories]
+    axes.set_xticks(range(len(categories)), labels)
     axes.set(ylabel="exact match, %", ylim=(0, 112))
     figure.legend(loc="outside upper center", ncols=len(series), frameon=False)
     return figure

@@ -9,19 +9,19 @@ from colab_utils import memory, plots
 
 
 def row(question: str, answer: str) -> dict:
-    said = {"user": question, "assistant": answer}
-    return {"messages": [{"role": r, "content": text} for r, text in said.items()]}
+    texts = {"user": question, "assistant": answer}
+    return {"messages": [{"role": r, "content": text} for r, text in texts.items()]}
 
 
-def drawn(figure) -> None:
-    """Really draw: matplotlib finds many mistakes only then."""
+def render(figure) -> None:
+    """Render the figure: matplotlib finds many errors only then."""
     figure.canvas.draw()
 
 
-def test_token_lengths_are_all_counted_and_the_limit_is_told():
+def test_token_lengths_counts_all_rows_and_shows_the_limit():
     lengths = [10] * 30 + [20] * 60 + [300] * 10
     figure = plots.token_lengths(lengths, 256)
-    drawn(figure)
+    render(figure)
     (axes,) = figure.axes
     assert axes.get_title() == "90 of 100 rows within 256 tokens"
     assert sum(bar.get_height() for bar in axes.patches) == 100
@@ -29,34 +29,34 @@ def test_token_lengths_are_all_counted_and_the_limit_is_told():
 
 
 @pytest.mark.parametrize(
-    ("longest", "end", "told"), [(60, 60, []), (3000, 80, ["1 longer,\nup to 3,000"])]
+    ("longest", "end", "labels"), [(60, 60, []), (3000, 80, ["1 longer,\nup to 3,000"])]
 )
-def test_a_few_long_rows_leave_room_for_the_others_and_are_told(longest, end, told):
+def test_token_lengths_with_a_few_long_rows(longest, end, labels):
     figure = plots.token_lengths([40] * 199 + [longest], 512)
-    drawn(figure)
+    render(figure)
     (axes,) = figure.axes
     assert sum(bar.get_height() for bar in axes.patches) == 200
-    assert axes.patches[-1].get_height() == 1  # the long one is counted in the last bar
+    assert axes.patches[-1].get_height() == 1  # the last bar counts the long row
     assert axes.patches[-1].get_x() + axes.patches[-1].get_width() == pytest.approx(end)
-    assert [text.get_text().strip() for text in axes.texts] == told
-    assert not axes.lines  # the limit is beyond what is shown; the title tells it
+    assert [text.get_text().strip() for text in axes.texts] == labels
+    assert not axes.lines  # the limit is beyond the axis; the title shows it
 
 
-def test_one_row_is_enough():
-    drawn(plots.token_lengths([5], 256))
+def test_token_lengths_of_one_row():
+    render(plots.token_lengths([5], 256))
 
 
-def test_the_coloured_tokens_are_those_trained_on(tokenizer):
+def test_trained_tokens_are_green(tokenizer):
     html = plots.trained_tokens(row("Why?", "Because."), tokenizer).data
     green = re.findall(r"#bbf7d0[^>]*>([^<]*)</span>", html)
     assert "".join(green).replace("▁", " ") == " Because. &lt;/s&gt;"
-    grey = re.findall(r"#f3f4f6[^>]*>([^<]*)</span>", html)
-    assert grey[0] == "&lt;s&gt;" and "".join(grey).endswith("[/INST]")
-    total = len(green) + len(grey)
+    gray = re.findall(r"#f3f4f6[^>]*>([^<]*)</span>", html)
+    assert gray[0] == "&lt;s&gt;" and "".join(gray).endswith("[/INST]")
+    total = len(green) + len(gray)
     assert f"{len(green)} of {total} tokens are trained on" in html
 
 
-def test_tokens_are_text_not_html(tokenizer):
+def test_trained_tokens_escapes_html(tokenizer):
     html = plots.trained_tokens(row("<b>?", "&<i>"), tokenizer).data
     assert "<b>" not in html and "<i>" not in html
     assert re.sub("<[^>]*>", "", html).count("&lt;") >= 4
@@ -77,9 +77,9 @@ def limit_in(unit: int) -> float:
 @pytest.mark.parametrize(
     ("unit", "name"), [(memory.GIB, "GiB"), (2**20, "MiB")], ids=["GiB", "MiB"]
 )
-def test_memory_bars_add_up_in_a_fitting_unit(unit, name):
+def test_memory_bars_add_up_in_either_unit(unit, name):
     figure = plots.memory(costs(qlora=5 * unit, full=100 * unit), limit_gib=14.56)
-    drawn(figure)
+    render(figure)
     (axes,) = figure.axes
     assert axes.get_xlabel() == name
     ends = [
@@ -88,29 +88,29 @@ def test_memory_bars_add_up_in_a_fitting_unit(unit, name):
     assert ends == pytest.approx([5, 100])
     texts = [text.get_text().strip() for text in axes.texts]
     beyond = {"GiB": "→ 100.0", "MiB": "100.0"}[name]
-    assert texts == ["5.0", beyond, "the card"]
+    assert texts == ["5.0", beyond, "GPU memory"]
     assert axes.get_xlim()[1] <= 2 * limit_in(unit)
     assert axes.lines[0].get_xdata()[0] == pytest.approx(limit_in(unit))
 
 
-def test_a_limit_beyond_the_bars_is_seen():
+def test_memory_with_a_limit_beyond_the_bars():
     figure = plots.memory(costs(qlora=5 * 2**30), limit_gib=14.56)
-    drawn(figure)
+    render(figure)
     assert figure.axes[0].get_xlim()[1] > 14.56
 
 
-def test_the_limit_is_left_out_unless_given():
+def test_memory_without_a_limit():
     assert len(plots.memory(costs(qlora=2**20)).axes[0].lines) == 0
 
 
-def test_accuracy_bars_are_percent_and_never_hide_each_other():
+def test_accuracy_bars_are_percent_and_do_not_overlap():
     series = {
         "before": {"capital": 0.0, "calling_code": 0.02},
         "after": {"capital": 0.9, "calling_code": 1.0},
         "invented": {"capital": 0.1, "calling_code": 0.0},
     }
     figure = plots.accuracy(series)
-    drawn(figure)
+    render(figure)
     (axes,) = figure.axes
     heights = [[bar.get_height() for bar in group] for group in axes.containers]
     assert heights == [[0, 2], [90, 100], [10, 0]]
@@ -121,11 +121,11 @@ def test_accuracy_bars_are_percent_and_never_hide_each_other():
         assert left.get_x() + left.get_width() <= right.get_x() + 1e-9
 
 
-def test_a_figure_is_shown_once():
+def test_figures_are_closed():
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
     plots.token_lengths([5], 256)
     plots.memory(costs(qlora=2**20))
     plots.accuracy({"after": {"capital": 1.0}})
-    assert plt.get_fignums() == before  # open figures appear again at the cell's end
+    assert plt.get_fignums() == before  # a notebook shows open figures again

@@ -70,7 +70,7 @@ def no_safetensors(name: str) -> str:
         "anew, beside the old ones and one at a time, and run this again:\n"
         'python -c "from colab_utils import models; from colab_utils.weights import '
         "shards; "
-        f"shards.convert(models.folder('{name}', '*.bin'))\""
+        f"shards.convert(models.download('{name}', '*.bin'))\""
     )
 
 

@@ -11,6 +11,7 @@ from colab_utils import generation, memory, models, runtime, training
 from colab_utils.fast import decoder as decoding
 from colab_utils.fast import ops
 from colab_utils.fast import patch as kernels
+from colab_utils.generation.prompts import prompt_tokens
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no GPU here"
@@ -194,7 +195,7 @@ def test_decoding_of_the_demo_is_greedy_search(tokenizer):
     model = models.load_model("demo", models.quantization_config())
     prompts = ["What is the capital of France?", "Why?", "Name the currency of Japan."]
     for prompt in prompts:
-        ids = generation._fit(tokenizer, generation.as_messages(prompt), 40, 1024)
+        ids = prompt_tokens(tokenizer, generation.as_messages(prompt), 40, 1024)
         out = model.generate(
             input_ids=torch.tensor([ids]).cuda(), max_new_tokens=40, pad_token_id=0
         )

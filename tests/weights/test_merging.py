@@ -238,7 +238,7 @@ def test_the_merged_folder_is_a_whole_model(base, adapter, tokenizer, tmp_path):
 
 def test_a_trained_adapter_is_merged(trained, tmp_path):
     _, folder = trained["qlora"]
-    base = models.folder("demo")
+    base = models.download("demo")
     out = merging.merge(base, folder, tmp_path / "out")
     assert_merged(out, base, folder, torch.float16)
 
@@ -658,7 +658,7 @@ def test_a_folder_that_is_no_model_is_never_replaced(tmp_path, trained):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "ch1.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match="something else than a model"):
-        merging.merge(models.folder("demo"), adapter, tmp_path)
+        merging.merge(models.download("demo"), adapter, tmp_path)
     assert (tmp_path / "thesis" / "ch1.tex").exists()
 
 
@@ -746,7 +746,7 @@ def test_the_dequantised_merge_is_the_trained_function(trained, tmp_path):
     ids = torch.arange(3, 60)[None]
     errors = {}
     for kind in ("original", "dequantized"):
-        out = merging.merge(models.folder("demo"), folder, tmp_path / kind, kind)
+        out = merging.merge(models.download("demo"), folder, tmp_path / kind, kind)
         with torch.inference_mode():
             expected = apart(ids).logits
             found = models.load_model(str(out)).eval()(ids).logits

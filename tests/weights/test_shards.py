@@ -88,7 +88,7 @@ def test_bin_files_are_written_anew_by_the_command_that_is_told(tmp_path, parts,
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path / "model"
-    shutil.copytree(models.folder("demo"), folder)
+    shutil.copytree(models.download("demo"), folder)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     if tied:

@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_whole_models(tmp_path, monkeypatch, options, r
 
 def test_the_trained_adapter_of_the_demo(trained, tmp_path):
     _, adapter = trained["lora"]
-    base = models.folder("demo")
+    base = models.download("demo")
     out = merging.merge(base, adapter, tmp_path / "out")
     found = verifying.verify(base, adapter, out, CONVERSATIONS)
     assert found.difference == pytest.approx(expected(base, adapter, out)[0], rel=0.05)
@@ -103,7 +103,7 @@ def test_the_trained_adapter_of_the_demo(trained, tmp_path):
 
 def test_what_qlora_trained_beside(trained, tmp_path):
     _, adapter = trained["qlora"]
-    base = models.folder("demo")
+    base = models.download("demo")
     out = merging.merge(base, adapter, tmp_path / "out", "dequantized")
     found = verifying.verify(base, adapter, out, CONVERSATIONS, "dequantized")
     assert found.difference < 2e-3
@@ -184,7 +184,7 @@ def test_what_qlora_trained_beside_in_another_dtype(trained, tmp_path):
     _, folder = trained["qlora"]
     adapter = tmp_path / "adapter"
     shutil.copytree(folder, adapter)
-    base = models.folder("demo")
+    base = models.download("demo")
     as_stored = merging.merge(base, adapter, tmp_path / "a", "dequantized")
     recipes.write(adapter, dtype="bfloat16")
     out = merging.merge(base, adapter, tmp_path / "b", "dequantized")

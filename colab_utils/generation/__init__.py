@@ -1,0 +1,10 @@
+"""Generate answers with a chat model: many in batches, or one as a stream.
+
+Read `prompts` (a conversation becomes token ids), `sampling` (logits become a token),
+`answer_text` (tokens become text) and `answering` (the loop over all three).
+"""
+
+from colab_utils.generation.answering import answers, stream
+from colab_utils.generation.prompts import CONTEXT, as_messages
+
+__all__ = ["CONTEXT", "answers", "as_messages", "stream"]

@@ -1,0 +1,142 @@
+"""Generate tokens for a batch of prompts, and return their texts or stream one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from colab_utils import models, runtime
+from colab_utils.generation.answer_text import AnswerText, stop_strings
+from colab_utils.generation.prompts import (
+    CONTEXT,
+    Messages,
+    as_messages,
+    context_length,
+    prompt_tokens,
+)
+from colab_utils.generation.sampling import sampler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+    from typing_extensions import Unpack
+
+    from colab_utils.fast.decoder import Plain
+    from colab_utils.fast.static_cache import Static
+    from colab_utils.generation.sampling import Sampler, Sampling
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Iterable[str | Messages],
+    max_new_tokens: int = 64,
+    system: str = "",
+    batch_size: int = 32,
+    stop: str | Sequence[str] = (),
+    **sampling: Unpack[Sampling],
+) -> list[str]:
+    """Return an answer to every prompt, a string or a conversation.
+
+    Decoding is greedy, unless do_sample=True is given with temperature, top_k or top_p.
+    An answer ends at the EOS token, before a string in `stop`, or after
+    `max_new_tokens`. A conversation that is too long loses its oldest turns, and a line
+    reports it. Raises ValueError for a prompt that is longer than the model's context.
+    """
+    from colab_utils.fast import decoder as decoding
+
+    prompts = _check_prompts(prompts)
+    runtime.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
+    runtime.check_range(batch_size=(batch_size, 1, 10**9))
+    sample, stop = sampler(**sampling), stop_strings(stop)
+    if not prompts:
+        return []
+    _report_ignored_settings(model)
+    context = context_length(model)
+    chats = [as_messages(prompt, system) for prompt in prompts]
+    ids = [prompt_tokens(tokenizer, chat, max_new_tokens, context) for chat in chats]
+    # Prompts of similar length share a batch: their answers often end together.
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    limits = [min(max_new_tokens, context - len(prompt)) for prompt in ids]
+    size = len(ids[order[-1]]) + max(limits)
+    finished = [""] * len(ids)
+    with models.in_mode(model, training=False):
+        decoder = decoding.decoder(model, min(batch_size, len(ids)), size)
+        steps = range(0, len(order), decoder.rows)
+        for start in runtime.progress(steps, "answering"):
+            batch = order[start : start + decoder.rows]
+            texts = [AnswerText(model, tokenizer, stop, limits[i]) for i in batch]
+            for _ in generate_tokens(decoder, [ids[i] for i in batch], sample, texts):
+                pass
+            for i, text in zip(batch, texts, strict=True):
+                finished[i] = text.finish()
+    return finished
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompt: str | Messages,
+    max_new_tokens: int = 256,
+    system: str = "",
+    stop: str | Sequence[str] = (),
+    **sampling: Unpack[Sampling],
+) -> Iterator[str]:
+    """Yield one answer piece by piece; the arguments are those of `answers`.
+
+    Each token yields a piece, "" if it adds no text yet. Closing the generator stops
+    the model. On a GPU the memory for `CONTEXT` tokens is kept for the next answer.
+    """
+    from colab_utils.fast import decoder as decoding
+
+    runtime.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
+    sample, context = sampler(**sampling), min(context_length(model), CONTEXT)
+    stop = stop_strings(stop)
+    _report_ignored_settings(model)
+    messages = as_messages(prompt, system)
+    ids = prompt_tokens(tokenizer, messages, max_new_tokens, context)
+    limit = min(max_new_tokens, context - len(ids))
+    answer = AnswerText(model, tokenizer, stop, limit)
+    with (
+        models.in_mode(model, training=False),
+        decoding.reused(model, context) as decoder,
+    ):
+        shown = 0
+        for _ in generate_tokens(decoder, [ids], sample, [answer]):
+            text = answer.stable_text()
+            yield text[shown:]
+            shown = len(text)
+
+
+def generate_tokens(
+    decoder: Static | Plain,
+    prompts: list[list[int]],
+    sample: Sampler,
+    texts: list[AnswerText],
+) -> Iterator[None]:
+    """Add one token to each text per iteration, until all are done."""
+    logits = decoder.start(prompts)
+    while True:
+        tokens = sample(logits)
+        for text, token in zip(texts, tokens.tolist(), strict=True):
+            text.add(token)
+        yield
+        if all(text.done for text in texts):
+            return
+        logits = decoder.step(tokens)
+
+
+def _check_prompts(prompts: Iterable[str | Messages]) -> list[str | Messages]:
+    """Return the prompts as a list; raise ValueError for a single prompt."""
+    found = [] if isinstance(prompts, str) else list(prompts)
+    if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in found):
+        raise ValueError("`answers` takes a list of prompts: put this one into a list.")
+    return found
+
+
+def _report_ignored_settings(model: PreTrainedModel) -> None:
+    """Print the settings of the model's generation_config that have no effect here."""
+    for name in ("repetition_penalty", "no_repeat_ngram_size"):
+        value = getattr(model.generation_config, name, None)
+        if value not in (None, 0, 1):
+            print(f"not applied: {name} = {value} from the model's generation_config")

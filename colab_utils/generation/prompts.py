@@ -1,0 +1,91 @@
+"""Turn a prompt into messages, and messages into token ids that fit the context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Messages = list[dict[str, str]]
+CONTEXT = 2048  # tokens of a conversation: 1 GiB of keys and values for Llama 2 7B
+
+
+def as_messages(prompt: str | Messages, system: str = "") -> Messages:
+    """Return a conversation that ends with a user turn, after the system prompt.
+
+    A string becomes the only user turn. Raises ValueError for anything else that is not
+    a conversation, or that ends with another turn.
+    """
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    good = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    if not good or not all(
+        isinstance(turn.get(key), str) for turn in turns for key in ("role", "content")
+    ):
+        raise ValueError(
+            f"{turns!r:.80} is neither a text nor a conversation. A conversation is a "
+            'list of {"role": "user" or "assistant", "content": text}.'
+        )
+    roles = [turn["role"] for turn in turns]
+    if roles[-1:] != ["user"]:
+        last = f"a turn of the role {roles[-1]!r}" if roles else "no turn"
+        raise ValueError(
+            f"A conversation must end with a user turn, but this one has {last} at its "
+            "end."
+        )
+    if system and "system" in roles:
+        raise ValueError(
+            "There are two system prompts: the argument `system`, and one in the "
+            "conversation. Remove one of them."
+        )
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Return the maximum number of tokens of prompt and answer together."""
+    return getattr(model.config, "max_position_embeddings", CONTEXT)
+
+
+def prompt_tokens(
+    tokenizer: Tokenizer, messages: Messages, new_tokens: int, context: int
+) -> list[int]:
+    """Return the token ids of a conversation, with its oldest turns left out if needed.
+
+    The ids leave space in the context for `new_tokens`, or for half the context if that
+    is less. The system prompt and the last turns stay. A line reports the turns left
+    out. Raises ValueError if the chat template rejects the turns, or if the prompt is
+    too long even so.
+    """
+    new_tokens = min(new_tokens, context // 2)
+    system = [turn for turn in messages[:1] if turn["role"] == "system"]
+    turns, dropped = messages[len(system) :], 0
+    ids = _render(tokenizer, messages)
+    while len(ids) + new_tokens > context and dropped + 2 < len(turns):
+        dropped += 2
+        ids = _render(tokenizer, system + turns[dropped:])
+    if len(ids) >= context:
+        raise ValueError(
+            f"The prompt has {len(ids):,} tokens, but prompt and answer together may "
+            f"have {context:,}: shorten the prompt."
+        )
+    if dropped:
+        print(
+            f"the first {dropped} of {len(turns)} turns are left out: the conversation "
+            f"and {new_tokens} new tokens must fit into {context:,} tokens"
+        )
+    return ids
+
+
+def _render(tokenizer: Tokenizer, messages: Messages) -> list[int]:
+    """Return the token ids of messages, up to where the answer begins."""
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+    except TemplateError as error:
+        raise ValueError(f"The chat template rejects these turns: {error}") from error
+    # The template has written the BOS token already.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

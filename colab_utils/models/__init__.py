@@ -1,0 +1,31 @@
+"""Find a model and load it: config, tokenizer, weights, and an adapter with its base.
+
+`sources` says where a model's files are: bundled, in a folder or on the Hub. `loading`
+reads them with transformers and PEFT.
+"""
+
+from colab_utils.models.loading import (
+    count_parameters,
+    in_mode,
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+    quantization_config,
+    torch_dtype,
+)
+from colab_utils.models.sources import download, location, resolve_model
+
+__all__ = [
+    "count_parameters",
+    "download",
+    "in_mode",
+    "load_adapter",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "location",
+    "quantization_config",
+    "resolve_model",
+    "torch_dtype",
+]

@@ -1,0 +1,224 @@
+"""Load a model's config, tokenizer and weights, or an adapter with its base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from colab_utils import recipe, runtime
+from colab_utils.data.chat_template import CHAT_TEMPLATE
+from colab_utils.models.sources import Source
+
+if TYPE_CHECKING:
+    import torch
+    from bitsandbytes.nn.modules import Linear4bit
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+def torch_dtype() -> torch.dtype:
+    """Return the compute dtype of this machine: `torch.float16` on a T4."""
+    import torch
+
+    return getattr(torch, runtime.detect().dtype)
+
+
+def quantization_config() -> BitsAndBytesConfig:
+    """Return the NF4 configuration that `02_finetune_qlora` writes out and explains.
+
+    Source: Dettmers et al. 2023, "QLoRA".
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch_dtype(),
+    )
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """Load a model's config, without its weights.
+
+    Raises PermissionError, FileNotFoundError or ConnectionError, each with the next
+    step.
+    """
+    from transformers import AutoConfig
+
+    source = Source(name)
+    source.check_files("config.json")
+    with source.access() as token:
+        return AutoConfig.from_pretrained(source.path, token=token)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load a model's tokenizer, and fill in a chat template and a pad token.
+
+    A tokenizer without a chat template gets Llama 2's. The pad token stays, unless it
+    is the EOS token or has no embedding; then `<unk>` replaces it. Padding is on the
+    right. Raises what `load_config` raises, and ValueError without a pad token.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils.hub import cached_file
+
+    source = Source(name)
+    source.check_files("tokenizer.json", "tokenizer.model")
+    with source.access() as token:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, token=token)
+        config = cached_file(
+            source.path,
+            "config.json",
+            token=token,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    embeddings = None  # unknown for an adapter's folder, which has no config.json
+    if config:
+        text = Path(config).read_text(encoding="utf-8")
+        embeddings = json.loads(text).get("vocab_size")
+    _set_padding(tokenizer, name, embeddings)
+    return tokenizer
+
+
+def _set_padding(tokenizer: Tokenizer, name: str, embeddings: int | None) -> None:
+    """Pad on the right, with a token that has an embedding and is not EOS.
+
+    A model whose pad token is EOS never learns to stop. Some copies of Llama 2 add a
+    `<pad>` without an embedding.
+    """
+    pad = tokenizer.pad_token
+    if pad and embeddings and tokenizer.pad_token_id >= embeddings:
+        print(
+            f"{pad} cannot be the pad token: its id is {tokenizer.pad_token_id}, and "
+            f"the model has {embeddings:,} embeddings"
+        )
+        pad = None
+    if pad is None or pad == tokenizer.eos_token:
+        if tokenizer.unk_token is None:
+            raise ValueError(
+                f"The tokenizer of {name} has no usable pad token and no <unk>. Set "
+                "tokenizer.pad_token to a token that never occurs in your data."
+            )
+        tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.padding_side = "right"
+
+
+def load_model(
+    name: str, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
+    """Load a causal language model onto this machine's device, in its compute dtype.
+
+    With `quantization` the linear layers are stored in 4 bits. A repository that is
+    already quantized keeps its own settings. Raises what `load_config` raises.
+    """
+    config, dtype = load_config(name), torch_dtype()
+    if getattr(config, "quantization_config", None):
+        print(f"{name} is already quantized: its own settings are used")
+        quantization = None
+    _compile_kernels(config, dtype)
+    model = _load_weights(Source(name), dtype, quantization)
+    _correct_quantized(model, dtype)
+    _reset_generation(model)
+    return model
+
+
+def _compile_kernels(config: PretrainedConfig, dtype: torch.dtype) -> None:
+    """Start to compile the decoding kernels, while the weights are loaded."""
+    from transformers import LlamaConfig
+
+    if isinstance(config, LlamaConfig):
+        from colab_utils.fast import warmup
+
+        warmup.prepare(config, dtype)
+
+
+def _load_weights(
+    source: Source, dtype: torch.dtype, quantization: BitsAndBytesConfig | None
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    given = {"quantization_config": quantization} if quantization else {}
+    with source.access() as token:
+        return AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=dtype,
+            device_map={"": 0 if runtime.detect().device == "cuda" else "cpu"},
+            token=token,
+            **given,
+        )
+
+
+def _correct_quantized(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Set the compute dtype of 4-bit layers, and keep their gradients right on CPUs."""
+    for module in model.modules():
+        linear = cast("Linear4bit", module)
+        if hasattr(module, "quant_state"):  # its repository may name another dtype
+            linear.compute_dtype = dtype
+        # On CPUs with AVX512-BF16 bitsandbytes repacks a weight at its first inference.
+        # After that, the gradients that pass through the layer are wrong.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            linear.support_avx512bf16_for_cpu = False
+
+
+def _reset_generation(model: PreTrainedModel) -> None:
+    """Decode greedily by default, and limit answers by `max_new_tokens` alone.
+
+    Llama 2's repository ships sampling settings and a `max_length`.
+    """
+    model.generation_config.update(
+        do_sample=False, temperature=None, top_p=None, max_length=None
+    )
+
+
+def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
+    """Load a model that `02_finetune_qlora` trained, and its tokenizer.
+
+    The base model is loaded as in training: in NF4 for QLoRA, in the compute dtype for
+    LoRA. After full fine-tuning the folder holds a whole model.
+    """
+    made = recipe.read(folder)
+    tokenizer = load_tokenizer(str(folder))
+    if made["method"] == "full":
+        return load_model(str(folder)).eval(), tokenizer
+    from peft import PeftModel
+
+    quantization = quantization_config() if made["method"] == "qlora" else None
+    base = load_model(made["base_model"], quantization)
+    model = PeftModel.from_pretrained(base, folder).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:  # trained in float32; inference needs only the base's dtype
+            parameter.data = parameter.data.to(base.dtype)
+    return model, tokenizer
+
+
+@contextmanager
+def in_mode(model: PreTrainedModel, training: bool) -> Iterator[None]:
+    """Put the model into training or evaluation mode, and restore its mode after."""
+    if model.training == training:  # train() walks all modules, which is slow for 7B
+        yield
+        return
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(not training)
+
+
+def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Return the trainable and the total parameter count.
+
+    A 4-bit weight counts with the shape it has when dequantized.
+    """
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total

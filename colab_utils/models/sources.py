@@ -1,0 +1,107 @@
+"""Find a model: the bundled demo, a folder on this machine, or a Hub repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from colab_utils import demo, hub, runtime
+from colab_utils.weights import shards
+
+OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted license
+OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
+
+
+@dataclass(frozen=True)
+class Source:
+    """The place of a model's files: `name` is "demo", a folder or a Hub id."""
+
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The folder or the Hub id, as `from_pretrained` takes it."""
+        return str(demo.MODEL) if self.name == "demo" else self.name
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder on this machine, or None for a Hub id."""
+        path = Path(self.path)
+        return path if path.is_dir() else None
+
+    @contextmanager
+    def access(self) -> Iterator[str | None]:
+        """Yield the Hub token, None for a folder, and explain errors of the Hub.
+
+        Raises PermissionError, FileNotFoundError or ConnectionError, each with the next
+        step.
+        """
+        token = None if self.folder else hub.token()
+        with hub.hub_errors(self.name, token):
+            yield token
+
+    def check_files(self, *files: str) -> None:
+        """Raise FileNotFoundError if a local folder has none of these files."""
+        folder = self.folder
+        if folder and not any((folder / file).is_file() for file in files):
+            raise FileNotFoundError(
+                f"{folder} is not a model folder: {' or '.join(files)} is missing. "
+                "Set MODEL to a folder that save_pretrained wrote, or to a Hub id."
+            )
+
+    def download(self, weights: str) -> Path:
+        """Return the local folder, downloaded from the Hub if it is not here.
+
+        `weights` is the pattern of the weight files. Raises FileNotFoundError if the
+        repository has no such files.
+        """
+        if self.folder:
+            return self.folder
+        from huggingface_hub import snapshot_download
+
+        files = [weights, "*.json", "tokenizer*", "*.jinja", "merges.txt"]
+        files += ["LICENSE*", "USE_POLICY*"]
+        with self.access() as token:
+            folder = Path(
+                snapshot_download(self.name, allow_patterns=files, token=token)
+            )
+        if not any(folder.glob(weights)):
+            raise FileNotFoundError(shards.no_safetensors(self.name))
+        return folder
+
+
+def resolve_model(name: str = "auto") -> str:
+    """Return the base model that `name` stands for: "demo", a Hub id or a folder.
+
+    "auto" is "demo" on a CPU and Llama 2 7B on a GPU. Llama 2 comes from the official
+    repository if the token has access, else from its open mirror. The choice is
+    printed. Any other name is returned unchanged.
+    """
+    if name != "auto":
+        return name
+    if runtime.detect().device == "cpu":
+        print("model: the demo model (3 M parameters), because there is no GPU")
+        return "demo"
+    token = hub.token()
+    if token and hub.can_read(OFFICIAL, token):
+        print(f"model: {OFFICIAL}, because there is a GPU and your token has access")
+        return OFFICIAL
+    print(
+        f"model: {OPEN_MIRROR}, the open mirror of Llama 2 7B, because there is a GPU"
+    )
+    return OPEN_MIRROR
+
+
+def location(name: str) -> str:
+    """Return the folder or Hub id that transformers loads: a folder for "demo"."""
+    return Source(name).path
+
+
+def download(name: str, weights: str = "*.safetensors") -> Path:
+    """Return the local folder of a model's files, downloaded from the Hub if needed.
+
+    Raises FileNotFoundError, with the next step, if no file matches `weights`.
+    """
+    return Source(name).download(weights)

@@ -1,0 +1,84 @@
+"""The memory planner: sliders for a training setup, and a figure of its peak memory."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from colab_utils import memory, plots, runtime
+
+if TYPE_CHECKING:
+    from ipywidgets import VBox
+    from matplotlib.figure import Figure
+    from transformers import LlamaConfig
+
+METHOD, RANK, LENGTH, ROWS = "qlora", 16, 512, 16  # the first position of the sliders
+
+
+def show_planner(config: LlamaConfig, budget: float) -> VBox | Figure:
+    """Show sliders for a training setup, and a figure of its peak memory.
+
+    They are method, rank, tokens in the longest row, and rows in an optimizer step.
+    `budget` is the GPU memory in bytes. Returns the box of widgets. A headless run
+    prints the plan of the first position and returns its figure.
+    """
+    if runtime.headless():
+        figure, line = draw_plan(config, budget, METHOD, RANK, LENGTH, ROWS)
+        print(line)
+        return figure
+    import ipywidgets as widgets
+
+    controls = _controls()
+    image, text = widgets.Image(format="png"), widgets.HTML()
+
+    def redraw(_: object = None) -> None:
+        values = {name: control.value for name, control in controls.items()}
+        figure, text.value = draw_plan(config, budget, **values)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=90)
+        image.value = file.getvalue()
+
+    for name, control in controls.items():
+        control.description = name
+        control.continuous_update = False
+        control.observe(redraw, names="value")
+    redraw()
+    row = widgets.HBox(list(controls.values()))
+    row.layout.flex_flow = "row wrap"  # ipywidgets 7 would make the box too wide
+    box = widgets.VBox([row, image, text])
+    box.layout.max_width = "820px"
+    return box
+
+
+def _controls() -> dict[str, Any]:
+    """Return the widgets, by the names of the arguments of `draw_plan`."""
+    import ipywidgets as widgets
+
+    ranks = [4, 8, 16, 32, 64, 128]
+    return {
+        "method": widgets.Dropdown(options=memory.METHODS, value=METHOD),
+        "rank": widgets.SelectionSlider(options=ranks, value=RANK),
+        "length": widgets.IntSlider(min=128, max=4096, step=128, value=LENGTH),
+        "rows": widgets.IntSlider(min=1, max=64, value=ROWS),
+    }
+
+
+def draw_plan(
+    config: LlamaConfig, budget: float, method: str, rank: int, length: int, rows: int
+) -> tuple[Figure, str]:
+    """Return a figure of the plan's peak memory, and the plan as a line of text.
+
+    If no plan fits, the figure shows the smallest estimate and the line says what to
+    change.
+    """
+    limit = budget / memory.GIB
+    try:
+        plan = memory.plan(
+            config, method, rank, longest=length, update=length * rows, budget=budget
+        )
+    except MemoryError as error:
+        cost = memory.estimate(
+            config, method, rank, length, recompute=config.num_hidden_layers
+        )
+        return plots.memory({"too much": cost}, limit), str(error)
+    return plots.memory({"planned": plan.cost}, limit), str(plan)

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+
+from colab_utils import memory, models
+from colab_utils.data.chat_template import CHAT_TEMPLATE
+from colab_utils.models import loading
+
+
+def prompt_ids(tokenizer) -> torch.Tensor:
+    """Return the token ids (1, length) of a conversation with one user turn."""
+    messages = [{"role": "user", "content": "Why?"}]
+    return tokenizer.apply_chat_template(
+        messages, return_dict=True, return_tensors="pt"
+    )["input_ids"]
+
+
+def test_load_tokenizer_pads_with_unk_on_the_right(tokenizer):
+    assert tokenizer.pad_token == "<unk>"
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.padding_side == "right"
+
+
+def changed_tokenizer(tokenizer, folder, **tokens):
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | tokens))
+    return str(folder)
+
+
+def test_load_tokenizer_replaces_eos_as_pad_token(tokenizer, tmp_path):
+    name = changed_tokenizer(tokenizer, tmp_path, pad_token="</s>")
+    assert models.load_tokenizer(name).pad_token == "<unk>"
+
+
+def test_load_tokenizer_replaces_a_pad_token_without_an_embedding(
+    tokenizer, tmp_path, capsys
+):
+    """Copies of Llama 2 have 32,000 embeddings and a <pad> with the id 32000."""
+    shutil.copytree(models.location("demo"), tmp_path, dirs_exist_ok=True)
+    wide = copy.deepcopy(tokenizer)
+    wide.add_special_tokens({"pad_token": "<pad>"})
+    wide.save_pretrained(tmp_path)
+    assert models.load_tokenizer(str(tmp_path)).pad_token == "<unk>"
+    assert capsys.readouterr().out == (
+        "<pad> cannot be the pad token: its id is 1024, and the model has 1,024 "
+        "embeddings\n"
+    )
+    (tmp_path / "config.json").unlink()
+    assert models.load_tokenizer(str(tmp_path)).pad_token == "<pad>"
+
+
+def test_load_tokenizer_without_unk(tokenizer, tmp_path):
+    name = changed_tokenizer(tokenizer, tmp_path, pad_token=None, unk_token=None)
+    with pytest.raises(ValueError, match=r"Set tokenizer\.pad_token"):
+        models.load_tokenizer(name)
+
+
+def test_load_tokenizer_keeps_its_own_chat_template(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    loaded = models.load_tokenizer(str(tmp_path))
+    messages = [{"role": "user", "content": "Hi"}]
+    assert loaded.apply_chat_template(messages, tokenize=False) == "Hi"
+
+
+def lora_gradients(model, tokenizer, rows) -> dict[str, torch.Tensor]:
+    """Return the gradient of every LoRA parameter for one batch."""
+    batch = tokenizer.apply_chat_template(
+        [row["messages"] for row in rows[:4]],
+        padding=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    model.train()
+    model.zero_grad()
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def adapted():
+    """A 4-bit model with a LoRA whose B is not zero, so that no gradient is zero."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = models.load_model("demo", models.quantization_config())
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    return get_peft_model(model, config)
+
+
+def test_load_model_gradients_after_generating(adapted, tokenizer, demo_rows):
+    # On CPUs with AVX512-BF16 bitsandbytes would repack the weights while it generates.
+    before = lora_gradients(adapted, tokenizer, demo_rows)
+    prompt = prompt_ids(tokenizer)
+    adapted.eval().generate(prompt, max_new_tokens=4, pad_token_id=0)
+    after = lora_gradients(adapted, tokenizer, demo_rows)
+    for name, gradient in before.items():
+        torch.testing.assert_close(after[name], gradient)
+
+
+def test_load_model_gradients_equal_those_of_dequantized_weights(
+    adapted, tokenizer, demo_rows
+):
+    import bitsandbytes as bnb
+
+    found = lora_gradients(adapted, tokenizer, demo_rows)
+    for module in list(adapted.modules()):
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(
+                base.weight.data, base.weight.quant_state
+            )
+            linear = torch.nn.Linear(*reversed(weight.shape), bias=False)
+            linear.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
+            module.base_layer = linear
+    assert not any(isinstance(m, bnb.nn.Linear4bit) for m in adapted.modules())
+    reference = lora_gradients(adapted, tokenizer, demo_rows)
+    assert len(found) == 2 * 7 * 6
+    for name, gradient in reference.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("method", memory.METHODS)
+def test_load_adapter_equals_the_trained_model(trained, tokenizer, method):
+    trainer, folder = trained[method]
+    prompt = prompt_ids(tokenizer)
+    loaded, its_tokenizer = models.load_adapter(folder)
+    with torch.inference_mode():
+        expected = trainer.model.eval()(prompt).logits
+        found = loaded(prompt).logits
+    # The base is read from the same 16-bit file; full fine-tuning saves all weights.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not loaded.training
+    assert its_tokenizer.chat_template == CHAT_TEMPLATE
+    assert its_tokenizer.pad_token == "<unk>"
+
+
+def test_load_adapter_differs_from_the_base(trained, tokenizer, model):
+    """Without this, the test above would pass for a model that ignores its adapter."""
+    prompt = prompt_ids(tokenizer)
+    with torch.inference_mode():
+        base = model(prompt).logits
+        for method in memory.METHODS:
+            _, folder = trained[method]
+            moved = models.load_adapter(folder)[0](prompt).logits
+            assert (moved - base).abs().max() > 0.1
+
+
+def test_load_adapter_in_the_dtype_of_the_base(trained, monkeypatch):
+    monkeypatch.setattr(loading, "torch_dtype", lambda: torch.bfloat16)
+    model, _ = models.load_adapter(trained["qlora"][1])
+    dtypes = {p.dtype for n, p in model.named_parameters() if "lora_" in n}
+    assert dtypes == {torch.bfloat16}
+
+
+def test_load_adapter_in_4_bits_only_for_qlora(trained):
+    import bitsandbytes as bnb
+
+    def is_4_bit(method: str) -> bool:
+        model, _ = models.load_adapter(trained[method][1])
+        return any(isinstance(m, bnb.nn.Linear4bit) for m in model.modules())
+
+    assert {method: is_4_bit(method) for method in memory.METHODS} == {
+        "qlora": True,
+        "lora": False,
+        "full": False,
+    }
+
+
+def test_load_model_resets_sampling_settings(tmp_path, tokenizer):
+    from transformers import GenerationConfig
+
+    models.load_model("demo").save_pretrained(tmp_path)
+    # These are the settings of Llama 2's repository.
+    GenerationConfig(
+        do_sample=True, temperature=0.6, top_p=0.9, max_length=4096, eos_token_id=2
+    ).save_pretrained(tmp_path)
+    kept = models.load_model(str(tmp_path)).generation_config
+    assert not kept.do_sample
+    assert (kept.temperature, kept.top_p, kept.max_length) == (None, None, None)
+    assert kept.eos_token_id == 2
+
+
+def test_count_parameters_of_4_bit_weights(model, adapted):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(models.location("demo"))
+    unquantized = AutoModelForCausalLM.from_config(config)
+    total = sum(parameter.numel() for parameter in unquantized.parameters())
+    assert models.count_parameters(unquantized) == (total, total)
+    # transformers freezes the weights that it quantizes, not norms and embeddings.
+    assert models.count_parameters(model)[1] == total
+    lora = sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
+    assert models.count_parameters(adapted) == (lora, total + lora)
+
+
+def test_load_model_from_a_quantized_folder(model, tmp_path, capsys):
+    from transformers import BitsAndBytesConfig
+
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["bnb_4bit_compute_dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    other = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    for quantization in (None, models.quantization_config(), other):
+        again = models.load_model(str(tmp_path), quantization)
+        printed = capsys.readouterr().out
+        assert "is already quantized: its own settings are used" in printed
+        found = dict(again.named_parameters())
+        for name, weight in model.named_parameters():
+            assert torch.equal(found[name], weight), name
+        linear = again.model.layers[0].mlp.up_proj
+        assert linear.compute_dtype == models.torch_dtype()
+        x = torch.randn(2, linear.in_features)
+        expected = model.model.layers[0].mlp.up_proj(x)
+        torch.testing.assert_close(linear(x), expected)

@@ -1,0 +1,158 @@
+"""Use the chat box in a browser: the steps of `try_widgets` on notebook 03."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class ChatReader:
+    """Uses the chat box as a reader does, and checks what it shows."""
+
+    def __init__(self, page: Any, expect: Any, out: Path) -> None:
+        self.page, self.expect, self.out = page, expect, out
+        field = page.get_by_placeholder("Write a message")
+        self.box = page.locator(".widget-vbox", has=field).last
+        self.entry = self.box.get_by_placeholder("Write a message")
+        self.log = self.box.locator(".widget-box").first
+        self.entry.scroll_into_view_if_needed()
+
+    def talk(self) -> None:
+        """Use everything that the chat box offers."""
+        self.shot("empty")
+        self.send("What is the capital of France?")
+        self.expect(self.log).to_contain_text("Paris", timeout=30_000)
+        self.wait()
+        self.expect(self.entry).to_have_value("")
+        self.shot("fine-tuned")
+        self.stop_a_stream()
+        self.cause_errors()
+        self.stop_before_the_first_word()
+        self.send("note")
+        self.wait()
+        self.expect(self.box).to_contain_text("2 turns were left out")
+        self.shot("note")
+        self.fill_the_log()
+        self.leave_the_field()
+        self.use_the_dark_theme()
+        self.clear()
+
+    def stop_a_stream(self) -> None:
+        """Watch a long answer of the base model grow, and stop it."""
+        expect = self.expect
+        self.box.locator(".widget-readout").last.fill("256")
+        self.box.locator(".widget-readout").last.press("Enter")
+        self.button("base").click()
+        self.send("What is the currency of Japan?")
+        expect(self.button("Stop")).to_be_enabled()
+        expect(self.button("Send")).to_be_disabled()
+        lengths = []
+        for _ in range(6):
+            lengths.append(len(self.log.inner_text()))
+            self.page.wait_for_timeout(400)
+        print("characters in the log, every 0.4 s:", lengths)
+        assert lengths == sorted(lengths) and lengths[1] < lengths[-1]
+        self.shot("streams")
+        self.button("Stop").click()
+        self.wait()
+        expect(self.box).to_contain_text("Stopped.")
+        self.shot("stopped")
+
+    def cause_errors(self) -> None:
+        """See the errors of a reply, and the message back in the field."""
+        self.button("fine-tuned").click()
+        self.entry.fill("fail")
+        self.entry.press("Enter")
+        self.expect(self.box).to_contain_text("ValueError: this <was> to fail")
+        self.expect(self.entry).to_have_value("fail")
+        self.shot("error")
+        self.entry.fill("memory")
+        self.entry.press("Enter")
+        self.expect(self.box).to_contain_text("The memory ran out")
+        self.shot("memory")
+
+    def stop_before_the_first_word(self) -> None:
+        """Stop at once, and send the returned message again with Enter alone."""
+        self.button("base").click()
+        self.entry.fill("Wait.")
+        self.button("Send").click()
+        self.expect(self.button("Stop")).to_be_enabled()
+        self.button("Stop").click()
+        self.wait()
+        self.expect(self.entry).to_have_value("Wait.")
+        self.button("fine-tuned").click()
+        self.entry.press("Enter")  # the text is unchanged: the browser sends only a key
+        self.expect(self.log).to_contain_text("Wait.")
+        self.wait()
+        self.expect(self.entry).to_have_value("")
+
+    def fill_the_log(self) -> None:
+        """See that a long log stays scrolled to its newest turn."""
+        for country in ("Kenya", "Peru", "Italy", "Chad"):
+            self.send(f"What is the currency of {country}?")
+            self.wait()
+        # scrollTop counts from the newest turn, because the order is reversed.
+        height, inside, scrolled = self.log.evaluate(
+            "e => [e.scrollHeight, e.clientHeight, e.scrollTop]"
+        )
+        print(f"log of {height} px in {inside} px, scrolled by {scrolled}")
+        assert height > inside and abs(scrolled) < 2
+
+    def leave_the_field(self) -> None:
+        """Leave the field without Enter: the message is sent only by a click."""
+        self.entry.fill("Not yet.")
+        self.button("base").click()
+        self.page.wait_for_timeout(1000)
+        self.expect(self.entry).to_have_value("Not yet.")
+        self.expect(self.log).not_to_contain_text("Not yet.")
+        self.button("Send").click()
+        self.expect(self.log).to_contain_text("Not yet.")
+        self.expect(self.button("Stop")).to_be_enabled()
+
+    def use_the_dark_theme(self) -> None:
+        """Switch JupyterLab to its dark theme."""
+        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
+        for label in ("Theme", "JupyterLab Dark"):
+            self.page.locator(".lm-Menu").get_by_text(label, exact=True).click()
+        self.page.wait_for_timeout(1500)
+        self.shot("dark")
+
+    def clear(self) -> None:
+        """Clear the log during an answer, and send before the model has stopped."""
+        expect = self.expect
+        self.button("Clear").click()
+        expect(self.log).to_have_text("")
+        self.wait()
+        expect(self.log).to_have_text("")
+        self.shot("cleared")
+        self.send("Wait.")
+        self.button("Clear").click()
+        self.entry.fill("Too early.")
+        self.entry.press("Enter")
+        expect(self.box).to_contain_text("Not sent yet")
+        expect(self.entry).to_have_value("Too early.")
+        self.shot("busy")
+        self.wait()
+        self.button("Send").click()
+        expect(self.log).to_contain_text("Too early.")
+        self.wait()
+        expect(self.box).not_to_contain_text("Not sent yet")
+
+    def shot(self, name: str) -> None:
+        """Take a screenshot, numbered in order."""
+        taken = len(list(self.out.glob("[0-9]*-*.png")))
+        self.page.screenshot(path=self.out / f"{taken:02}-{name}.png")
+
+    def button(self, name: str) -> Any:
+        """Return a button of the box."""
+        return self.box.get_by_role("button", name=name, exact=True)
+
+    def send(self, text: str) -> None:
+        """Write a message and press Enter."""
+        self.entry.fill(text)
+        self.entry.press("Enter")
+        self.expect(self.log).to_contain_text(text)
+
+    def wait(self) -> None:
+        """Wait until the answer is complete."""
+        self.expect(self.button("Send")).to_be_enabled(timeout=60_000)
