@@ -63,7 +63,7 @@ def unsloth_peer():
     """Unsloth as its notebooks call it."""
     from unsloth import FastLanguageModel
 
-    from colab_utils.fast import layer as layers
+    from colab_utils.fast import lora
 
     emulate.limit()
     model, _ = FastLanguageModel.from_pretrained(
@@ -73,9 +73,12 @@ def unsloth_peer():
         load_in_4bit=True,
         local_files_only=True,
     )
-    names = [name for group in layers.GROUPS for name in group]
     model = FastLanguageModel.get_peft_model(
-        model, r=OPTIONS["r"], target_modules=names, lora_alpha=16, lora_dropout=0
+        model,
+        r=OPTIONS["r"],
+        target_modules=list(lora.LINEARS),
+        lora_alpha=16,
+        lora_dropout=0,
     )
     for name, weight in model.named_parameters():
         if "lora_" in name:

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from trl import SFTConfig
 
 from colab_utils import memory, models, runtime, training
-from colab_utils.fast import decoder as decoding
+from colab_utils.fast.decoder import borrow_decoder, make_decoder
 from colab_utils.generation.answer_text import AnswerText
 from colab_utils.generation.answering import generate_tokens
 from colab_utils.training.sft import FastSFTTrainer
@@ -103,15 +103,15 @@ def decode(checkpoint: str, o: dict):
         for text in texts:
             text.eos_tokens = set()  # exactly `count` tokens
         if o["batch"] == 1:
-            with decoding.reused(model, 2048) as decoder:
+            with borrow_decoder(model, 2048) as decoder:
                 for _ in generate_tokens(decoder, ids.tolist(), choose, texts):
                     texts[0].stable_text()
         else:
-            decoder = several if len(ids) > 1 else decoding.decoder(model, 1, room)
+            decoder = several if len(ids) > 1 else make_decoder(model, 1, room)
             for _ in generate_tokens(decoder, ids.tolist(), choose, texts):
                 pass
         [text.finish() for text in texts]
         return torch.stack(made, 1)
 
-    several = decoding.decoder(model, o["batch"], room) if o["batch"] > 1 else None
+    several = make_decoder(model, o["batch"], room) if o["batch"] > 1 else None
     return generate

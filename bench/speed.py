@@ -119,7 +119,7 @@ def unsloth_peer(checkpoint, o, ds, config, callbacks):
     """Unsloth as its notebooks call it."""
     from unsloth import FastLanguageModel
 
-    from colab_utils.fast import layer as layers
+    from colab_utils.fast import lora
 
     emulate.limit()
     model, tokenizer = FastLanguageModel.from_pretrained(
@@ -132,7 +132,7 @@ def unsloth_peer(checkpoint, o, ds, config, callbacks):
     model = FastLanguageModel.get_peft_model(
         model,
         r=o["r"],
-        target_modules=[name for group in layers.GROUPS for name in group],
+        target_modules=list(lora.LINEARS),
         lora_alpha=16,
         lora_dropout=0,
         bias="none",

@@ -12,8 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "peft", "trl"}
 HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hub"}
 # Imported by training and answering alone, once torch and transformers are there.
-LATE = {"training.callbacks", "fast.decoder", "fast.patch", "fast.layer", "fast.ops"}
-LATE |= {"fast.static_cache", "fast.kernels", "training.sft"}
+LATE = {"training.callbacks", "fast.attention", "fast.attention_kernels"}
+LATE |= {"fast.autograd", "fast.decoder", "fast.kernels", "fast.layer", "fast.linears"}
+LATE |= {"fast.lora", "fast.loss", "fast.ops", "fast.patch", "fast.static_cache"}
+LATE |= {"fast.support", "training.sft"}
 PACKAGE = ROOT / "colab_utils"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -1,8 +1,11 @@
-"""Decode token by token: on a static cache (`Static`), or as transformers does."""
+"""Decode token by token: on a static cache, or as transformers does.
+
+`make_decoder` returns a decoder for a batch of conversations. `borrow_decoder` lends
+the one that a model keeps between answers, and `release_decoder` frees it.
+"""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,94 +13,91 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from colab_utils import memory
-from colab_utils.fast import layer as layers
-from colab_utils.fast.static_cache import Static
+from colab_utils.fast import lora, support
+from colab_utils.fast.static_cache import StaticDecoder
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedModel
-
-ROPES = ("default", "linear", "llama3")  # angles that don't depend on the length
+    from transformers import PreTrainedModel
 
 
-def why_not(model: PreTrainedModel) -> str | None:
-    """Why `Static` can't decode this model, or None."""
-    inner = layers.llama(model)
-    if inner is None:
-        return "the model is no LlamaForCausalLM"
-    config = inner.config
-    rope = config.rope_parameters["rope_type"]
-    if config.hidden_act != "silu" or rope not in ROPES:
-        return f"its activation is {config.hidden_act}, its positions are {rope}"
-    if len({p.device for p in inner.model.parameters()}) > 1:
-        return "it is spread over several devices"
-    if not layers.plain_norms(inner):
-        return "its norms are adapted, or of another kind"
-    return layers.problem(inner.model.layers, _problem)
+def make_decoder(
+    model: PreTrainedModel, rows: int, size: int
+) -> StaticDecoder | ReferenceDecoder:
+    """Return a decoder of `rows` conversations of up to `size` tokens each.
 
-
-def _problem(linear: Any) -> str | None:
-    """What keeps `Static` from computing a linear layer."""
-    if layers.base(linear) is linear or linear.disable_adapters or linear.merged:
-        return None
-    active = [name for name in linear.active_adapters if name in linear.lora_A]
-    if len(active) > 1:
-        return "has more than one adapter"
-    if any(linear.lora_variant.get(n) or linear.lora_bias.get(n) for n in active):
-        return "has another kind of LoRA (DoRA, a bias, ...)"
-    return None
-
-
-def decoder(model: PreTrainedModel, rows: int, size: int) -> Static | Plain:
-    """What decodes `rows` conversations of up to `size` tokens; a slow one says why.
-
-    It has fewer rows where a GPU has no room for the keys and values of so many. Raises
-    ValueError for an adapter that is a prompt, which needs more than scores.
+    It has fewer rows where the GPU's memory does not suffice for the keys and values of
+    all. Where no static cache is possible, it prints why. Raises ValueError for an
+    adapter that is a prompt, which a decoder would leave out.
     """
-    if layers.has_prompt(model):
-        raise ValueError("The adapter is a prompt, no LoRA: use model.generate.")
-    if reason := why_not(model):
-        print(f"plain decoding: {reason}")
-        return Plain(model, rows)
+    if support.is_prompt(model):
+        raise ValueError("The adapter is a prompt, not a LoRA: use model.generate.")
+    if problem := support.decoding_problem(model):
+        print(f"reference decoding: {problem}")
+        return ReferenceDecoder(model, rows)
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        one = memory.kv_cache_bytes(model.config, size)
+        one = memory.kv_cache_bytes(lora.llama(model).config, size)
         rows = max(1, min(rows, int(0.6 * free / one)))
-    return Static(model, rows, size)
+    return StaticDecoder(model, rows, size)
 
 
-# What answered last, kept for the next answer: its memory, and the recorded step.
-_last: weakref.WeakKeyDictionary[LlamaForCausalLM, Static] = weakref.WeakKeyDictionary()
+class Kept:
+    """The decoder that a model keeps for its next answer; copies of it are empty."""
+
+    NAME = "_kept_decoder"  # the attribute of a LlamaForCausalLM
+
+    def __init__(self, decoder: StaticDecoder | None = None) -> None:
+        self.decoder = decoder
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        """Copy and pickle without the decoder: a CUDA graph can't be copied."""
+        return Kept, ()
+
+    @classmethod
+    def take(cls, model: torch.nn.Module) -> StaticDecoder | None:
+        """Return the decoder of a model, which then keeps none."""
+        inner = lora.find_llama(model)
+        kept = None if inner is None else vars(inner).pop(cls.NAME, None)
+        return kept.decoder if kept else None
 
 
-def forget(inner: LlamaForCausalLM) -> None:
-    """Give back the memory that `reused` keeps for a model."""
-    _last.pop(inner, None)
+def release_decoder(model: torch.nn.Module) -> None:
+    """Free the memory that a model keeps for its next answer."""
+    Kept.take(model)
 
 
 @contextmanager
-def reused(model: PreTrainedModel, size: int) -> Iterator[Static | Plain]:
-    """A decoder of one row: that of the last time where the model is still the same.
+def borrow_decoder(
+    model: PreTrainedModel, size: int
+) -> Iterator[StaticDecoder | ReferenceDecoder]:
+    """Lend the decoder of one row that the model keeps, or a new one.
 
-    It belongs to one reader at a time; a second one meanwhile gets another.
+    It is a new one where the model has changed since, or where somebody else has
+    borrowed it. Afterwards the model keeps it: its memory, and its recorded step.
     """
-    inner = layers.llama(model)
-    last = _last.pop(inner, None) if inner is not None else None
-    if last is None or why_not(model) or not last.fits(model, size):
-        del last  # before its memory is needed again
-        last = decoder(model, 1, size)
+    kept: StaticDecoder | ReferenceDecoder | None = Kept.take(model)
+    if isinstance(kept, StaticDecoder) and (
+        support.decoding_problem(model) or not kept.fits(model, size)
+    ):
+        kept = None  # its memory is free for the next one
+    decoder = kept or make_decoder(model, 1, size)
     try:
-        yield last
+        yield decoder
     finally:
-        if isinstance(last, Static):
-            _last[inner] = last
+        if isinstance(decoder, StaticDecoder):
+            vars(lora.llama(model))[Kept.NAME] = Kept(decoder)
 
 
-class Plain:
-    """The same for any model, as transformers computes it: a cache that grows."""
+class ReferenceDecoder:
+    """A decoder of any model, as transformers computes it, on a cache that grows.
+
+    `start` and `step` are those of a `StaticDecoder`.
+    """
 
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
         self.model, self.rows = model, rows
+        self.cache: Any = None
 
     @torch.inference_mode()
     def start(self, prompts: list[list[int]]) -> torch.Tensor:
@@ -117,6 +117,7 @@ class Plain:
         return self._forward(tokens[:, None], self.mask.sum(1, keepdim=True) - 1)
 
     def _forward(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Return the scores after the last token of each row."""
         out = self.model(
             input_ids=ids,
             attention_mask=self.mask,

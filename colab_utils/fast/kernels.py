@@ -1,28 +1,30 @@
-"""The element-wise GPU kernels of the fast path, in Triton: from a T4 (7.5) on.
+"""The element-wise GPU kernels of the fast path, in Triton: compute capability 7.5 on.
 
-Each does in one pass over memory what plain torch does in several. `ops` has the same
-in torch, for CPUs and as the reference: tests compare the two.
+Each kernel reads and writes memory once where PyTorch does so several times. `ops` has
+the same functions in PyTorch: for CPUs, and as the reference of the tests.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-BYTES = 1024  # of packed 4-bit weights that one program unpacks
+BYTES = 1024  # of packed 4-bit weights that one program dequantizes
 
 
 @triton.jit
-def _dequantise_nf4(
+def _dequantize_nf4(
     packed, absmax, code2, absmax2, offset, code, out, n_bytes, N: tl.constexpr
 ):
     at = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     inside = at < n_bytes
     byte = tl.load(packed + at, inside, 0).to(tl.int32)
     block = at // 32  # 64 weights, 32 bytes, share a scale; 256 scales share another
-    quantised = tl.load(absmax + block, inside, 0).to(tl.int32)
-    scale = tl.load(code2 + quantised) * tl.load(absmax2 + block // 256, inside, 0)
+    quantized = tl.load(absmax + block, inside, 0).to(tl.int32)
+    scale = tl.load(code2 + quantized) * tl.load(absmax2 + block // 256, inside, 0)
     scale = scale + tl.load(offset)
     first = tl.load(code + (byte >> 4)) * scale
     second = tl.load(code + (byte & 15)) * scale
@@ -31,10 +33,13 @@ def _dequantise_nf4(
     tl.store(out + at, both, at < 2 * n_bytes)
 
 
-def nf4(weight: torch.Tensor, state, out: torch.Tensor) -> None:
-    """Unpack a doubly quantised NF4 weight into `out`, as bitsandbytes does in two."""
+def dequantize_nf4(weight: torch.Tensor, state: Any, out: torch.Tensor) -> None:
+    """Write a doubly quantized NF4 weight into `out`; bitsandbytes uses two kernels.
+
+    `state` is the weight's `quant_state`.
+    """
     n = weight.numel()
-    _dequantise_nf4[(triton.cdiv(n, BYTES),)](
+    _dequantize_nf4[(triton.cdiv(n, BYTES),)](
         weight,
         state.absmax,
         state.state2.code,
@@ -60,7 +65,7 @@ def _norm(x, weight, out, width, eps, N: tl.constexpr):
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm of rows (T, width)."""
+    """Return RMSNorm of rows (T, width)."""
     out, (rows, width) = torch.empty_like(x), x.shape
     block = triton.next_power_of_2(width)
     _norm[(rows,)](x, weight, out, width, eps, N=block, num_warps=8)
@@ -113,7 +118,7 @@ def norm_backward(
     residual: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """Gradient for x plus `residual`; `grad` is overwritten with the norm's output."""
+    """Return the gradient of x plus `residual`; write the norm's output into `grad`."""
     out, (rows, width) = torch.empty_like(x), x.shape
     block = triton.next_power_of_2(width)
     _norm_backward[(rows,)](
@@ -138,9 +143,9 @@ def _rotate(x, cos, sin, stride, half, sign, heads, H: tl.constexpr, D: tl.const
 
 
 def rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, sign: float
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, sign: float = 1
 ) -> None:
-    """Rotate the first `heads` heads of x (T, heads x D) in place; -1 turns back."""
+    """Rotate the first `heads` heads of x (T, heads x D) in place; -1 rotates back."""
     half = cos.shape[-1] // 2
     _rotate[(x.shape[0],)](
         x,
@@ -167,7 +172,7 @@ def _swiglu(gate, up, out, stride, width, N: tl.constexpr):
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of rows (T, width) whose strides are the same."""
+    """Return silu(gate) * up of rows (T, width) whose strides are the same."""
     rows, width = gate.shape
     out = gate.new_empty(rows, width)
     grid = (rows, triton.cdiv(width, 1024))
@@ -191,126 +196,7 @@ def _swiglu_backward(grad, both, width, N: tl.constexpr):
     tl.store(grad + row * width + at, silu * up, inside)
 
 
-def swiglu_backward(grad: torch.Tensor, both: torch.Tensor) -> None:
-    """Overwrite `both` with its gradient, and `grad` with swiglu(both)."""
+def swiglu_backward(grad: torch.Tensor, gate_up: torch.Tensor) -> None:
+    """Overwrite `gate_up` (T, 2 x width) with its gradient, and `grad` with swiglu."""
     rows, width = grad.shape
-    _swiglu_backward[(rows, triton.cdiv(width, 1024))](grad, both, width, N=1024)
-
-
-@triton.jit
-def _rotate_and_store(
-    q, k, v, cos, sin, keys, values, lengths, size, half, heads, kv_heads,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    place = tl.load(lengths + row).to(tl.int64)
-    at = tl.arange(0, D)[None, :]
-    c = tl.load(cos + place * 2 * half + at, at < half, 0).to(tl.float32)
-    s = tl.load(sin + place * 2 * half + at, at < half, 0).to(tl.float32)
-    head = tl.arange(0, H)[:, None]
-    inside = (head < heads) & (at < half)
-    first = q + (row * heads + head) * 2 * half + at
-    a = tl.load(first, inside, 0).to(tl.float32)
-    b = tl.load(first + half, inside, 0).to(tl.float32)
-    tl.store(first, a * c - b * s, inside)
-    tl.store(first + half, b * c + a * s, inside)
-    head = tl.arange(0, K)[:, None]
-    inside = (head < kv_heads) & (at < half)
-    first = (row * kv_heads + head) * 2 * half + at
-    to = ((row * size + place) * kv_heads + head) * 2 * half + at
-    a = tl.load(k + first, inside, 0).to(tl.float32)
-    b = tl.load(k + first + half, inside, 0).to(tl.float32)
-    tl.store(keys + to, a * c - b * s, inside)
-    tl.store(keys + to + half, b * c + a * s, inside)
-    tl.store(values + to, tl.load(v + first, inside, 0), inside)
-    tl.store(values + to + half, tl.load(v + first + half, inside, 0), inside)
-
-
-def rotate_and_store(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    lengths: torch.Tensor,
-) -> None:
-    """Rotate q and k of one new token a row, and put k and v into the cache."""
-    size, kv_heads, width = keys.shape[1:]
-    heads = q.shape[1] // width
-    _rotate_and_store[(len(q),)](
-        q,
-        k,
-        v,
-        cos,
-        sin,
-        keys,
-        values,
-        lengths,
-        size,
-        width // 2,
-        heads,
-        kv_heads,
-        H=triton.next_power_of_2(heads),
-        K=triton.next_power_of_2(kv_heads),
-        D=triton.next_power_of_2(width // 2),
-        num_warps=8,
-    )
-
-
-@triton.jit
-def _attention_step(
-    q, keys, values, lengths, out, size, heads, kv_heads, width, scale,
-    N: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    count = tl.load(lengths + row) + 1
-    at = tl.arange(0, D)
-    inside = at < width
-    mine = (row * heads + head) * width + at
-    x = tl.load(q + mine, inside, 0).to(tl.float32) * scale
-    first = (
-        row * size * kv_heads * width
-        + head // (heads // kv_heads) * width
-        + at[None, :]
-    )
-    best = tl.full((), float("-inf"), tl.float32)
-    total = tl.zeros((), tl.float32)
-    found = tl.zeros((D,), tl.float32)
-    for start in range(0, count, N):
-        place = (start + tl.arange(0, N))[:, None]
-        there = (place < count) & inside[None, :]
-        k = tl.load(keys + first + place * kv_heads * width, there, 0).to(tl.float32)
-        score = tl.sum(k * x[None, :], 1)
-        score = tl.where(start + tl.arange(0, N) < count, score, float("-inf"))
-        top = tl.maximum(best, tl.max(score, 0))
-        weight, fade = tl.exp(score - top), tl.exp(best - top)
-        v = tl.load(values + first + place * kv_heads * width, there, 0).to(tl.float32)
-        total = total * fade + tl.sum(weight, 0)
-        found = found * fade + tl.sum(weight[:, None] * v, 0)
-        best = top
-    tl.store(out + mine, found / total, inside)
-
-
-def attention_step(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
-    """Attention of one new token a row over the `lengths` + 1 tokens of its cache."""
-    size, kv_heads, width = keys.shape[1:]
-    out, heads = torch.empty_like(q), q.shape[1] // width
-    _attention_step[(len(q), heads)](
-        q,
-        keys,
-        values,
-        lengths,
-        out,
-        size,
-        heads,
-        kv_heads,
-        width,
-        width**-0.5,
-        N=32,
-        D=triton.next_power_of_2(width),
-    )
-    return out
+    _swiglu_backward[(rows, triton.cdiv(width, 1024))](grad, gate_up, width, N=1024)

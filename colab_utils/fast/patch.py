@@ -1,133 +1,114 @@
-"""The fast path: a whole Llama layer with its LoRA as one step of autograd.
+"""Switch a model to the fast path of training, and back.
 
-`apply` replaces the forward pass of training, `remove` brings transformers' own back;
-the adapters stay PEFT's. What makes it fast: documents stand one after another, without
-padding or masks; layers that share an input share a matrix product; a 4-bit weight is
-unpacked in one kernel; element-wise work is fused; and only `recompute` layers are
-computed again in the backward pass, as many as memory demands.
+`apply` replaces the forward pass of training, `remove` restores transformers' own. The
+adapters stay PEFT's. The fast path saves time in four ways. Documents stand one after
+another, without padding or masks. Layers that share an input share a matrix product. An
+NF4 weight is dequantized in one kernel, and element-wise work is fused. Only as many
+layers use gradient checkpointing as the memory demands.
 """
 
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from colab_utils.fast import decoder as decoding
-from colab_utils.fast import layer as layers
-from colab_utils.fast import ops
+from colab_utils.fast import decoder, lora, ops, support
+from colab_utils.fast.attention import Documents
+from colab_utils.fast.autograd import LayerFunction, NormFunction
+from colab_utils.fast.layer import Batch, Layer
+from colab_utils.fast.linears import Scratch
+from colab_utils.fast.loss import CrossEntropy
 from colab_utils.memory.costs import LOGIT_ROWS
+from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedModel
+    from transformers import LlamaForCausalLM
+
+# Inputs of a forward pass, beside ids and labels, that the fast path takes. The lengths
+# of newer collators (cu_seq_lens, max_length) repeat what position_ids say.
+KNOWN_INPUTS = {"attention_mask", "position_ids", "num_items_in_batch"}
+KNOWN_INPUTS |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+# Inputs that TRL adds for Liger's kernels, which return no logits. Transformers' own
+# forward pass does not know them.
+LIGER_INPUTS = {"skip_logits", "return_token_accuracy", "use_token_scaling"}
 
 
 @dataclass
 class Output(CausalLMOutputWithPast):
-    """The loss and, as trainers log it, the share of right predictions."""
+    """The loss, and the share of correct predictions, which trainers log."""
 
     token_accuracy: torch.Tensor | None = None
 
 
-def why_not(model: PreTrainedModel) -> str | None:
-    """Why the fast path can't train this model, or None."""
-    inner = layers.llama(model)
-    if inner is None:
-        return "the model is no LlamaForCausalLM"
-    if layers.has_prompt(model):
-        return "its adapter is a prompt, no LoRA"
-    if inner.config.hidden_act != "silu" or inner.config.attention_dropout:
-        return "its activation is not silu, or its attention has dropout"
-    outside = [p for name, p in inner.named_parameters() if ".layers." not in name]
-    norms = [p for name, p in inner.named_parameters() if "norm" in name]
-    if any(p.requires_grad for p in outside + norms):
-        return "its embeddings, norms or head are trained"
-    if type(inner.lm_head) is not torch.nn.Linear or not layers.plain_norms(inner):
-        return "its norms or head are adapted, or of another kind"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in inner.model.layers):
-        return "its layers have hooks, which would not be called"
-    return layers.problem(inner.model.layers, _problem)
+@dataclass
+class FastPath:
+    """The settings of `apply` and the memory that the layers share.
 
-
-def _problem(linear: Any) -> str | None:
-    """What keeps the fast path from computing a linear layer."""
-    if layers.base(linear).weight.requires_grad:
-        return "is trained as a whole"
-    if layers.base(linear) is linear or linear.disable_adapters:
-        return None
-    if linear.merged:
-        return "has its adapter merged"
-    if len(linear.active_adapters) != 1:
-        return "has not exactly one active adapter"
-    (name,) = linear.active_adapters
-    if name not in linear.lora_A:
-        return None
-    if type(linear.lora_dropout[name]) is not torch.nn.Identity:
-        return "has LoRA dropout"
-    if linear.lora_variant.get(name) is not None or linear.lora_bias[name]:
-        return "has another kind of LoRA (DoRA, a bias, ...)"
-    return None
-
-
-def apply(model: PreTrainedModel, recompute: int = 0, offload: bool = False) -> bool:
-    """Train `model` on the fast path from now on; False, and a line, if it can't be.
-
-    The first `recompute` layers are computed again in the backward pass. With `offload`
-    their inputs wait in CPU memory meanwhile, and the embeddings stay there. `remove`
-    undoes it; what is trained and saved are PEFT's own adapters.
+    It is the attribute `_fast_path` of the LlamaForCausalLM.
     """
-    remove(model)
-    if reason := why_not(model):
-        print(f"plain path: {reason}")
-        return False
-    inner = layers.llama(model)
-    if inner.device.type == "cuda" and not ops.has_triton():
-        print("no Triton here: element-wise work is done in plain torch, slower")
-    inner._fast = _Saving(recompute, offload)
-    inner.forward = types.MethodType(_forward, inner)
-    inner.train = types.MethodType(_train, inner)
-    return True
-
-
-def remove(model: PreTrainedModel) -> None:
-    """Undo `apply`: the model computes as transformers and PEFT wrote it."""
-    inner = layers.llama(model)
-    if inner is None:
-        return
-    decoding.forget(inner)  # what answering keeps would be in the way of training
-    if "_fast" in vars(inner):
-        del inner.forward, inner.train, inner._fast
-        _bring_embeddings_back(inner)
-        layers.forget()
-
-
-class _Saving(NamedTuple):
-    """How the fast path saves memory: see `apply`."""
 
     recompute: int
     offload: bool
+    scratch: Scratch = field(default_factory=Scratch)
+
+    @staticmethod
+    def of(inner: LlamaForCausalLM) -> FastPath | None:
+        """Return the fast path of a model, or None before `apply`."""
+        return vars(inner).get("_fast_path")
+
+
+def apply(model: torch.nn.Module, recompute: int = 0, offload: bool = False) -> bool:
+    """Train `model` on the fast path from now on.
+
+    Returns False, and prints why, for a model that it can't train. The first
+    `recompute` layers use gradient checkpointing. With `offload` their inputs wait in
+    CPU memory, and the embeddings stay there. `remove` undoes it.
+    """
+    remove(model)
+    if problem := support.training_problem(model):
+        print(f"reference path: {problem}")
+        return False
+    inner = lora.llama(model)
+    if inner.device.type == "cuda" and not ops.has_triton():
+        print("Triton is missing: element-wise work runs in PyTorch, which is slower")
+    vars(inner).update(
+        _fast_path=FastPath(recompute, offload),
+        forward=types.MethodType(_forward, inner),
+        train=types.MethodType(_train, inner),
+    )
+    return True
+
+
+def remove(model: torch.nn.Module) -> None:
+    """Undo `apply`: the model computes as transformers and PEFT do.
+
+    It also frees the memory that the model keeps for its next answer.
+    """
+    inner = lora.find_llama(model)
+    if inner is None:
+        return
+    decoder.release_decoder(inner)
+    if fast := FastPath.of(inner):
+        for name in ("forward", "train", "_fast_path"):
+            del vars(inner)[name]
+        _return_embeddings(inner)
+        fast.scratch.clear()
 
 
 def _train(self: LlamaForCausalLM, mode: bool = True) -> LlamaForCausalLM:
-    """`train` and `eval`; who generates asks where the model is before it is called."""
+    """Replace `train` and `eval`: `generate` reads the device before `forward` runs."""
     if not mode:
-        _bring_embeddings_back(self)
+        _return_embeddings(self)
     return type(self).train(self, mode)
 
 
-def _bring_embeddings_back(inner: LlamaForCausalLM) -> None:
+def _return_embeddings(inner: LlamaForCausalLM) -> None:
+    """Move the embeddings to the device of the model, from where `offload` put them."""
     inner.model.embed_tokens.to(inner.lm_head.weight.device)
-
-
-# What a forward pass may be given, beside ids and labels, to be on the fast path. The
-# documents' lengths of newer collators (cu_seq_lens) say what position_ids say, too.
-KNOWN = {"attention_mask", "position_ids", "num_items_in_batch"}
-KNOWN |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-# What a trainer that expects no logits asks for; transformers' own path knows none.
-LIGERS = {"skip_logits", "return_token_accuracy", "use_token_scaling"}
 
 
 def _forward(
@@ -136,40 +117,42 @@ def _forward(
     labels: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
-    """What `apply` puts in place of the model's forward pass."""
+    """Replace `forward`: training takes the fast path, all else transformers' own."""
+    fast = vars(self)["_fast_path"]
     if not self.training or labels is None or input_ids is None:
-        if self._fast.offload:
-            _bring_embeddings_back(self)
-        plain = {k: v for k, v in kwargs.items() if k not in LIGERS}
-        return type(self).forward(self, input_ids=input_ids, labels=labels, **plain)
+        if fast.offload:
+            _return_embeddings(self)
+        rest = {k: v for k, v in kwargs.items() if k not in LIGER_INPUTS}
+        return type(self).forward(self, input_ids=input_ids, labels=labels, **rest)
     _check(self, kwargs)
     mask = kwargs.get("attention_mask")
     targets, positions, documents = flatten(labels, mask, kwargs.get("position_ids"))
-    x = hidden(self, input_ids, mask, positions, documents)
+    x = hidden_states(self, fast, input_ids, mask, positions, documents)
     trained = (targets != -100).nonzero().squeeze(1)
-    total, right = ops.CrossEntropy.apply(
+    total, correct = CrossEntropy.apply(
         x[trained], self.lm_head.weight, targets[trained], LOGIT_ROWS
     )
     count = kwargs.get("num_items_in_batch")
     count = torch.as_tensor(len(trained) if count is None else count)
     loss = total / count.clamp(min=1)
-    return Output(loss=loss, token_accuracy=right / max(len(trained), 1))
+    return Output(loss=loss, token_accuracy=correct / max(len(trained), 1))
 
 
-def _check(inner: LlamaForCausalLM, given: dict[str, Any]) -> None:
-    """Raise TypeError for what would be left out: of the inputs, or of the adapters."""
-    other = {k for k, v in given.items() if not (v is None or v is False)}
-    other -= KNOWN | LIGERS | {"use_cache", "return_dict"}  # these change nothing
-    other |= {k for k, v in given.items() if k == "return_dict" and v is False}
+def _check(inner: LlamaForCausalLM, inputs: dict[str, Any]) -> None:
+    """Raise TypeError for inputs or adapters that the fast path would leave out."""
+    other = {k for k, v in inputs.items() if not (v is None or v is False)}
+    # use_cache and return_dict=True change nothing here
+    other -= KNOWN_INPUTS | LIGER_INPUTS | {"use_cache", "return_dict"}
+    other |= {k for k, v in inputs.items() if k == "return_dict" and v is False}
     if other:
         raise TypeError(
             f"The fast path does not know the input {', '.join(sorted(other))}. Train "
-            "without it, or call kernels.remove(model) for the plain path."
+            "without it, or call training.use_reference_path(trainer)."
         )
-    if reason := layers.problem(inner.model.layers, _problem):
+    if problem := support.linears_problem(inner):
         raise TypeError(
-            f"The fast path can't train this model any more: {reason}. Call "
-            "kernels.remove(model) for the plain path."
+            f"The fast path can no longer train this model: {problem}. Call "
+            "training.use_reference_path(trainer)."
         )
 
 
@@ -177,18 +160,19 @@ def flatten(
     labels: torch.Tensor,
     mask: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, ops.Documents]:
-    """Rows of a batch, padded or packed, as one row of T tokens without padding.
+) -> tuple[torch.Tensor, torch.Tensor, Documents]:
+    """Return the rows of a batch, padded or packed, as one row of T tokens.
 
-    Returns targets (the next token's label, -100 at a document's end) and positions,
-    each (T,), and where the documents begin: at a row's first token, and wherever the
-    positions begin anew. Raises ValueError for a mask that is more than padding.
+    Returns targets (T,), each the label of the next token, or -100 at a document's end;
+    positions (T,); and the documents. A document begins at a row's first token, and
+    wherever positions begin again. Raises ValueError for a mask of more than padding.
     """
     whole = torch.ones_like(labels) if mask is None else mask
     if whole.shape != labels.shape:
         raise ValueError(
-            f"The fast path takes an attention mask of {tuple(labels.shape)}, rows by "
-            f"tokens, and this one has {tuple(whole.shape)}."
+            f"The attention mask has the shape {tuple(whole.shape)}, but the fast path "
+            f"takes {tuple(labels.shape)}, rows by tokens. Call "
+            "training.use_reference_path(trainer) for other masks."
         )
     keep = whole.bool()
     first = keep.clone()
@@ -198,45 +182,50 @@ def flatten(
     begins = ((positions.expand_as(keep) == 0) | first)[keep]
     labels, positions = labels[keep], positions.expand_as(keep)[keep]
     if not len(labels):
-        raise ValueError("The attention mask leaves no token to train on.")
+        raise ValueError(
+            "The attention mask leaves no token to train on: remove the empty rows."
+        )
     starts = begins.nonzero().squeeze(1)
     ends = torch.cat([starts, starts.new_tensor([len(labels)])]).int()
     rows, longest = torch.stack([first.sum(1).max(), ends.diff().max()]).tolist()
     if rows > 1:
         raise ValueError(
-            "The attention mask has a hole: the fast path knows padding at a row's "
-            "beginning and end. Call kernels.remove(model) for the plain path."
+            "The attention mask has a hole, but the fast path takes padding only at "
+            "the beginning and the end of a row. Call "
+            "training.use_reference_path(trainer)."
         )
     targets = torch.full_like(labels, -100)
     targets[:-1] = torch.where(begins[1:], -100, labels[1:])
-    return targets, positions, ops.Documents(ends, longest)
+    return targets, positions, Documents(ends, longest)
 
 
-def hidden(
+def hidden_states(
     model: LlamaForCausalLM,
+    fast: FastPath,
     ids: torch.Tensor,
     mask: torch.Tensor | None,
     positions: torch.Tensor,
-    documents: ops.Documents,
+    documents: Documents,
 ) -> torch.Tensor:
-    """The output of the last norm (T, width) for the T tokens that the mask leaves."""
-    llama, saving = model.model, model._fast
+    """Return the output of the last norm (T, width) for the tokens in `mask`."""
+    llama, shape = model.model, Shape.from_config(model.config)
     tied = llama.embed_tokens.weight is model.lm_head.weight
-    if saving.offload and not tied:
-        llama.embed_tokens.cpu()  # here: a trainer may have moved all of the model
+    if fast.offload and not tied:
+        llama.embed_tokens.cpu()  # here: a trainer may have moved the whole model
     # As rows, and before padding is left out: a hook may add noise to them (NEFTune).
     x = llama.embed_tokens(ids.to(llama.embed_tokens.weight.device)).to(ids.device)
     x = x.flatten(0, 1) if mask is None else x[mask.bool()]
     cos, sin = (t[0] for t in llama.rotary_emb(x, positions[None]))
-    for i, module in enumerate(llama.layers):
-        layer = layers.Layer(
+    batch = Batch(cos, sin, documents)
+    for i, module in enumerate(lora.decoder_layers(model)):
+        layer = Layer(
             module,
-            model.config,
-            cos,
-            sin,
-            documents,
-            again=i < saving.recompute,
-            offload=saving.offload,
+            shape,
+            batch,
+            like=x,
+            scratch=fast.scratch,
+            checkpoint=i < fast.recompute,
+            offload=fast.offload,
         )
-        x = layers.Step.apply(x, layer, *layer.given())
-    return layers.Norm.apply(x, llama.norm.weight, llama.norm.variance_epsilon)
+        x = LayerFunction.apply(x, layer, *layer.parameters())
+    return NormFunction.apply(x, llama.norm.weight, llama.norm.variance_epsilon)

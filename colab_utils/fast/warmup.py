@@ -10,89 +10,103 @@ from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlamaConfig
-
-_running: list[threading.Thread] = []
+    from transformers import PreTrainedConfig
 
 
-def prepare(config: LlamaConfig, dtype: torch.dtype, training: bool = False) -> bool:
+class Warmup(threading.Thread):
+    """A thread that compiles the kernels of decoding, or those of training.
+
+    A decoding step must not be recorded while any kernel in this process compiles,
+    whichever model it is for. So no model owns a warm-up: Python's list of running
+    threads is the record, and `wait_for_all` reads it.
+    """
+
+    def __init__(
+        self, config: PreTrainedConfig, dtype: torch.dtype, training: bool
+    ) -> None:
+        super().__init__(name="compile the kernels of the fast path")
+        self.config, self.dtype, self.training = config, dtype, training
+
+    def run(self) -> None:
+        """Compile; the thread calls this."""
+        compile_kernels = compile_training if self.training else compile_decoding
+        compile_kernels(Shape.from_config(self.config), self.dtype)
+
+
+def prepare(
+    config: PreTrainedConfig, dtype: torch.dtype, training: bool = False
+) -> Warmup | None:
     """Begin to compile the kernels of decoding, or those of `training`.
 
-    False where there is nothing to compile: on a CPU, or without Triton.
+    Returns None without a GPU or without Triton: then there is nothing to compile.
     """
     import torch
 
     from colab_utils.fast import ops
 
     if not torch.cuda.is_available() or not ops.has_triton():
-        return False
-    run = for_training if training else for_decoding
-    thread = threading.Thread(target=run, args=(config, dtype))
-    thread.start()
-    _running.append(thread)  # not before: what has not begun can't be waited for
-    return True
+        return None
+    warmup = Warmup(config, dtype, training)
+    warmup.start()
+    return warmup
 
 
-def wait() -> None:
-    """Until all is compiled: a GPU's step must not be recorded beside it."""
-    while _running:
-        _running.pop().join()
+def wait_for_all() -> None:
+    """Wait until every warm-up of this process has ended."""
+    for thread in threading.enumerate():
+        if isinstance(thread, Warmup) and thread.is_alive():
+            thread.join()
 
 
-def for_training(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") -> None:
+def compile_training(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> None:
     """Run each kernel of training once on one token, so that it is compiled.
 
-    Triton compiles for what it is called with: dtypes, and which sizes divide by 16.
+    Triton compiles for dtypes, and for which sizes are multiples of 16.
     """
     import torch
 
-    from colab_utils.fast import kernels as gpu
+    from colab_utils.fast import kernels
 
-    size, heads = Shape.from_config(config).head_dim, config.num_attention_heads
-    kv_heads = config.num_key_value_heads
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
-    x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
-    n = gpu.norm(x, weight, config.rms_norm_eps)
-    gpu.norm_backward(n, x, weight, x, config.rms_norm_eps)
-    cos, sin = ones(1, size), ones(1, size)
-    gpu.rotate(ones(1, (heads + 2 * kv_heads) * size), cos, sin, heads + kv_heads, 1)
-    both = ones(1, 2 * config.intermediate_size)
-    gpu.swiglu_backward(gpu.swiglu(*both.chunk(2, -1)), both)
-    _nf4(dtype, device)
+    x, weight = ones(1, shape.width), ones(shape.width)
+    n = kernels.norm(x, weight, shape.norm_eps)
+    kernels.norm_backward(n, x, weight, x, shape.norm_eps)
+    qkv, angles = ones(1, shape.queries + 2 * shape.keys), ones(1, shape.head_dim)
+    kernels.rotate(qkv, angles, angles, shape.heads + shape.kv_heads)
+    gate_up = ones(1, 2 * shape.inner)
+    kernels.swiglu_backward(kernels.swiglu(*gate_up.chunk(2, -1)), gate_up)
+    _compile_nf4(dtype, device)
 
 
-def for_decoding(config: LlamaConfig, dtype: torch.dtype, device: str = "cuda") -> None:
-    """The same for the kernels of decoding; a cache has a multiple of 16 tokens."""
+def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> None:
+    """Run each kernel of decoding once; a cache has a multiple of 16 tokens."""
     import torch
 
-    from colab_utils.fast import kernels as gpu
+    from colab_utils.fast import attention_kernels, kernels
 
-    size, heads = Shape.from_config(config).head_dim, config.num_attention_heads
-    kv_heads = config.num_key_value_heads
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
-    x, weight = ones(1, config.hidden_size), ones(config.hidden_size)
-    n = gpu.norm(x, weight, config.rms_norm_eps)
-    gpu.add_norm(x, n, weight, config.rms_norm_eps)
-    cos, sin = ones(16, size), ones(16, size)
-    qkv = ones(1, (heads + 2 * kv_heads) * size)
-    gpu.rotate(qkv, cos[:1], sin[:1], heads + kv_heads, 1)
-    gpu.swiglu(ones(1, config.intermediate_size), ones(1, config.intermediate_size))
-    q, k, v = (ones(1, n * size) for n in (heads, kv_heads, kv_heads))
-    keys, values = ones(1, 16, kv_heads, size), ones(1, 16, kv_heads, size)
+    x, weight = ones(1, shape.width), ones(shape.width)
+    n = kernels.norm(x, weight, shape.norm_eps)
+    kernels.add_norm(x, n, weight, shape.norm_eps)
+    qkv, angles = ones(1, shape.queries + 2 * shape.keys), ones(16, shape.head_dim)
+    kernels.rotate(qkv, angles[:1], angles[:1], shape.heads + shape.kv_heads)
+    kernels.swiglu(ones(1, shape.inner), ones(1, shape.inner))
+    q, k, v = ones(1, shape.queries), ones(1, shape.keys), ones(1, shape.keys)
+    keys, values = ones(2, 1, 16, shape.kv_heads, shape.head_dim)
     lengths = torch.zeros(1, dtype=torch.int32, device=device)
-    gpu.rotate_and_store(q, k, v, cos, sin, keys, values, lengths)
-    gpu.attention_step(q, keys, values, lengths)
-    _nf4(dtype, device)
+    attention_kernels.rotate_and_store(q, k, v, angles, angles, keys, values, lengths)
+    attention_kernels.attention_step(q, keys, values, lengths)
+    _compile_nf4(dtype, device)
 
 
-def _nf4(dtype: torch.dtype, device: str) -> None:
+def _compile_nf4(dtype: torch.dtype, device: str) -> None:
     import bitsandbytes.functional as bnb
     import torch
 
-    from colab_utils.fast import kernels as triton_ops
+    from colab_utils.fast import kernels
 
     weight = torch.ones(64, 64, dtype=dtype, device=device)
     packed, state = bnb.quantize_4bit(
         weight, quant_type="nf4", compress_statistics=True
     )
-    triton_ops.nf4(packed, state, weight)
+    kernels.dequantize_nf4(packed, state, weight)

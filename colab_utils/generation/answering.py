@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from typing_extensions import Unpack
 
-    from colab_utils.fast.decoder import Plain
-    from colab_utils.fast.static_cache import Static
+    from colab_utils.fast.decoder import ReferenceDecoder
+    from colab_utils.fast.static_cache import StaticDecoder
     from colab_utils.generation.sampling import Sampler, Sampling
 
 
@@ -43,7 +43,7 @@ def answers(
     `max_new_tokens`. A conversation that is too long loses its oldest turns, and a line
     reports it. Raises ValueError for a prompt that is longer than the model's context.
     """
-    from colab_utils.fast import decoder as decoding
+    from colab_utils.fast.decoder import make_decoder
 
     prompts = _check_prompts(prompts)
     runtime.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
@@ -61,7 +61,7 @@ def answers(
     size = len(ids[order[-1]]) + max(limits)
     finished = [""] * len(ids)
     with models.in_mode(model, training=False):
-        decoder = decoding.decoder(model, min(batch_size, len(ids)), size)
+        decoder = make_decoder(model, min(batch_size, len(ids)), size)
         steps = range(0, len(order), decoder.rows)
         for start in runtime.progress(steps, "answering"):
             batch = order[start : start + decoder.rows]
@@ -87,7 +87,7 @@ def stream(
     Each token yields a piece, "" if it adds no text yet. Closing the generator stops
     the model. On a GPU the memory for `CONTEXT` tokens is kept for the next answer.
     """
-    from colab_utils.fast import decoder as decoding
+    from colab_utils.fast.decoder import borrow_decoder
 
     runtime.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
     sample, context = sampler(**sampling), min(context_length(model), CONTEXT)
@@ -99,7 +99,7 @@ def stream(
     answer = AnswerText(model, tokenizer, stop, limit)
     with (
         models.in_mode(model, training=False),
-        decoding.reused(model, context) as decoder,
+        borrow_decoder(model, context) as decoder,
     ):
         shown = 0
         for _ in generate_tokens(decoder, [ids], sample, [answer]):
@@ -109,7 +109,7 @@ def stream(
 
 
 def generate_tokens(
-    decoder: Static | Plain,
+    decoder: StaticDecoder | ReferenceDecoder,
     prompts: list[list[int]],
     sample: Sampler,
     texts: list[AnswerText],

@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colab_utils import generation
-from colab_utils.fast import decoder as decoding
-from colab_utils.fast import patch as kernels
+from colab_utils.fast import patch
+from colab_utils.fast.decoder import Kept
+from colab_utils.fast.static_cache import StaticDecoder
 
 PROMPTS = [
     "Why?",
@@ -93,13 +94,13 @@ def test_stream_yields_pieces(model, tokenizer):
 
 def test_stream_closed_early(model, tokenizer, monkeypatch):
     steps = []
-    step = decoding.Static.step
+    step = StaticDecoder.step
 
     def counted(self, tokens):
         steps.append(tokens)
         return step(self, tokens)
 
-    monkeypatch.setattr(decoding.Static, "step", counted)
+    monkeypatch.setattr(StaticDecoder, "step", counted)
     pieces = generation.stream(model, tokenizer, "Why?", 900)
     for _ in range(5):
         next(pieces)
@@ -128,7 +129,7 @@ def test_answers_of_an_unsupported_model(gelu, tokenizer, capsys):
     prompts = [p for p in PROMPTS if isinstance(p, str)]
     expected = [reference_answer(gelu, tokenizer, p, "", 12) for p in prompts]
     assert generation.answers(gelu, tokenizer, prompts, 12) == expected
-    assert "plain decoding: its activation is gelu" in capsys.readouterr().out
+    assert "reference decoding: its activation is gelu" in capsys.readouterr().out
     assert streamed(gelu, tokenizer, prompts[1], 12) == expected[1]
 
 
@@ -259,8 +260,8 @@ def test_stream_after_the_adapter_changed(strong_adapter, tokenizer):
 
 def test_stream_keeps_its_decoder_until_training(model, tokenizer):
     list(generation.stream(model, tokenizer, "Why?", 2))
-    kept = decoding._last[model]
+    kept = vars(model)[Kept.NAME].decoder
     list(generation.stream(model, tokenizer, "Who?", 2))
-    assert decoding._last[model] is kept
-    kernels.remove(model)  # as at the start of training
-    assert model not in decoding._last
+    assert vars(model)[Kept.NAME].decoder is kept
+    patch.remove(model)  # as at the start of training
+    assert Kept.NAME not in vars(model)

@@ -1,27 +1,27 @@
-"""What only a GPU can show: float16, Triton, the attention kernel, TRL's crash."""
+"""Tests that need a GPU: float16, Triton, the attention kernel, CUDA graphs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from test_patch import gradients, packed, padded, with_lora
+from helpers.llamas import gradients, packed, padded, with_lora
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from colab_utils import generation, memory, models, runtime, training
-from colab_utils.fast import decoder as decoding
-from colab_utils.fast import ops
-from colab_utils.fast import patch as kernels
+from colab_utils.fast import ops, patch
+from colab_utils.fast.static_cache import StaticDecoder
 from colab_utils.generation.prompts import prompt_tokens
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="there is no GPU here"
-)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+]
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_t4(monkeypatch):
-    """float16 whatever the card could do, and no flash attention."""
-    monkeypatch.setattr(runtime, "dtype_for", lambda *_: ("float16", "as on a T4"))
+def like_a_t4(monkeypatch):
+    """Compute in float16 on any GPU, without flash attention."""
+    monkeypatch.setattr(runtime, "dtype_for", lambda *_: ("float16", "like a T4"))
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
     yield
@@ -31,7 +31,7 @@ def as_on_a_t4(monkeypatch):
 
 @pytest.fixture(scope="module", params=[32, 8], ids=["7B", "grouped heads"])
 def checkpoint(request, tmp_path_factory) -> str:
-    """Two layers of Llama 2 7B's shape, with random weights."""
+    """Save two layers of Llama 2 7B's shape, with random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(num_hidden_layers=2, num_key_value_heads=request.param)
     folder = tmp_path_factory.mktemp("two-layers")
@@ -41,8 +41,8 @@ def checkpoint(request, tmp_path_factory) -> str:
     return str(folder)
 
 
-def quantised(checkpoint: str, dtype: torch.dtype):
-    """The 4-bit model with an adapter, computing in `dtype`."""
+def load_nf4(checkpoint: str, dtype: torch.dtype):
+    """Return the NF4 model with an adapter, computing in `dtype`."""
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -63,7 +63,7 @@ SCALE = 1024.0  # the loss is scaled, as the trainer scales it
 
 
 def scaled(model, batch):
-    """Loss and gradients with autocast, as the trainer has it."""
+    """Return loss and gradients with autocast, as the trainer has it."""
     model.zero_grad()
     with torch.autocast("cuda", model.dtype, enabled=model.dtype != torch.float32):
         loss = model(**batch, use_cache=False).loss
@@ -77,32 +77,33 @@ def scaled(model, batch):
 @pytest.mark.parametrize(
     ("dtype", "noise"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str
 )
-def test_gradients_in_16_bits_are_as_good_as_pefts(
+def test_apply_gradients_in_float16_and_bfloat16(
     checkpoint, shape, recompute, dtype, noise
 ):
+    """Their error is at most 1.5 times PEFT's."""
     batch = padded([300, 17, 512, 190], vocabulary=32000)
     batch = on_gpu(packed(batch) if shape == "packed" else batch)
-    _, exact = gradients(quantised(checkpoint, torch.float32), batch)
-    model = quantised(checkpoint, dtype)
-    plain_loss, plain = scaled(model, batch)
-    assert kernels.apply(model, recompute)
+    _, exact = gradients(load_nf4(checkpoint, torch.float32), batch)
+    model = load_nf4(checkpoint, dtype)
+    reference_loss, reference = scaled(model, batch)
+    assert patch.apply(model, recompute)
     fast_loss, fast = scaled(model, batch)
-    assert fast_loss == pytest.approx(plain_loss, rel=noise)
+    assert fast_loss == pytest.approx(reference_loss, rel=noise)
 
     def error(found, name):
         return ((found[name] - exact[name]).norm() / exact[name].norm()).item()
 
-    worst = {name: (error(fast, name), error(plain, name)) for name in exact}
+    worst = {name: (error(fast, name), error(reference, name)) for name in exact}
     for name, (ours, pefts) in worst.items():
         assert ours < max(1.5 * pefts, noise) < 50 * noise, (name, ours, pefts)
 
 
-def test_keeping_inputs_in_ram_changes_nothing(checkpoint):
+def test_apply_offload(checkpoint):
     batch = on_gpu(packed(padded([300, 212], vocabulary=32000)))
-    model = quantised(checkpoint, torch.float16)
-    kernels.apply(model, recompute=2)
+    model = load_nf4(checkpoint, torch.float16)
+    patch.apply(model, recompute=2)
     _, expected = scaled(model, batch)
-    kernels.apply(model, recompute=2, offload=True)
+    patch.apply(model, recompute=2, offload=True)
     _, found = scaled(model, batch)
     assert not model.get_base_model().model.embed_tokens.weight.is_cuda
     for name, grad in expected.items():
@@ -110,9 +111,9 @@ def test_keeping_inputs_in_ram_changes_nothing(checkpoint):
     model.eval().generate(input_ids=batch["input_ids"][:, :8], max_new_tokens=2)
 
 
-def test_documents_do_not_see_each_other(checkpoint):
-    model = quantised(checkpoint, torch.float16)
-    kernels.apply(model)
+def test_apply_separates_documents(checkpoint):
+    model = load_nf4(checkpoint, torch.float16)
+    patch.apply(model)
     batch = on_gpu(packed(padded([100, 157, 60], vocabulary=32000)))
     batch["labels"][0, :100] = -100
     before, _ = scaled(model, batch)
@@ -121,19 +122,20 @@ def test_documents_do_not_see_each_other(checkpoint):
     assert after == pytest.approx(before, rel=1e-5)
 
 
-def test_the_unpacked_weight_is_bitsandbytes_bit_for_bit(checkpoint):
+def test_dequantize_equals_bitsandbytes(checkpoint):
     import bitsandbytes.functional as bnb
 
-    model = quantised(checkpoint, torch.float16)
+    model = load_nf4(checkpoint, torch.float16)
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "quant_state"):
             expected = bnb.dequantize_4bit(parameter.data, parameter.quant_state)
             found = torch.full_like(expected, float("nan"))
-            ops.dequantise(parameter, found)
+            ops.dequantize(parameter, found)
             assert torch.equal(found, expected), name
 
 
-def test_trls_default_crashes_and_ours_trains(make_trainer):
+def test_float32_adapters_train_in_float16(make_trainer):
+    """Without it TRL's bfloat16 adapters crash at the first step."""
     settings = {"use_cpu": False, "fp16": True, "bf16": False, "optim": "adamw_8bit"}
     with pytest.raises((RuntimeError, NotImplementedError), match="BFloat16"):
         make_trainer("qlora", **settings).train()
@@ -144,7 +146,7 @@ def test_trls_default_crashes_and_ours_trains(make_trainer):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_loss_scale_that_is_too_large_recovers(make_trainer, fast):
+def test_training_with_a_loss_scale_that_is_too_large(make_trainer, fast):
     settings = {"use_cpu": False, "optim": "adamw_8bit", "max_steps": 60}
     trainer = make_trainer("qlora", **settings)
     training.float32_adapters(trainer)
@@ -158,7 +160,7 @@ def test_a_loss_scale_that_is_too_large_recovers(make_trainer, fast):
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
-def test_loading_in_4_bits_needs_no_room_for_16(checkpoint):
+def test_load_model_nf4_peak(checkpoint):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     model = models.load_model(checkpoint, models.quantization_config())
@@ -168,9 +170,9 @@ def test_loading_in_4_bits_needs_no_room_for_16(checkpoint):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_a_recorded_step_computes_what_transformers_does(checkpoint, rows):
-    model = quantised(checkpoint, torch.float16).eval()
-    decoder = decoding.Static(model, rows, 640)
+def test_static_decoder_recorded_step(checkpoint, rows):
+    model = load_nf4(checkpoint, torch.float16).eval()
+    decoder = StaticDecoder(model, rows, 640)
     draw = torch.Generator().manual_seed(0)
     lengths = [600, 17, 250, 3, 64, 65, 128, 5][:rows]
     lines = [
@@ -191,7 +193,7 @@ def test_a_recorded_step_computes_what_transformers_does(checkpoint, rows):
     assert decoder.graph is not None
 
 
-def test_decoding_of_the_demo_is_greedy_search(tokenizer):
+def test_stream_equals_generate(tokenizer):
     model = models.load_model("demo", models.quantization_config())
     prompts = ["What is the capital of France?", "Why?", "Name the currency of Japan."]
     for prompt in prompts:

@@ -1,0 +1,198 @@
+"""Linear layers that share an input, computed together: in training and in decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from colab_utils.fast import ops
+from colab_utils.fast.lora import LinearGroup
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+# Up to this many rows bitsandbytes' fused product is faster than dequantizing first.
+FUSED_ROWS = 64
+
+
+class Scratch:
+    """Memory for one stacked weight at a time, which all layers use in turn."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    def take(
+        self, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """Return a matrix that lasts until the next call; the memory only grows."""
+        size, key = rows * columns, (device, dtype)
+        if key not in self.buffers or self.buffers[key].numel() < size:
+            self.buffers[key] = torch.empty(size, dtype=dtype, device=device)
+        return self.buffers[key][:size].view(rows, columns)
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self.buffers.clear()
+
+
+class TrainingGroup(LinearGroup):
+    """A group in training: one product with all weights, stacked, and its gradients.
+
+    y = x W^T + (x A^T) B^T. W (outputs, inputs) and A (ranks, inputs) are stacked, A is
+    scaled. B (outputs, ranks) is block-diagonal. `given` are the tensors of
+    `parameters`, as autograd hands them over. `low` is x A^T (T, ranks), None where no
+    layer of the group has an adapter.
+    """
+
+    def __init__(
+        self,
+        module: LlamaDecoderLayer,
+        names: Sequence[str],
+        like: torch.Tensor,
+        scratch: Scratch,
+    ) -> None:
+        super().__init__(module, names, like)
+        self.scratch = scratch
+        self.scales = [adapter.scale for adapter in self.adapters]
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Return A and B of the first adapter, of the second, and so on."""
+        return [t for adapter in self.adapters for t in (adapter.a, adapter.b)]
+
+    def weight(self) -> torch.Tensor:
+        """Return W in the compute dtype; the next group overwrites it."""
+        if len(self.weights) == 1 and not hasattr(self.weights[0], "quant_state"):
+            return self.weights[0]
+        out = self.scratch.take(self.rows, self.inputs, self.dtype, self.device)
+        for weight, part in zip(self.weights, out.split(self.outputs), strict=True):
+            if hasattr(weight, "quant_state"):
+                ops.dequantize(weight, part)
+            else:
+                part.copy_(weight)
+        return out
+
+    def matrices(self, given: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return A and B of the whole group in the compute dtype."""
+        a = self.empty(self.rank, self.inputs)
+        b = torch.zeros(self.rows, self.rank, dtype=self.dtype, device=self.device)
+        parts = []
+        for adapter in self.adapters:
+            parts += [a[adapter.ranks], b[adapter.rows, adapter.ranks]]
+        torch._foreach_copy_(parts, given)
+        for adapter, scale in zip(self.adapters, self.scales, strict=True):
+            if scale != 1:
+                a[adapter.ranks] *= scale
+        return a, b
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        given: list[torch.Tensor],
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return y (T, outputs), plus `residual` where there is one, and `low`."""
+        w = self.weight()
+        y = x @ w.T if residual is None else torch.addmm(residual, x, w.T)
+        if not self.rank:
+            return y, None
+        a, b = self.matrices(given)
+        low = x @ a.T
+        y.addmm_(low, b.T)
+        return y, low
+
+    def low(self, x: torch.Tensor, given: list[torch.Tensor]) -> torch.Tensor | None:
+        """Return `low` alone."""
+        return x @ self.matrices(given)[0].T if self.rank else None
+
+    def backward(
+        self, grad: torch.Tensor, given: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the gradients of x and of `low`."""
+        dx = grad @ self.weight()
+        if not self.rank:
+            return dx, None
+        a, b = self.matrices(given)
+        d_low = grad @ b
+        dx.addmm_(d_low, a)
+        return dx, d_low
+
+    def low_backward(
+        self, grad: torch.Tensor, given: list[torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Return the gradient of `low` alone."""
+        return grad @ self.matrices(given)[1] if self.rank else None
+
+    def grad_a(self, d_low: torch.Tensor | None, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the gradient of every A."""
+        if d_low is None:
+            return []
+        d_a = _float32_product(d_low.T, x)
+        return [
+            d_a[adapter.ranks] * scale
+            for adapter, scale in zip(self.adapters, self.scales, strict=True)
+        ]
+
+    def grad_b(
+        self, grad: torch.Tensor, low: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Return the gradient of every B."""
+        if low is None:
+            return []
+        d_b = _float32_product(grad.T, low)
+        return [d_b[adapter.rows, adapter.ranks] for adapter in self.adapters]
+
+
+def _float32_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return a @ b, on a GPU in float32: the gradients of the adapters are float32."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
+
+
+class DecodingGroup(LinearGroup):
+    """A group in decoding: a product for each weight, and copies of its adapters.
+
+    The copies are in the compute dtype and scaled. They keep their place in memory,
+    because a recorded step reads them there.
+    """
+
+    def __init__(
+        self, module: LlamaDecoderLayer, names: Sequence[str], like: torch.Tensor
+    ) -> None:
+        super().__init__(module, names, like)
+        self.a = self.empty(self.rank, self.inputs)
+        self.b = [
+            self.empty(self.outputs[one.linear], one.ranks.stop - one.ranks.start)
+            for one in self.adapters
+        ]
+
+    def copies(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+        """Yield each tensor of an adapter, its copy, and the factor of the copy."""
+        for adapter, b in zip(self.adapters, self.b, strict=True):
+            yield adapter.a, self.a[adapter.ranks], adapter.scale
+            yield adapter.b, b, 1.0
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the output (T, outputs) of each layer."""
+        found = [_product(x, weight) for weight in self.weights]
+        if self.rank:
+            low = x @ self.a.T
+            for adapter, b in zip(self.adapters, self.b, strict=True):
+                found[adapter.linear].addmm_(low[:, adapter.ranks], b.T)
+        return found
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return x W^T for a weight that may be quantized."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return x @ weight.T
+    if x.is_cuda and len(x) <= FUSED_ROWS:
+        import bitsandbytes
+
+        return bitsandbytes.matmul_4bit(x, weight.data.t(), state)
+    out = x.new_empty(state.shape)
+    ops.dequantize(weight, out)
+    return x @ out.T

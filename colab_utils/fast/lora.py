@@ -1,0 +1,157 @@
+"""Where PEFT put what: the Llama in a model, its linear layers, and their adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard, cast
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import (
+        LlamaDecoderLayer,
+        LlamaRMSNorm,
+    )
+
+# The linear layers of a decoder layer, grouped by the input that they share.
+GROUPS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+LINEARS = tuple(name for group in GROUPS for name in group)
+
+
+class LoraLinear(Protocol):
+    """A linear layer inside PEFT's `LoraLayer`, as far as this package reads it."""
+
+    base_layer: torch.nn.Linear
+    disable_adapters: bool
+    merged: bool
+    active_adapters: Sequence[str]
+    lora_A: Mapping[str, torch.nn.Linear]
+    lora_B: Mapping[str, torch.nn.Linear]
+    lora_bias: Mapping[str, bool]
+    lora_dropout: Mapping[str, torch.nn.Module]
+    lora_variant: Mapping[str, object]
+    scaling: Mapping[str, float]
+
+
+def find_llama(model: torch.nn.Module) -> LlamaForCausalLM | None:
+    """Return the LlamaForCausalLM in a model that PEFT may have wrapped, or None."""
+    from transformers import LlamaForCausalLM
+
+    return next((m for m in model.modules() if type(m) is LlamaForCausalLM), None)
+
+
+def llama(model: torch.nn.Module) -> LlamaForCausalLM:
+    """Return what `find_llama` returns. Raises TypeError for a model without one."""
+    inner = find_llama(model)
+    if inner is None:
+        raise TypeError(
+            f"A {type(model).__name__} contains no LlamaForCausalLM, and the fast path "
+            "computes nothing else: use the model's own `forward` and `generate`."
+        )
+    return inner
+
+
+def decoder_layers(inner: LlamaForCausalLM) -> list[LlamaDecoderLayer]:
+    """Return the decoder layers, from the first to the last."""
+    return [cast("LlamaDecoderLayer", module) for module in inner.model.layers]
+
+
+def norms(inner: LlamaForCausalLM) -> list[LlamaRMSNorm]:
+    """Return all norms of a Llama, the last one first."""
+    found = [inner.model.norm]
+    for module in decoder_layers(inner):
+        found += [module.input_layernorm, module.post_attention_layernorm]
+    return found
+
+
+def linears(module: LlamaDecoderLayer, names: Sequence[str]) -> list[torch.nn.Module]:
+    """Return the linear layers of a decoder layer with these names."""
+    parts = module.self_attn, module.mlp
+    return [getattr(parts[not hasattr(parts[0], name)], name) for name in names]
+
+
+def is_adapted(linear: torch.nn.Module) -> TypeGuard[LoraLinear]:
+    """Return whether PEFT has wrapped a linear layer that `support` accepts."""
+    return hasattr(linear, "base_layer")
+
+
+def base_of(linear: torch.nn.Module) -> torch.nn.Linear:
+    """Return the linear layer below its adapters, which may be the layer itself."""
+    return cast("torch.nn.Linear", getattr(linear, "base_layer", linear))
+
+
+def active_adapter(linear: torch.nn.Module) -> str | None:
+    """Return the name of the adapter that a linear layer adds to its weight."""
+    if not is_adapted(linear) or linear.disable_adapters or linear.merged:
+        return None
+    return next(
+        (name for name in linear.active_adapters if name in linear.lora_A), None
+    )
+
+
+class Adapter(NamedTuple):
+    """A LoRA in a `LinearGroup`; its tensors are looked up, as PEFT may replace them.
+
+    `rows` are its outputs in the stacked W. `ranks` are its rows of the stacked A.
+    """
+
+    module: LoraLinear
+    name: str
+    linear: int  # position in the group
+    rows: slice
+    ranks: slice
+
+    @property
+    def a(self) -> torch.Tensor:
+        """A (r, inputs)."""
+        return self.module.lora_A[self.name].weight
+
+    @property
+    def b(self) -> torch.Tensor:
+        """B (outputs, r)."""
+        return self.module.lora_B[self.name].weight
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+        return self.module.scaling[self.name]
+
+
+class LinearGroup:
+    """Linear layers that share an input x: each computes x W^T + scale (x A^T) B^T.
+
+    The A of all layers are stacked, so that one product computes every x A^T. `like`
+    has the dtype and the device of the computation. `linears` computes with a group,
+    in training and in decoding.
+    """
+
+    def __init__(
+        self, module: LlamaDecoderLayer, names: Sequence[str], like: torch.Tensor
+    ) -> None:
+        group = linears(module, names)
+        bases = [base_of(linear) for linear in group]
+        self.weights = [base.weight for base in bases]
+        self.outputs = [base.out_features for base in bases]
+        self.inputs = bases[0].in_features
+        self.dtype, self.device = like.dtype, like.device
+        self.adapters: list[Adapter] = []
+        row = rank = 0
+        for i, (linear, outputs) in enumerate(zip(group, self.outputs, strict=True)):
+            name = active_adapter(linear)
+            if name and is_adapted(linear):
+                r = linear.lora_A[name].weight.shape[0]
+                rows, ranks = slice(row, row + outputs), slice(rank, rank + r)
+                self.adapters.append(Adapter(linear, name, i, rows, ranks))
+                rank += r
+            row += outputs
+        self.rank, self.rows = rank, row
+
+    def empty(self, rows: int, columns: int) -> torch.Tensor:
+        """Return uninitialized memory for a matrix of the computation."""
+        return torch.empty(rows, columns, dtype=self.dtype, device=self.device)

@@ -1,0 +1,127 @@
+"""Which models the fast path supports: a reason in half a sentence for all others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from colab_utils.fast import lora
+from colab_utils.shape import Shape
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+# Rotary embeddings whose angles don't depend on the length of the text.
+ROPES = ("default", "linear", "llama3")
+
+
+def training_problem(model: torch.nn.Module) -> str | None:
+    """Return why the fast path can't train this model, or None if it can."""
+    inner = lora.find_llama(model)
+    if inner is None:
+        return "the model is not a LlamaForCausalLM"
+    if is_prompt(model):
+        return "its adapter is a prompt, not a LoRA"
+    if inner.config.hidden_act != "silu" or inner.config.attention_dropout:
+        return "its activation is not silu, or its attention has dropout"
+    outside = [p for name, p in inner.named_parameters() if ".layers." not in name]
+    norms = [p for name, p in inner.named_parameters() if "norm" in name]
+    if any(p.requires_grad for p in outside + norms):
+        return "its embeddings, norms or head are trained"
+    if type(inner.lm_head) is not torch.nn.Linear or not _standard_norms(inner):
+        return "its norms or head are adapted, or of another kind"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in inner.model.layers):
+        return "its layers have hooks, which would not be called"
+    return linears_problem(inner)
+
+
+def linears_problem(inner: LlamaForCausalLM, training: bool = True) -> str | None:
+    """Return why the linear layers can't be computed as their adapters are now."""
+    check = _training_problem if training else _decoding_problem
+    for module in lora.decoder_layers(inner):
+        found = lora.linears(module, lora.LINEARS)
+        for name, linear in zip(lora.LINEARS, found, strict=True):
+            problem = _base_problem(linear, training)
+            if not problem and lora.base_of(linear) is not linear:
+                problem = check(cast("lora.LoraLinear", linear))
+            if problem:
+                return f"{name} {problem}"
+    return None
+
+
+def decoding_problem(model: torch.nn.Module) -> str | None:
+    """Return why a static cache can't decode this model, or None if it can."""
+    inner = lora.find_llama(model)
+    if inner is None:
+        return "the model is not a LlamaForCausalLM"
+    shape = Shape.from_config(inner.config)
+    if shape.activation != "silu" or shape.rope not in ROPES:
+        return f"its activation is {shape.activation}, its positions are {shape.rope}"
+    if len({p.device for p in inner.model.parameters()}) > 1:
+        return "it is spread over several devices"
+    if not _standard_norms(inner):
+        return "its norms are adapted, or of another kind"
+    return linears_problem(inner, training=False)
+
+
+def is_prompt(model: torch.nn.Module) -> bool:
+    """Return whether the active adapter is a prompt or a prefix, outside all layers."""
+    config = getattr(model, "active_peft_config", None)
+    return getattr(config, "is_prompt_learning", False)
+
+
+def _standard_norms(inner: LlamaForCausalLM) -> bool:
+    """Return whether all norms are Llama's own, without an adapter."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    return all(type(norm) is LlamaRMSNorm for norm in lora.norms(inner))
+
+
+def _base_problem(linear: torch.nn.Module, training: bool) -> str | None:
+    """Return the problem of a linear layer whatever its adapters are."""
+    base = lora.base_of(linear)
+    if not isinstance(base, torch.nn.Linear):
+        return f"is a {type(base).__name__}"
+    weight = base.weight
+    if not (weight.is_floating_point() or hasattr(weight, "quant_state")):
+        return f"holds its weight as {weight.dtype}"
+    if base.bias is not None:
+        return "has a bias"
+    if base is not linear and not isinstance(
+        getattr(linear, "lora_A", None), torch.nn.ModuleDict
+    ):
+        return "has another kind of adapter than LoRA"
+    if training and weight.requires_grad:
+        return "is trained as a whole"
+    return None
+
+
+def _training_problem(linear: lora.LoraLinear) -> str | None:
+    """Return why a layer's adapters can't be trained."""
+    if linear.disable_adapters:
+        return None
+    if linear.merged:
+        return "has its adapter merged"
+    if len(linear.active_adapters) != 1:
+        return "does not have exactly one active adapter"
+    (name,) = linear.active_adapters
+    if name not in linear.lora_A:
+        return None
+    if type(linear.lora_dropout[name]) is not torch.nn.Identity:
+        return "has LoRA dropout"
+    if linear.lora_variant.get(name) is not None or linear.lora_bias[name]:
+        return "has another kind of LoRA (DoRA, a bias, ...)"
+    return None
+
+
+def _decoding_problem(linear: lora.LoraLinear) -> str | None:
+    """Return why a layer's adapters can't be computed while decoding."""
+    if linear.disable_adapters or linear.merged:
+        return None
+    active = [name for name in linear.active_adapters if name in linear.lora_A]
+    if len(active) > 1:
+        return "has more than one adapter"
+    if any(linear.lora_variant.get(n) or linear.lora_bias.get(n) for n in active):
+        return "has another kind of LoRA (DoRA, a bias, ...)"
+    return None
