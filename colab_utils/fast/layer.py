@@ -35,8 +35,9 @@ class Batch(NamedTuple):
 class Saved:
     """The tensors that the backward pass of a layer needs, for T tokens.
 
-    `backward` deletes each one after its last use. The `_low` are x A^T (T, ranks) of
-    the four groups, None without an adapter.
+    `backward` deletes the large ones on the way: that bounds the peak memory of
+    checkpointed layers. The `_low` are x A^T (T, ranks) of the four groups, None
+    without an adapter.
     """
 
     x: torch.Tensor  # the layer's input (T, width)
@@ -48,12 +49,14 @@ class Saved:
     o_low: torch.Tensor | None
     gate_up_low: torch.Tensor | None
     down_low: torch.Tensor | None
-    attention: tuple[torch.Tensor, ...]  # what `attention` returned beside its output
+    attention: tuple[torch.Tensor, ...]  # what `attention` returned with its output
 
     @classmethod
     def of(cls, tensors: Sequence[torch.Tensor]) -> Saved:
         """Return what `tensors` returned as a list."""
-        x, qkv, attended, h, gate_up, *low = tensors[:9]
+        x, qkv, attended, h, gate_up = tensors[:5]
+        qkv_low, o_low, gate_up_low, down_low = tensors[5:9]
+        low = qkv_low, o_low, gate_up_low, down_low
         return cls(x, qkv, attended, h, gate_up, *low, attention=tuple(tensors[9:]))
 
     def tensors(self) -> list[torch.Tensor | None]:

@@ -28,7 +28,7 @@ from colab_utils.shape import Shape
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-# Inputs of a forward pass, beside ids and labels, that the fast path takes. The lengths
+# Inputs of a forward pass, in addition to ids and labels, that it takes. The lengths
 # of newer collators (cu_seq_lens, max_length) repeat what position_ids say.
 KNOWN_INPUTS = {"attention_mask", "position_ids", "num_items_in_batch"}
 KNOWN_INPUTS |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}

@@ -11,7 +11,7 @@ from colab_utils.fast import ops
 
 def test_norm_float16_is_computed_in_float32():
     x = torch.randn(3, 64).half()
-    x[0, 0] = 900  # as large as Llama 2's own; its square is no float16
+    x[0, 0] = 900  # as large as Llama 2's own; its square overflows float16
     weight, grad = torch.ones(64).half(), torch.randn(3, 64).half()
     expected = ops.norm(x.float(), weight.float(), 1e-5)
     torch.testing.assert_close(ops.norm(x, weight, 1e-5), expected.half())
