@@ -190,9 +190,10 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if state is None:
         return x @ weight.T
     if x.is_cuda and len(x) <= FUSED_ROWS:
-        import bitsandbytes
+        import bitsandbytes as bnb
 
-        return bitsandbytes.matmul_4bit(x, weight.data.t(), state)
+        # bitsandbytes does not declare what it exports.
+        return bnb.matmul_4bit(x, weight.data.t(), state)  # type: ignore[attr-defined]
     out = x.new_empty(state.shape)
     ops.dequantize(weight, out)
     return x @ out.T

@@ -43,7 +43,7 @@ def on_gpu(module: str) -> Callable[[Operation[P, R]], Operation[P, R]]:
         name = reference.__name__
 
         @functools.wraps(reference)
-        def dispatch(x: torch.Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        def dispatch(x: torch.Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
             if x.is_cuda and has_triton():
                 return getattr(triton_module(module), name)(x, *args, **kwargs)
             return reference(x, *args, **kwargs)
