@@ -27,7 +27,7 @@ def measure(way: str, folder: Path) -> dict:
     import torch  # noqa: F401  (its start is not the export's)
     import transformers  # noqa: F401
 
-    from colab_utils.weights import gguf as export
+    from colab_utils import weights
 
     base, out = folder / "base", folder / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -36,7 +36,7 @@ def measure(way: str, folder: Path) -> dict:
         if way == "copy":
             subprocess.run(["cp", "-r", base, out], check=True)
         else:
-            export.write_gguf(base, out / "model.gguf", way)
+            weights.write_gguf(base, out / "model.gguf", way)
         subprocess.run(["sync", "-f", folder], check=True)
     size = sum(file.stat().st_size for file in out.iterdir())
     shutil.rmtree(out)

@@ -2,9 +2,9 @@
 
 Makes the model (13.5 GB of random weights, three files) and an adapter of rank 16 in
 FOLDER, which needs 30 GB. Measured, each in a process of its own: a plain copy of the
-files and `merging.merge`, three times in turn after the files were read once; then
-`merging.merge` into dequantised weights, PEFT's `merge_and_unload`, and
-`verifying.verify` of 400 tokens. Each ends when all is on the disk.
+files and `weights.merge`, three times in turn after the files were read once; then
+`weights.merge` into dequantised weights, PEFT's `merge_and_unload`, and
+`weights.verify` of 400 tokens. Each ends when all is on the disk.
 Writes bench/results/merge.json: every run, and the median time of a merge over that of
 a copy. `tiny` as a second word tries the script itself.
 """
@@ -89,7 +89,7 @@ def measure(way: str, folder: Path) -> dict:
     """One way, in this process."""
     import torch  # noqa: F401  (no import is part of the merge, theirs or ours)
 
-    from colab_utils.weights import merging, verifying
+    from colab_utils import weights
 
     if way == "peft":
         from peft import PeftModel
@@ -100,7 +100,7 @@ def measure(way: str, folder: Path) -> dict:
     base, adapter, out = (folder / name for name in ("base", "adapter", "out"))
     shutil.rmtree(out, ignore_errors=True)
     if way == "verify":
-        merging.merge(base, adapter, out)
+        weights.merge(base, adapter, out)
     settle(base)
     with Sampler() as sampler:
         if way == "copy":
@@ -110,9 +110,9 @@ def measure(way: str, folder: Path) -> dict:
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
             model.save_pretrained(out)
         elif way == "verify":
-            verifying.verify(base, adapter, out, [list(range(3, 103))] * 4)
+            weights.verify(base, adapter, out, [list(range(3, 103))] * 4)
         else:
-            merging.merge(base, adapter, out, way)
+            weights.merge(base, adapter, out, way)
         subprocess.run(["sync", "-f", folder], check=True)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     shutil.rmtree(out)

@@ -142,11 +142,11 @@ def make_byte_level():
     from transformers import PreTrainedTokenizerFast
 
     from colab_utils import demo
-    from colab_utils.weights import gguf_tokenizer as vocabulary
+    from colab_utils.weights.gguf_tokenizer import LLAMA_3
 
     begin, end = "<|begin_of_text|>", "<|eot_id|>"
 
-    def make(pattern: str = vocabulary.LLAMA_3, ignore_merges=True, **changes):
+    def make(pattern: str = LLAMA_3, ignore_merges=True, **changes):
         backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
         cut = pre.Split(Regex(pattern), "isolated")
         backend.pre_tokenizer = pre.Sequence(

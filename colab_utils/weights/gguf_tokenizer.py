@@ -1,4 +1,4 @@
-"""A tokenizer as llama.cpp keeps it: tokens, scores or merges, and their types."""
+"""Write a tokenizer into a GGUF file: tokens, their types, and scores or merges."""
 
 from __future__ import annotations
 
@@ -12,33 +12,27 @@ from colab_utils.data.chat_template import without_generation_marks
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase as Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
-# How Llama 3 cuts text before it looks for byte pairs: the one byte-level tokenizer of
-# the Llamas that llama.cpp has a name for.
+# Llama 3's pattern for splitting text before BPE. Among the byte-level tokenizers of
+# Llamas, llama.cpp has a name only for the one with this pattern.
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-ENDS = "tokenizer.ggml.eos_token_ids"  # Ollama's name
+EOS_IDS = "tokenizer.ggml.eos_token_ids"  # the key that Ollama reads
 
 
-def write(writer: GGUFWriter, model: Path, size: int) -> None:
+def write_tokenizer(writer: GGUFWriter, model: Path, size: int) -> None:
     """Add a model folder's tokenizer to a GGUF file; the model has `size` embeddings.
 
-    Raises ValueError for one that llama.cpp would not follow: it knows byte pairs over
-    characters with a fallback to bytes (Llama 2), and over bytes (Llama 3).
+    Raises ValueError for a tokenizer that llama.cpp would not follow. It knows BPE over
+    characters with a fallback to bytes (Llama 2), and BPE over bytes (Llama 3).
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
-    if not any((model / f"tokenizer.{end}").is_file() for end in ("json", "model")):
-        raise FileNotFoundError(
-            f"{model} holds no tokenizer: tokenizer.json is missing. Write it there: "
-            f"models.load_tokenizer('BASE MODEL').save_pretrained('{model}')"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError("The tokenizer has no tokenizer.json, which is exported.")
+    tokenizer = _load(model)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     bpe = state["model"]
     if bpe["type"] != "BPE":
@@ -59,23 +53,38 @@ def write(writer: GGUFWriter, model: Path, size: int) -> None:
         writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _special(writer, tokenizer, size)
+    _add_special_tokens(writer, tokenizer, size)
     if (model / "generation_config.json").is_file():
-        ends = GenerationConfig.from_pretrained(model).eos_token_id
-        _ends(writer, ends if isinstance(ends, list) else [ends], tokenizer)
+        eos = GenerationConfig.from_pretrained(model).eos_token_id
+        _add_eos_ids(writer, eos if isinstance(eos, list) else [eos], tokenizer)
+
+
+def _load(model: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a model folder, which must have a tokenizer.json."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if not any((model / f"tokenizer.{end}").is_file() for end in ("json", "model")):
+        raise FileNotFoundError(
+            f"{model} holds no tokenizer: tokenizer.json is missing. Write it there: "
+            f"models.load_tokenizer('BASE MODEL').save_pretrained('{model}')"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError("The tokenizer has no tokenizer.json, which is exported.")
+    return tokenizer
 
 
 def _tokens(state: dict[str, Any], size: int) -> list[str]:
-    """Every token by its id; ids that the model has and the tokenizer doesn't, too."""
+    """Return the token of each id below `size`; a [PAD] token where there is none."""
     tokens = {i: token for token, i in state["model"]["vocab"].items()}
     if max(tokens) >= size:
         raise ValueError(
             f"The tokenizer has ids up to {max(tokens)}, the model has {size} "
-            "embeddings: the two do not belong together."
+            "embeddings: this is not the model's tokenizer."
         )
     tokens |= {entry["id"]: entry["content"] for entry in state["added_tokens"]}
     if extra := [token for i, token in tokens.items() if i >= size]:
-        print(f"left out, for the model has {size:,} embeddings: {', '.join(extra)}")
+        print(f"left out (the model has {size:,} embeddings): {', '.join(extra)}")
     found = [tokens.get(i, f"[PAD{i}]") for i in range(size)]
     if len(set(found)) < size:
         twice = next(token for token in found if found.count(token) > 1)
@@ -84,6 +93,7 @@ def _tokens(state: dict[str, Any], size: int) -> list[str]:
 
 
 def _types(state: dict[str, Any], tokens: list[str], tokenizer: Tokenizer) -> list[int]:
+    """Return llama.cpp's type of each token; print those that it treats differently."""
     from gguf import TokenType
 
     vocab, added = state["model"]["vocab"], state["added_tokens"]
@@ -107,17 +117,17 @@ def _types(state: dict[str, Any], tokens: list[str], tokenizer: Tokenizer) -> li
         for entry in added
         if entry["lstrip"] or entry["rstrip"] or entry["single_word"]
     ]:
-        print(f"llama.cpp takes {strict} as they stand, with the spaces around them")
+        print(f"llama.cpp ignores lstrip, rstrip and single_word of {strict}")
     return types
 
 
 def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
-    """llama.cpp merges the pair whose token has the highest score: the first merge.
+    """Return scores by which llama.cpp merges in the order of the list of merges.
 
-    It merges any two that make a token, transformers those in the list alone. The same
-    comes out unless transformers leaves two tokens side by side that make a third.
-    SentencePiece's lists hold every pair; the demo's does not, and `make test-export`
-    compares it on thousands of texts.
+    llama.cpp merges the pair whose token has the highest score. It merges any pair that
+    gives a token, transformers only the pairs of its list. The results differ where
+    transformers leaves a pair that is a token: SentencePiece's lists hold every pair,
+    the demo's does not. `make test-export` compares the demo's on thousands of texts.
     """
     last = -float(len(merges))
     scores: dict[str, float] = {}
@@ -127,6 +137,7 @@ def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
 
 
 def _check_bytes(bpe: dict[str, Any]) -> None:
+    """Raise ValueError unless a tokenizer can fall back to bytes as Llama 2's does."""
     missing = [b for b in range(256) if f"<0x{b:02X}>" not in bpe["vocab"]]
     if missing:
         raise ValueError(
@@ -138,7 +149,7 @@ def _check_bytes(bpe: dict[str, Any]) -> None:
 
 
 def _space_prefix(state: dict[str, Any], tokenizer: Tokenizer) -> bool:
-    """Whether text gets a space before its first word, as far as llama.cpp can say."""
+    """Return whether text gets a space before its first word (add_space_prefix)."""
     normalizer, pre = state["normalizer"] or {}, state["pre_tokenizer"] or {}
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -149,14 +160,14 @@ def _space_prefix(state: dict[str, Any], tokenizer: Tokenizer) -> bool:
     metaspace = pre.get("type") == "Metaspace" and pre.get("replacement") == "▁"
     if steps or not metaspace or pre.get("split", True):
         raise ValueError(
-            "The tokenizer treats spaces in a way that llama.cpp has no word for: "
+            "The tokenizer treats spaces in a way that llama.cpp does not support: "
             f"normalizer {normalizer}, pre_tokenizer {pre}."
         )
     if pre["prepend_scheme"] == "never":
         return False
-    # "first" puts a space before the text's first word alone, llama.cpp after each
-    # special token as well: whoever writes prompts in the template gets what it was
-    # trained on without.
+    # "first" adds a space before the first word of a text; llama.cpp would also add it
+    # after each special token. A template that begins with one gets no space in
+    # training, so llama.cpp must add none.
     prefix = not _begins_with_bos(tokenizer)
     print(
         f"add_space_prefix: {str(prefix).lower()}, because the chat template begins "
@@ -169,11 +180,12 @@ def _begins_with_bos(tokenizer: Tokenizer) -> bool:
     if not (tokenizer.chat_template and tokenizer.bos_token):
         return False
     turn = [{"role": "user", "content": "x"}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False)
+    text = str(tokenizer.apply_chat_template(turn, tokenize=False))
     return text.startswith(tokenizer.bos_token)
 
 
 def _check_byte_level(state: dict[str, Any]) -> None:
+    """Raise ValueError unless a byte-level tokenizer splits text as Llama 3's does."""
     steps = (state["pre_tokenizer"] or {}).get("pretokenizers", [])
     patterns = [step["pattern"].get("Regex") for step in steps if "pattern" in step]
     kinds = [step["type"] for step in steps]
@@ -181,21 +193,22 @@ def _check_byte_level(state: dict[str, Any]) -> None:
     if state["normalizer"]:
         reason = f"it has a normalizer ({state['normalizer']['type']})"
     elif kinds != ["Split", "ByteLevel"] or patterns != [LLAMA_3]:
-        reason = f"it cuts text by {patterns or kinds}, not as Llama 3 does"
+        reason = f"it splits text by {patterns or kinds}, not as Llama 3 does"
     elif steps[1]["add_prefix_space"] or steps[1]["use_regex"]:
-        reason = "its ByteLevel step adds a space or cuts text again"
+        reason = "its ByteLevel step adds a space or splits text again"
     elif steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
-        reason = "its Split step is another than Llama 3's"
+        reason = "its Split step differs from Llama 3's"
     elif not state["model"]["ignore_merges"]:
-        reason = "it follows merges where a whole word is a token (ignore_merges)"
+        reason = "it merges even where a whole word is a token (ignore_merges)"
     if reason:
         raise ValueError(
-            f"llama.cpp would cut text differently than this byte-level tokenizer: "
+            "llama.cpp would split text differently from this byte-level tokenizer: "
             f"{reason}."
         )
 
 
-def _special(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
+def _add_special_tokens(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
+    """Add the special tokens that have an embedding, and the chat template."""
     for name in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{name}_token_id")
         if number is not None and number < size:
@@ -203,19 +216,20 @@ def _special(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
     ids = tokenizer("a").input_ids
     writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(ids[-1] == tokenizer.eos_token_id)
-    if tokenizer.chat_template:  # of several, the one that is taken without a name
-        writer.add_chat_template(
-            without_generation_marks(tokenizer.get_chat_template())
-        )
+    if tokenizer.chat_template:  # of several templates, the default one
+        template = tokenizer.get_chat_template()
+        writer.add_chat_template(without_generation_marks(template))
 
 
-def _ends(writer: GGUFWriter, ids: list[int | None], tokenizer: Tokenizer) -> None:
-    """Add the tokens that end an answer beside the tokenizer's own.
+def _add_eos_ids(
+    writer: GGUFWriter, ids: list[int | None], tokenizer: Tokenizer
+) -> None:
+    """Add the tokens that end an answer, in addition to the tokenizer's EOS token.
 
-    llama.cpp knows two more, the end of a turn and of a message; Ollama a list.
+    llama.cpp knows two more, the end of a turn and of a message; Ollama knows a list.
     """
-    others = [i for i in ids if i not in (None, tokenizer.eos_token_id)]
+    others = [i for i in ids if i is not None and i != tokenizer.eos_token_id]
     for number, name in zip(others, ("eot", "eom"), strict=False):
         getattr(writer, f"add_{name}_token_id")(number)
     if others:
-        writer.add_array(ENDS, others)
+        writer.add_array(EOS_IDS, others)

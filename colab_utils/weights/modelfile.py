@@ -1,60 +1,71 @@
-"""A Modelfile, from which Ollama makes a model of a GGUF file."""
+"""Write a Modelfile, with which Ollama imports a GGUF file."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from colab_utils.data import chat_template
-from colab_utils.weights import gguf_tokenizer as vocabulary
+from colab_utils.data.chat_template import (
+    CHAT_TEMPLATE,
+    OLLAMA_TEMPLATE,
+    without_generation_marks,
+)
+from colab_utils.weights.gguf_tokenizer import EOS_IDS
+
+if TYPE_CHECKING:
+    from gguf import ReaderField
 
 
-def write_modelfile(file: Path) -> Path:
-    """Write Ollama's Modelfile beside a GGUF file: `ollama create NAME -f Modelfile`.
+def write_modelfile(file: Path | str) -> Path:
+    """Write Ollama's Modelfile next to a GGUF file: `ollama create NAME -f Modelfile`.
 
-    The course's chat template is given in Ollama's own language, Go's text/template; of
-    any other Ollama takes what it makes of the GGUF's, which is printed. Answers are
-    greedy, as the course measures them. Raises ValueError when no token ends a turn, or
-    one that no Modelfile can hold.
+    The course's chat template is written in Ollama's own language, Go's text/template.
+    For any other template Ollama converts the GGUF file's, and a printed line says so.
+    Answers are greedy, as the course measures them. Raises ValueError when the model
+    has no EOS token, or one that a Modelfile can't hold.
     """
     import gguf
 
     file = Path(file)
     fields = gguf.GGUFReader(file).fields
-    tokens = fields["tokenizer.ggml.tokens"]
-
-    def read(number: int) -> str:
-        token = tokens.contents(number)
-        if '"""' in token or not token.isprintable():
-            raise ValueError(f"A Modelfile cannot hold the token {token!r}.")
-        return token
-
-    def token(name: str) -> str:
-        if f"tokenizer.ggml.{name}_token_id" not in fields:
-            raise ValueError(
-                f"{file} names no {name.upper()} token: its tokenizer has none, and "
-                "Ollama would not know where a turn ends."
-            )
-        return read(fields[f"tokenizer.ggml.{name}_token_id"].contents())
-
+    lines, stops = [f"FROM ./{file.name}"], [_special_token(fields, "eos", file)]
+    if EOS_IDS in fields:
+        stops += [_token(fields, i) for i in fields[EOS_IDS].contents()]
     template = fields.get("tokenizer.chat_template")
-    lines, stops = [f"FROM ./{file.name}"], [token("eos")]
-    if vocabulary.ENDS in fields:
-        stops += map(read, fields[vocabulary.ENDS].contents())
     if template is None:
-        print("Modelfile: no chat template: Ollama gives the model the bare text")
-    elif template.contents() == chat_template.without_generation_marks(
-        chat_template.CHAT_TEMPLATE
-    ):
-        text = chat_template.OLLAMA_TEMPLATE
-        text = text.replace("BOS", token("bos")).replace("EOS", token("eos"))
+        print("Modelfile: no chat template: Ollama gives the model the plain text")
+    elif template.contents() == without_generation_marks(CHAT_TEMPLATE):
+        text = OLLAMA_TEMPLATE.replace("BOS", _special_token(fields, "bos", file))
+        text = text.replace("EOS", stops[0])
         lines.append(f'TEMPLATE """{text}"""')
         stops.insert(0, "[INST]")
     else:
-        print("Modelfile: not the course's chat template: Ollama takes the GGUF's")
-    for stop in stops:
-        quotes = '"""' if '"' in stop else '"'
-        lines.append(f"PARAMETER stop {quotes}{stop}{quotes}")
+        print("Modelfile: not the course's chat template: Ollama converts the GGUF's")
+    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in stops]
     lines.append("PARAMETER temperature 0")
     out = file.with_name("Modelfile")
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return out
+
+
+def _special_token(fields: dict[str, ReaderField], name: str, file: Path) -> str:
+    """Return the token that a GGUF file names "eos" or "bos"."""
+    if f"tokenizer.ggml.{name}_token_id" not in fields:
+        raise ValueError(
+            f"{file} names no {name.upper()} token: its tokenizer has none, and "
+            "Ollama would not know where a turn ends."
+        )
+    return _token(fields, fields[f"tokenizer.ggml.{name}_token_id"].contents())
+
+
+def _token(fields: dict[str, ReaderField], number: int) -> str:
+    """Return the token with an id; raise ValueError if no Modelfile can hold it."""
+    token = fields["tokenizer.ggml.tokens"].contents(number)
+    if '"""' in token or not token.isprintable():
+        raise ValueError(f"A Modelfile cannot hold the token {token!r}.")
+    return token
+
+
+def _quoted(token: str) -> str:
+    quotes = '"""' if '"' in token else '"'
+    return f"{quotes}{token}{quotes}"

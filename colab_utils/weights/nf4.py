@@ -1,4 +1,4 @@
-"""What 4 bits make of a base model's weights: those that QLoRA trains beside."""
+"""Quantize weights to NF4 and back: the dequantized weights that QLoRA trains on."""
 
 from __future__ import annotations
 
@@ -7,72 +7,78 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colab_utils import recipe
-from colab_utils.weights import shards as storage
+from colab_utils.weights.shards import DTYPES, all_entries, entry_dtype
 
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 2 << 20  # numbers that are brought to 4 bits and back at a time
-# What transformers quantises: every linear layer but the head.
-QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+BLOCK = 2 << 20  # numbers that are quantized and dequantized at a time
+# The weights that transformers quantizes: every linear layer except the head.
+QUANTIZED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 
 
 def trained_dtype(shards: list[Path], adapter: Path) -> torch.dtype:
-    """The dtype in which QLoRA quantised the base: it was loaded in that one before.
+    """Return the dtype in which the base was loaded when QLoRA quantized it.
 
-    Where the adapter's recipe doesn't say, that of the files, which is told in a line.
+    The adapter's recipe.json records it. Without a record it is taken to be the dtype
+    of the files; a printed line says so.
     """
     import torch
 
-    made = adapter / "recipe.json"
-    named = recipe.read(adapter).get("dtype") if made.is_file() else None
-    if named in storage.DTYPES.values():
-        return getattr(torch, named)
-    found = (item for shard in shards for item in storage.tensors_of(shard))
-    dtypes = (
-        storage.dtype(entry) for name, entry in found if QUANTISED.fullmatch(name)
-    )
+    has_recipe = (adapter / "recipe.json").is_file()
+    recorded = recipe.read(adapter).get("dtype") if has_recipe else None
+    if recorded in DTYPES.values():
+        return getattr(torch, str(recorded))
+    entries = all_entries(shards).items()
+    dtypes = (entry_dtype(e) for name, e in entries if QUANTIZED.fullmatch(name))
     dtype = next(dtypes, torch.float16)
-    print(f"trained beside {dtype}, as far as we know: no recipe says it")
+    print(f"no recipe.json records the dtype of the QLoRA base: taken to be {dtype}")
     return dtype
 
 
-def dequantised(
+def dequantized(
     weight: torch.Tensor, dtype: torch.dtype, scales: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What QLoRA trained on: W in `dtype`, in 4 bits (NF4, scales too) and back.
+    """Return the weight that QLoRA trained on: W in `dtype`, to NF4 and back.
 
-    Bit for bit what bitsandbytes makes of the whole weight, but a part at a time; of
-    rows of W where `scales` has the constants of these. On a GPU where there is one,
-    for there the weight was quantised when it was loaded.
+    The result equals bitsandbytes' for the whole weight bit for bit (blocks of 64,
+    double quantization), and is computed a part at a time. `weight` may be some rows
+    of W: `scales` then holds the quantization scales of their blocks. It is computed
+    on the GPU if there is one, because QLoRA quantized the weight there.
     """
     import bitsandbytes.functional as bnb
     import torch
 
     if scales is None:
-        scales = held(largest(weight, dtype))
+        scales = quantize_scales(block_maxima(weight, dtype))
     out, part = torch.empty(weight.shape, dtype=dtype), max(1, BLOCK // 64)
-    pieces = (t.split(part) for t in (out.view(-1, 64), weight.view(-1, 64), scales))
-    for place, piece, some in zip(*pieces, strict=True):
+    parts = (t.split(part) for t in (out.view(-1, 64), weight.view(-1, 64), scales))
+    for target, source, absmax in zip(*parts, strict=True):
         packed, state = bnb.quantize_4bit(
-            piece.to(scales.device, dtype), blocksize=64, quant_type="nf4"
+            source.to(scales.device, dtype), blocksize=64, quant_type="nf4"
         )
-        state.absmax = some
-        place.copy_(bnb.dequantize_4bit(packed, state))
+        state.absmax = absmax
+        target.copy_(bnb.dequantize_4bit(packed, state))
     return out
 
 
-def largest(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The largest magnitude of each 64 weights, their constant, where it is made."""
+def block_maxima(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the largest magnitude of each block of 64 weights (NF4's absmax).
+
+    The result is on the GPU if there is one.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pieces = weight.view(-1, 64).split(max(1, BLOCK // 64))
-    return torch.cat([p.to(device, dtype).abs().amax(1).float() for p in pieces])
+    parts = weight.view(-1, 64).split(max(1, BLOCK // 64))
+    return torch.cat([p.to(device, dtype).abs().amax(1).float() for p in parts])
 
 
-def held(absmax: torch.Tensor) -> torch.Tensor:
-    """The constants of a whole weight as 8 bits hold them (double quantisation)."""
+def quantize_scales(absmax: torch.Tensor) -> torch.Tensor:
+    """Return a whole weight's scales after quantization to 8 bits and back.
+
+    QLoRA stores them so (double quantization, Dettmers et al. 2023, section 3).
+    """
     import bitsandbytes.functional as bnb
 
     offset = absmax.mean()

@@ -1,4 +1,4 @@
-"""Weights as they are stored: safetensors files, read a block at a time."""
+"""Find and read the safetensors files of a model, one block of bytes at a time."""
 
 from __future__ import annotations
 
@@ -9,158 +9,174 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     import torch
 
+# The dtypes of floating-point weights: safetensors' name and torch's.
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
-def find_shards(base: Path) -> list[Path]:
-    """The safetensors files of a model folder, those that transformers would read.
+class Entry(TypedDict):
+    """A tensor in the header of a safetensors file."""
 
-    Raises FileNotFoundError when there are none, or when one of them is missing, and
-    ValueError for an index that can't be read or leads out of the folder.
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]  # first and last byte + 1, counted from the first tensor
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder that transformers would load.
+
+    Raises FileNotFoundError when the folder has none or lacks one of them, and
+    ValueError for an index that can't be read or names a file outside the folder.
     """
-    if not base.is_dir():
-        raise FileNotFoundError(f"{base} does not exist, or is no folder.")
-    whole, index = base / "model.safetensors", base / "model.safetensors.index.json"
-    if whole.exists():
-        return [whole]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist, or is not a folder.")
+    single, index = (folder / f"model.safetensors{end}" for end in ("", ".index.json"))
+    if single.exists():
+        return [single]
     if index.exists():
-        shards = [base / name for name in _indexed(index)]
-    else:  # what an adapter has beside it is no weight of the base
-        files = sorted(base.glob("*.safetensors"))
+        shards = [folder / name for name in _indexed(index)]
+    else:  # an adapter may lie in the same folder
+        files = sorted(folder.glob("*.safetensors"))
         shards = [file for file in files if not file.name.startswith("adapter_")]
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         raise FileNotFoundError(
-            f"{base} lacks {len(missing)} of {len(shards)} weight files (the first is "
-            f"{missing[0]}): download the model again."
+            f"{folder} lacks {len(missing)} of {len(shards)} weight files (the first "
+            f"is {missing[0]}): download the model again."
         )
     if not shards:
-        raise FileNotFoundError(no_safetensors(str(base)))
+        raise FileNotFoundError(no_safetensors(str(folder)))
     return shards
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files that an index names; each must lie beside it."""
+    """Return the files that an index names; all must be in the folder of the index."""
     try:
         weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weights.values()))
         outside = [name for name in names if not re.fullmatch(r"[^/\\]+\w", name)]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{index} is no index of weights: download the model again."
+            f"{index} is not an index of weights: download the model again."
         ) from error
     if outside:
         raise ValueError(
-            f"{index} names {outside[0]}, which is no file beside it: move all weights "
-            "into one folder."
+            f"{index} names {outside[0]}, which is not a file in the same folder: move "
+            "all weights into one folder."
         )
     return names
 
 
 def no_safetensors(name: str) -> str:
-    """What to tell the reader of a model that has none; `name` is its folder or id."""
+    """Return the message about a model (folder or id) without safetensors files."""
     return (
-        f"{name} holds no safetensors weights. Where it has .bin files, write them "
-        "anew, beside the old ones and one at a time, and run this again:\n"
-        'python -c "from colab_utils import models; from colab_utils.weights import '
-        "shards; "
-        f"shards.convert(models.download('{name}', '*.bin'))\""
+        f"{name} holds no safetensors weights. If it has .bin files, convert them (one "
+        "at a time; the old files stay), then run this again:\n"
+        'python -c "from colab_utils import models, weights; '
+        f"weights.convert_bin(models.download('{name}', '*.bin'))\""
     )
 
 
-def convert(folder: Path) -> None:
-    """Write a model folder's .bin files as safetensors beside them, one at a time."""
+def convert_bin(folder: Path) -> None:
+    """Write each .bin file of a model folder as safetensors, next to the .bin file."""
     import torch
     from safetensors.torch import save_file
 
-    def new(name: str) -> str:
+    def renamed(name: str) -> str:
         return name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
 
+    # The index comes first: find_shards then sees which files a killed run lacks.
     index = folder / "pytorch_model.bin.index.json"
-    if index.exists():  # first: it tells which files a killed run lacks
-        text = new(index.read_text(encoding="utf-8"))
-        (folder / new(index.name)).write_text(text, encoding="utf-8")
+    if index.exists():
+        text = renamed(index.read_text(encoding="utf-8"))
+        (folder / renamed(index.name)).write_text(text, encoding="utf-8")
     for file in sorted(folder.glob("pytorch_model*.bin")):
-        # Read when it is used, and no code is run.
+        # mmap reads a tensor when it is used; weights_only runs no code from the file.
         tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         places: set[int] = set()
         for name, tensor in tensors.items():
-            shared = tensor.data_ptr() in places  # a tied weight, written twice
+            shared = tensor.data_ptr() in places  # a tied weight, stored twice
             places.add(tensor.data_ptr())
             tensors[name] = tensor.clone() if shared else tensor.contiguous()
-        save_file(tensors, folder / new(file.name), metadata={"format": "pt"})
-        print(new(file.name))
+        save_file(tensors, folder / renamed(file.name), metadata={"format": "pt"})
+        print(renamed(file.name))
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let no other process do the same in `folder`; RuntimeError when one does.
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Lock `folder` for this process; raise RuntimeError when another holds the lock.
 
-    The lock ends with the process. Windows has no such lock: there nothing is noticed.
+    The lock ends with the process. On Windows it does nothing.
     """
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
-    place = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        os.close(place)
+        os.close(descriptor)
         raise RuntimeError(
-            f"Something else is writing into {folder}: wait for it, or stop it."
+            f"Another process is writing into {folder}: wait until it ends, or stop it."
         ) from error
     except OSError:
-        print(f"{folder} can't be locked: let nothing else write there meanwhile")
+        print(f"{folder} can't be locked: do not write there until this has finished")
     try:
         yield
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
-def header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its data begins, in bytes.
+def read_header(path: Path) -> tuple[dict[str, Entry], int]:
+    """Return the entries of a safetensors file's header, and where its data begins.
 
-    Raises ValueError for a file that is none, or has none.
+    Raises ValueError for a file of another format.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if 8 + length <= size else b""
     try:
-        return dict(json.loads(text).items()), 8 + length
-    except (ValueError, AttributeError) as error:  # empty, cut, or of Git LFS
+        entries = dict(json.loads(text).items())
+    except (ValueError, AttributeError) as error:  # empty, cut short, or of Git LFS
         raise ValueError(
-            f"{path} is no safetensors file ({size:,} bytes): download it again (after "
-            "`git clone`, `git lfs pull`)."
+            f"{path} is not a safetensors file ({size:,} bytes): download it again "
+            "(after `git clone`, `git lfs pull`)."
         ) from error
+    entries.pop("__metadata__", None)
+    return entries, 8 + length
 
 
-def tensors_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and {"dtype", "shape", "data_offsets"} of each tensor, in file order."""
-    entries, _ = header(path)
-    entries = ((n, e) for n, e in entries.items() if n != "__metadata__")
-    return iter(sorted(entries, key=lambda item: item[1]["data_offsets"][0]))
+def tensors_of(path: Path) -> list[tuple[str, Entry]]:
+    """Return name and header entry of each tensor, in the order of their data."""
+    entries, _ = read_header(path)
+    return sorted(entries.items(), key=lambda item: item[1]["data_offsets"][0])
 
 
-def dtype(entry: dict[str, Any]) -> torch.dtype:
-    """The dtype of a tensor in a header, as torch's object."""
+def all_entries(shards: list[Path]) -> dict[str, Entry]:
+    """Return the header entry of each tensor in several files."""
+    return {name: entry for shard in shards for name, entry in tensors_of(shard)}
+
+
+def entry_dtype(entry: Entry) -> torch.dtype:
+    """Return the dtype of a header entry as torch's object."""
     import torch
 
     return getattr(torch, DTYPES[entry["dtype"]])
 
 
 def read_blocks(
-    file: BinaryIO, size: int, block: int, path: Path
+    file: BufferedReader, size: int, block: int, path: Path
 ) -> Iterator[bytearray]:
-    """The next `size` bytes of a file, `block` at a time."""
+    """Yield the next `size` bytes of a file, `block` bytes at a time."""
     while size:
         data = bytearray(min(size, block))
         if file.readinto(data) != len(data):
@@ -170,15 +186,18 @@ def read_blocks(
 
 
 def check_disk(folder: Path, size: int, what: str) -> None:
-    """Raise OSError when `folder` has no room for `size` bytes of `what`."""
+    """Raise OSError when the disk of `folder` has less than `size` bytes free.
+
+    `what` names the thing to be written, for the message.
+    """
     free = shutil.disk_usage(folder).free
     if free < size * 1.02:
         raise OSError(
-            f"{what} needs {_size(size)}, {folder} has {_size(free)} free. Free some, "
+            f"{what} needs {_mib(size)}, {folder} has {_mib(free)} free. Free some, "
             "or set WORKSPACE to a larger disk."
         )
 
 
-def _size(count: int) -> str:
+def _mib(count: int) -> str:
     gib = count / 2**30
     return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.1f} MiB"

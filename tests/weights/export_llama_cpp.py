@@ -1,4 +1,4 @@
-"""Exported models in a real llama.cpp against transformers: `make test-export`.
+"""Compare exported models in a real llama.cpp with transformers: `make test-export`.
 
 llama.cpp comes built, inside the package xllamacpp; Ollama's template is rendered by
 Go's own text/template, which Ollama uses. `pytest tests` does not collect this file.
@@ -23,11 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
-from colab_utils import demo
+from colab_utils import demo, weights
 from colab_utils.data.chat_template import CHAT_TEMPLATE
-from colab_utils.weights import gguf as export
-from colab_utils.weights import modelfile as ollama
+from colab_utils.weights.gguf import KINDS
 
+# Renders a template as Ollama does: system messages together, then each message.
+TEMPLATE_PROGRAM = Path(__file__).resolve().parents[1] / "helpers/render_template.go"
 SYSTEM = {"role": "system", "content": "Answer in one word."}
 TURNS = [
     {"role": "user", "content": "What is the capital of Peru?"},
@@ -95,7 +96,7 @@ class LlamaCpp:
 
 
 def folder_of(tokenizer, folder: Path) -> Path:
-    """The demo model as a merged model is saved, with this tokenizer."""
+    """Save the demo model with a tokenizer, as a merged model is saved."""
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(demo.MODEL / name, folder)
@@ -104,7 +105,7 @@ def folder_of(tokenizer, folder: Path) -> Path:
 
 
 def random_model(folder: Path, tokenizer, **changes) -> Path:
-    """A small Llama whose random weights are large enough for clear answers."""
+    """Save a small random Llama; its weights are large enough for clear answers."""
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(demo.MODEL)
     config.num_hidden_layers, config.initializer_range = 3, 0.08
@@ -131,19 +132,19 @@ def folder(tokenizer, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def f16(folder) -> LlamaCpp:
-    return LlamaCpp(export.write_gguf(folder, kind="f16"))
+    return LlamaCpp(weights.write_gguf(folder, kind="f16"))
 
 
 @pytest.fixture(scope="module")
 def q8_0(folder) -> LlamaCpp:
-    return LlamaCpp(export.write_gguf(folder, kind="q8_0"))
+    return LlamaCpp(weights.write_gguf(folder, kind="q8_0"))
 
 
 # --- tokens --------------------------------------------------------------------------
 
 
 def pieces(names: list[str]) -> st.SearchStrategy[str]:
-    """Text, tokens of the vocabulary put together at random, and both."""
+    """Draw text, tokens of the vocabulary joined at random, and both together."""
     part = st.sampled_from(names) | st.text(max_size=6) | st.sampled_from(EDGES)
     return st.text(max_size=60) | st.lists(part, max_size=12).map("".join)
 
@@ -153,14 +154,14 @@ def corpus() -> list[str]:
     return rows + [f"{a}{b}" for a, b in zip(rows, reversed(rows), strict=True)]
 
 
-def test_the_demos_tokens(f16, tokenizer):
+def test_demo_tokens(f16, tokenizer):
     for text in [*EDGES, *corpus()]:
         assert f16.tokenize(text) == tokenizer(text).input_ids, text
         bare = tokenizer(text, add_special_tokens=False).input_ids
         assert f16.tokenize(text, special=False) == bare, text
 
 
-def test_the_demos_tokens_of_any_text(f16, tokenizer):
+def test_demo_tokens_of_any_text(f16, tokenizer):
     names = [name.replace("▁", " ") for name in tokenizer.get_vocab()]
 
     @settings(max_examples=2000, deadline=None)
@@ -176,7 +177,7 @@ def llama_3(make_byte_level, tmp_path_factory) -> tuple[LlamaCpp, Any, Path]:
     tokenizer = make_byte_level()
     folder = tmp_path_factory.mktemp("models") / "llama_3"
     random_model(folder, tokenizer, tie_word_embeddings=True)
-    return LlamaCpp(export.write_gguf(folder)), tokenizer, folder
+    return LlamaCpp(weights.write_gguf(folder)), tokenizer, folder
 
 
 def test_byte_level_tokens(llama_3):
@@ -201,7 +202,7 @@ def test_byte_level_tokens_of_any_text(llama_3):
 
 
 def reference(folder: Path, kind: str) -> Any:
-    """transformers' model in 32 bits, with the weights as the GGUF file rounds them."""
+    """Return transformers' model in float32 with the weights of the GGUF file."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     q8_0 = gguf.GGMLQuantizationType.Q8_0
     for weight in model.parameters():
@@ -214,13 +215,13 @@ def reference(folder: Path, kind: str) -> Any:
 def compare(
     served: LlamaCpp, folder: Path, kind: str, prompts: list[list[int]], count: int
 ) -> tuple[float, float, float]:
-    """llama.cpp's greedy answers under transformers' model.
+    """Compare llama.cpp's greedy answers with transformers' probabilities.
 
-    Returned are the part of the answers of which each token is transformers' choice as
-    well; the largest amount by which a chosen token is less likely than transformers'
-    choice, and the mean difference of the best five tokens' probabilities, both as
-    logarithms. These are of answers without tokens that are part of a character:
-    llama.cpp's server tells their probabilities with those of the next token.
+    Return the share of answers whose tokens all are transformers' top-1 tokens; the
+    largest gap of log-probability between a token and transformers' top-1 token; the
+    mean difference of the log-probabilities of the five best tokens. The last number is
+    of answers without tokens that are part of a character: llama.cpp's server reports
+    the probability of such a token together with the next one.
     """
     model = reference(folder, kind)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -241,9 +242,9 @@ def compare(
         gaps = found.max(-1).values - found[torch.arange(len(answer)), answer]
         agreed += bool((gaps == 0).all())
         behind = max(behind, gaps.max().item())
-        told = served.complete(prompt, count, n_probs=5, logit_bias=halves)
-        steps = told["completion_probabilities"]
-        for row, step in zip(scores(prompt, told["tokens"]), steps, strict=True):
+        reported = served.complete(prompt, count, n_probs=5, logit_bias=halves)
+        steps = reported["completion_probabilities"]
+        for row, step in zip(scores(prompt, reported["tokens"]), steps, strict=True):
             differences += [
                 abs(row[top["id"]].item() - top["logprob"])
                 for top in step["top_logprobs"]
@@ -253,7 +254,7 @@ def compare(
 
 
 def prompts_for(tokenizer) -> list[list[int]]:
-    """Questions as they are, and in the chat template."""
+    """Return questions as plain text, and in the chat template."""
     questions = [row["question"] for row in demo.questions()[:120]]
     plain = [tokenizer(question).input_ids for question in questions[:60]]
     chats = [[{"role": "user", "content": question}] for question in questions[60:]]
@@ -263,20 +264,20 @@ def prompts_for(tokenizer) -> list[list[int]]:
     ]
 
 
-# Ties are broken by rounding: a token may be behind by as much as activations in 16 or
-# 8 bits, to which llama.cpp rounds them, can change. Then the mean difference.
+# The largest gap and the mean difference of `compare`. llama.cpp rounds activations to
+# float16 or 8 bits, so the order of almost equal tokens may differ.
 BOUNDS = {"f16": (0.02, 0.005), "q8_0": (0.3, 0.05)}
 
 
 def assert_close(found: tuple[float, float, float], kind: str) -> None:
-    """Print what `compare` found, and hold it against the bounds."""
+    """Print the result of `compare`, and assert that it is within the bounds."""
     print(kind, found)
     behind, difference = BOUNDS[kind]
     assert found[1] <= behind and found[2] <= difference
 
 
 @pytest.mark.parametrize(("kind", "agree"), [("f16", 0.9), ("q8_0", 0.7)])
-def test_the_demos_answers(folder, tokenizer, request, kind, agree):
+def test_demo_answers(folder, tokenizer, request, kind, agree):
     served = request.getfixturevalue(kind)
     found = compare(served, folder, kind, prompts_for(tokenizer), 24)
     assert found[0] >= agree
@@ -306,20 +307,20 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
-def test_llamas_of_every_shape(tokenizer, tmp_path, changes):
+def test_answers_of_all_shapes(tokenizer, tmp_path, changes):
     folder = random_model(tmp_path / "model", tokenizer, **changes)
     draw = torch.Generator().manual_seed(1)
     prompts = [
         torch.randint(3, 1024, (length,), generator=draw).tolist()
         for length in (1, 2, 30, 200, 700)
     ]
-    for kind in export.KINDS:
-        served = LlamaCpp(export.write_gguf(folder, kind=kind))
+    for kind in KINDS:
+        served = LlamaCpp(weights.write_gguf(folder, kind=kind))
         found = compare(served, folder, kind, prompts, 24)
         assert_close(found, kind)
 
 
-def test_a_byte_level_models_answers(llama_3):
+def test_byte_level_answers(llama_3):
     served, tokenizer, folder = llama_3
     prompts = [tokenizer(row["question"]).input_ids for row in demo.questions()[:20]]
     found = compare(served, folder, "q8_0", prompts, 24)
@@ -330,80 +331,37 @@ def test_a_byte_level_models_answers(llama_3):
 
 
 @pytest.mark.parametrize("chat", CHATS, ids=len)
-def test_llama_cpp_renders_the_template_it_was_given(f16, tokenizer, chat):
+def test_chat_template_in_llama_cpp(f16, tokenizer, chat):
     text = f16.post("/apply-template", messages=chat)["prompt"]
     wanted = tokenizer.apply_chat_template(chat, tokenize=False)
     assert "<s>" + text == wanted  # llama.cpp adds the first one itself
     assert f16.tokenize(text) == tokenizer.apply_chat_template(chat)["input_ids"]
 
 
-def test_transformers_own_tokenizer_in_the_template(tokenizer, tmp_path):
+def test_chat_template_with_transformers_tokenizer(tokenizer, tmp_path):
     state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in state["merges"]]
     own = LlamaTokenizer(vocab=state["vocab"], merges=merges)
     own.chat_template = CHAT_TEMPLATE
     folder = folder_of(own, tmp_path / "own")
     again = AutoTokenizer.from_pretrained(folder)
-    assert again.backend_tokenizer.normalizer is None  # not as the demo's
-    served = LlamaCpp(export.write_gguf(folder))
+    assert again.backend_tokenizer.normalizer is None  # the demo's has one
+    served = LlamaCpp(weights.write_gguf(folder))
     for chat in CHATS:
         text = served.post("/apply-template", messages=chat)["prompt"]
         wanted = again.apply_chat_template(chat)["input_ids"]
         assert served.tokenize(text) == wanted
 
 
-# Renders a template as Ollama does: system messages together, then each message.
-GO = """
-package main
-
-import (
-	"encoding/json"
-	"os"
-	"strings"
-	"text/template"
-)
-
-type Message struct{ Role, Content string }
-
-func main() {
-	var input struct {
-		Template string
-		Chats    [][]Message
-	}
-	if err := json.NewDecoder(os.Stdin).Decode(&input); err != nil {
-		panic(err)
-	}
-	empty := template.New("").Option("missingkey=zero")
-	parsed := template.Must(empty.Parse(input.Template))
-	texts := []string{}
-	for _, chat := range input.Chats {
-		system := []string{}
-		for _, message := range chat {
-			if message.Role == "system" {
-				system = append(system, message.Content)
-			}
-		}
-		var text strings.Builder
-		err := parsed.Execute(&text, map[string]any{
-			"System": strings.Join(system, "\\n\\n"), "Messages": chat, "Response": "",
-		})
-		if err != nil {
-			panic(err)
-		}
-		texts = append(texts, text.String())
-	}
-	json.NewEncoder(os.Stdout).Encode(texts)
-}
-"""
-
-
-def test_ollamas_template_is_the_one_of_training(folder, tokenizer, tmp_path):
-    text = ollama.write_modelfile(export.write_gguf(folder)).read_text(encoding="utf-8")
+def test_chat_template_in_ollama(folder, tokenizer, tmp_path):
+    text = weights.write_modelfile(weights.write_gguf(folder)).read_text(
+        encoding="utf-8"
+    )
     template = text.split('TEMPLATE """')[1].split('"""')[0]
     chats = [
         [turn | {"content": turn["content"].strip()} for turn in chat] for chat in CHATS
     ]
-    # An answer comes back as the model wrote it, with the spaces around it.
+    # Ollama sends an answer back as the model wrote it, with the spaces around it.
     spoken = [
         [
             t | {"content": f" {t['content']} "} if t["role"] == "assistant" else t
@@ -411,9 +369,8 @@ def test_ollamas_template_is_the_one_of_training(folder, tokenizer, tmp_path):
         ]
         for chat in chats
     ]
-    (tmp_path / "main.go").write_text(GO, encoding="utf-8")
     run = subprocess.run(
-        [sys.executable, "-c", "import go; go.main()", "run", tmp_path / "main.go"],
+        [sys.executable, "-c", "import go; go.main()", "run", TEMPLATE_PROGRAM],
         input=json.dumps({"Template": template, "Chats": chats + spoken}),
         env=os.environ | {"GO111MODULE": "off", "GOCACHE": str(tmp_path / "cache")},
         capture_output=True,
