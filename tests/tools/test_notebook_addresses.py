@@ -199,6 +199,27 @@ def test_setup_cell_after_failed_pip_says_what_to_do(monkeypatch, capsys) -> Non
     assert f"git+https://github.com/fork/course@v{VERSION}" in capsys.readouterr().out
 
 
+def test_setup_cell_installs_package_then_what_colab_lacks(monkeypatch) -> None:
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    from colab_utils import install
+
+    source = addresses.SETUP.format(address="fork/course", version=VERSION)
+    program = TransformerManager().transform_cell(source)
+    calls, specs = [], iter([None, object()])  # not installed, then installed
+
+    class Shell:
+        def run_line_magic(self, name: str, line: str) -> None:
+            calls.append(f"{name} {line}")
+
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: next(specs))
+    monkeypatch.setattr(install, "colab", lambda: calls.append("install.colab"))
+    exec(program, {"get_ipython": Shell})
+    package = f"git+https://github.com/fork/course@v{VERSION}"
+    assert calls == [f'pip install -q --no-deps "{package}"', "install.colab"]
+
+
 def test_setup_cells_install_the_version_of_the_package() -> None:
     paths = notebooks.notebook_paths(ROOT)
     for path in paths:

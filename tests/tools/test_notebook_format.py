@@ -118,6 +118,7 @@ PROSE = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(cells=st.lists(CODE | PROSE, max_size=6), metadata=METADATA)
 def test_format_removes_outputs_and_metadata(
