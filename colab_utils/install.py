@@ -1,4 +1,4 @@
-"""Install what Colab lacks, and replace nothing that it has."""
+"""Install the packages that Colab lacks, and replace none that it has."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-# What Colab lacks. requirements.txt pins the same versions; a test compares them.
+# Colab lacks these. requirements.txt pins the same versions, and a test compares them.
 EXTRA = ("trl==0.29.1", "bitsandbytes==0.50.2", "rensa==0.5.0", "gguf==0.19.0")
-# What Colab has, at versions to leave alone; installed only where one is missing.
+# Colab has these. Their versions stay; a missing one is installed.
 SHIPPED = (
     "accelerate",
     "datasets",
@@ -31,9 +31,9 @@ SHIPPED = (
     "tqdm",
     "transformers",
 )
-# Before this torchao, peft >= 0.19 refuses LoRA on layers that are not quantised.
+# With an older torchao, peft >= 0.19 refuses LoRA on layers that are not quantized.
 TORCHAO = (0, 16)
-PIP_VERSION = re.compile(  # pip reads no other in a constraints file
+PIP_VERSION = re.compile(  # the only versions that pip accepts in a constraints file
     r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?",
     re.ASCII,
 )
@@ -51,7 +51,7 @@ def _version(name: str) -> str | None:
 
 
 def _missing() -> list[str]:
-    """The requirements that pip has to meet."""
+    """Return the requirements that pip has to install."""
     extra = [pin for pin in EXTRA if _version(pin.split("==")[0]) != pin.split("==")[1]]
     return extra + [name for name in SHIPPED if _version(name) is None]
 
@@ -63,10 +63,10 @@ def _old_torchao() -> str | None:
 
 
 def _constraints() -> str:
-    """Everything installed, `name==version` a line, but the packages of EXTRA."""
+    """Return `name==version` lines of all installed packages except EXTRA."""
     names = set()
     for found in metadata.distributions():
-        # An interrupted pip leaves folders behind that hold no metadata.
+        # An interrupted pip leaves folders without metadata.
         with contextlib.suppress(TypeError, KeyError):
             names.add(_canonical(found.metadata["Name"]))
     names -= {_canonical(pin.split("==")[0]) for pin in EXTRA}
@@ -86,7 +86,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _failure(output: str) -> str:
-    """What stopped pip, in a sentence, and its last lines."""
+    """Return a sentence that says what stopped pip, and pip's last lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = "\n".join(["Its last lines:", *lines[-8:]])
     needs = re.findall(r"(\S+ \S+) depends on (([\w.-]+).*)", output)
@@ -102,7 +102,7 @@ def _failure(output: str) -> str:
 
 
 def _stale() -> list[str]:
-    """Packages that this kernel loaded at another version than the one on disk."""
+    """Return packages that this kernel loaded in another version than installed."""
     found = []
     for name in [pin.split("==")[0] for pin in EXTRA] + [*SHIPPED, "torchao"]:
         module = sys.modules.get(name)
@@ -114,18 +114,18 @@ def _stale() -> list[str]:
 
 
 def colab() -> None:
-    """Install the packages of `EXTRA` on Colab, and print one line on what was done.
+    """Install the packages of `EXTRA` on Colab, and print one line about it.
 
-    All that is installed already keeps its version: pip fails rather than replaces it,
-    and RuntimeError then says which package was in the way. A torchao that peft cannot
-    work with is removed. With nothing to do, it takes milliseconds.
+    Installed packages keep their versions. If that is impossible, pip installs nothing,
+    and RuntimeError names the package that would be replaced. A torchao that peft does
+    not accept is removed. If nothing is missing, this takes milliseconds.
     """
     done, missing, torchao = [], _missing(), _old_torchao()
     if missing:
         with tempfile.TemporaryDirectory() as folder:
             kept = Path(folder) / "constraints.txt"
             kept.write_text(_constraints())
-            # Not --quiet: that hides which requirement was in the way.
+            # Without --quiet, which would hide the requirement that failed.
             _pip("install", "--constraint", str(kept), *missing)
         importlib.invalidate_caches()
         names = [pin.split("==")[0] for pin in missing]
@@ -133,9 +133,7 @@ def colab() -> None:
     if torchao:
         _pip("uninstall", "--yes", "torchao")
         importlib.invalidate_caches()
-        done.append(
-            f"removed torchao {torchao} (peft refuses LoRA in 16 bits beside it)"
-        )
+        done.append(f"removed torchao {torchao} (peft refuses float16 LoRA with it)")
     print(f"set-up: {'; '.join(done) or 'nothing to do'}")
     if stale := _stale():
         print(

@@ -1,9 +1,10 @@
-"""What several test modules need: the demo model, and a way to train it briefly."""
+"""Set up every test run, and hold the fixtures that several test modules share."""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +15,50 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from colab_utils.training.sft import FastSFTTrainer
 
-os.environ.setdefault("MPLBACKEND", "Agg")  # no window, wherever the tests run
-# Threads that wait don't spin, or two test runs side by side take ten times as long.
+os.environ.setdefault("MPLBACKEND", "Agg")  # draw figures without opening a window
+# Idle threads sleep. Spinning ones make two test runs on a machine ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# In CI the same examples every time; new ones are looked for where somebody watches.
+# Read by torch and NumPy when they are imported, and by the programs that tests start:
+# the workers of pytest-xdist share the cores instead of each taking all of them.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    threads = max(1, (os.cpu_count() or 1) // WORKERS)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+# Hypothesis tries the same examples in each CI run, and new ones in a local run.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the GPU tests; with several workers, start with the longest files."""
+    for item in items:
+        if item.path.parent.name == "gpu":
+            item.add_marker("gpu")
+    if WORKERS > 1:
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(
+            key=lambda item: (
+                item.path.parent.name != "notebooks",
+                -slow[item.path],
+                str(item.path),
+            )
+        )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip GPU tests before their fixtures are built."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU with CUDA, and torch finds none")
+
+
 @pytest.fixture
 def headless(monkeypatch, tmp_path) -> Path:
-    """Nobody watches, and the workspace is a fresh folder."""
+    """Run headless, with a new folder as the workspace; returns that folder."""
     monkeypatch.setenv("HEADLESS", "1")
     monkeypatch.setenv("WORKSPACE", str(tmp_path / "workspace"))
     return tmp_path / "workspace"
@@ -47,7 +80,7 @@ def demo_rows() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def model():
-    """The demo model in 4 bits; tests read it and don't change it."""
+    """The demo model in 4 bits. It is shared: a test must not change it."""
     from colab_utils import models
 
     return models.load_model("demo", models.quantization_config()).eval()

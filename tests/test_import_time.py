@@ -1,3 +1,5 @@
+"""Importing a light module of the package loads no heavy library."""
+
 from __future__ import annotations
 
 import json
@@ -11,11 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "peft", "trl"}
 HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hub"}
-# Imported by training and answering alone, once torch and transformers are there.
-LATE = {"training.callbacks", "fast.attention", "fast.attention_kernels"}
-LATE |= {"fast.autograd", "fast.decoder", "fast.kernels", "fast.layer", "fast.linears"}
-LATE |= {"fast.lora", "fast.loss", "fast.ops", "fast.patch", "fast.static_cache"}
-LATE |= {"fast.support", "training.sft"}
+# Only training and generation import these, after torch and transformers.
+LATE = {"training.callbacks", "training.sft", "fast.attention"}
+LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
+LATE |= {"fast.layer", "fast.linears", "fast.lora", "fast.loss", "fast.ops"}
+LATE |= {"fast.patch", "fast.static_cache", "fast.support"}
 PACKAGE = ROOT / "colab_utils"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -32,7 +34,7 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
 
 
 def imported(module: str) -> set[str]:
-    """The packages that an import brings in a fresh process."""
+    """Return the packages that a new process has loaded after an import."""
     run = subprocess.run(
         [sys.executable, "-c", MEASURE.format(module=module)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -45,10 +47,10 @@ def imported(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["", *LIGHT])
-def test_an_import_brings_nothing_heavy(name):
+def test_import_loads_nothing_heavy(name):
     assert not imported(f"colab_utils.{name}".rstrip(".")) & HEAVY
 
 
-def test_what_is_heavy_would_be_seen():
+def test_imported_finds_heavy_library():
     assert "numpy" in imported("numpy") & HEAVY
     assert {"runtime", "models", "training.trainer", "widgets.chat"} <= set(LIGHT)

@@ -1,6 +1,6 @@
-"""The set-up of Colab: a real pip in a real environment, with tiny packages.
+"""install.colab with a real pip in a real environment, with tiny packages.
 
-The packages stand in for Colab's by name, version and requirements; pip resolves,
+The packages have the names, versions and requirements of Colab's. pip resolves,
 installs and removes them without a network.
 """
 
@@ -33,7 +33,7 @@ COLAB = {name: "2.0" for name in install.SHIPPED} | {
 
 
 def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
-    """Write a wheel that holds one module with a `__version__`."""
+    """Write a wheel of one module with a `__version__`."""
     module, stem = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}"
     files = {
         f"{module}/__init__.py": f"__version__ = {version!r}\n",
@@ -75,7 +75,7 @@ def installed(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """The wheels of an image like Colab's, and the four that it lacks."""
+    """Write the wheels of an image like Colab's, and of the four that it lacks."""
     folder = tmp_path_factory.mktemp("packages")
     for name, version in COLAB.items():
         wheel(folder, name, version)
@@ -83,7 +83,7 @@ def packages(tmp_path_factory):
     wheel(folder, "bitsandbytes", "0.50.2", "torch<3,>=2.4", "numpy>=1.17")
     wheel(folder, "rensa", "0.5.0")
     wheel(folder, "gguf", "0.19.0", "numpy>=1.17", "tqdm>=2")
-    # Newer ones that pip would like to have.
+    # Newer versions, which pip prefers.
     wheel(folder, "datasets", "5.1.0")
     wheel(folder, "torch", "2.13.0")
     return folder
@@ -101,17 +101,18 @@ def image(packages, tmp_path_factory):
 
 @pytest.fixture
 def colab(image, tmp_path):
-    """A copy of the image, to be changed."""
+    """Copy the image, because the test changes it."""
     return Path(shutil.copytree(image, tmp_path / "venv", symlinks=True))
 
 
-def test_installs_what_is_missing_and_replaces_nothing(colab, packages):
+@pytest.mark.slow
+def test_colab_installs_missing_and_replaces_nothing(colab, packages):
     before = installed(colab)
     assert before["torch"] == "2.11.0+cu128" and "trl" not in before
     done = set_up(colab, packages)
     assert done.stdout == (
         "set-up: installed trl 0.29.1, bitsandbytes 0.50.2, rensa 0.5.0, gguf 0.19.0; "
-        "removed torchao 0.10.0 (peft refuses LoRA in 16 bits beside it)\n"
+        "removed torchao 0.10.0 (peft refuses float16 LoRA with it)\n"
     ), done.stderr
     after = installed(colab)
     added = {"trl": "0.29.1", "bitsandbytes": "0.50.2", "rensa": "0.5.0"}
@@ -119,13 +120,14 @@ def test_installs_what_is_missing_and_replaces_nothing(colab, packages):
     del before["torchao"]
     assert after == before | added
 
-    # What was installed is there for the same kernel, and a second run has no work:
-    # with no packages to be had, pip could not do any.
+    # The same kernel can import the new packages. A second run installs nothing: there
+    # are no wheels from which it could.
     again = set_up(colab, colab / "nothing", "import trl; print(trl.__version__)")
     assert again.stdout == "0.29.1\nset-up: nothing to do\n", again.stderr
 
 
-def test_installs_only_what_is_missing(colab, packages):
+@pytest.mark.slow
+def test_colab_installs_only_missing(colab, packages):
     pins = ["trl==0.29.1", "rensa==0.5.0", "gguf==0.19.0"]
     python(colab, "-m", "pip", "install", "-q", *pins, links=packages)
     gone = ["python-dotenv", "torchao"]
@@ -137,7 +139,8 @@ def test_installs_only_what_is_missing(colab, packages):
     assert installed(colab)["torch"] == "2.11.0+cu128"
 
 
-def test_a_newer_torchao_stays(colab, packages, tmp_path):
+@pytest.mark.slow
+def test_colab_keeps_newer_torchao(colab, packages, tmp_path):
     wheel(tmp_path / "more", "torchao", "0.16.0")
     more = ["-q", "-U", "torchao"]
     python(colab, "-m", "pip", "install", *more, links=tmp_path / "more")
@@ -148,13 +151,14 @@ def test_a_newer_torchao_stays(colab, packages, tmp_path):
 
 @pytest.fixture
 def greedy(packages, tmp_path):
-    """The same packages, but a trl that needs a newer datasets than Colab's."""
+    """Write the same packages, with a trl that needs a newer datasets than Colab's."""
     folder = Path(shutil.copytree(packages, tmp_path / "greedy"))
     wheel(folder, "trl", "0.29.1", "datasets>=4.7,<6", "transformers>=2")
     return folder
 
 
-def test_fails_rather_than_replaces(colab, greedy):
+@pytest.mark.slow
+def test_colab_fails_before_replacing_a_package(colab, greedy):
     before = installed(colab)
     done = set_up(colab, greedy)
     assert done.returncode == 1
@@ -163,12 +167,13 @@ def test_fails_rather_than_replaces(colab, greedy):
     assert "would replace datasets 4.0.0" in said
     assert ">=4.7" in said
     assert installed(colab) == before
-    # Without the constraints pip replaces it: the test above can fail.
+    # Without the constraints pip replaces datasets, so the test above can fail.
     python(colab, "-m", "pip", "install", "-q", "trl==0.29.1", links=greedy)
     assert installed(colab)["datasets"] == "5.1.0"
 
 
-def test_no_network(colab, packages):
+@pytest.mark.slow
+def test_colab_without_network(colab, packages):
     done = set_up(colab, colab / "nothing")
     (said,) = re.findall("^RuntimeError: (.*)", done.stderr, re.MULTILINE)
     assert said.startswith("pip failed. Check the network")
@@ -176,7 +181,8 @@ def test_no_network(colab, packages):
     assert "torchao" in installed(colab)
 
 
-def test_our_own_packages_are_brought_to_their_pins(colab, packages, tmp_path):
+@pytest.mark.slow
+def test_colab_sets_extra_packages_to_their_pins(colab, packages, tmp_path):
     more = Path(shutil.copytree(packages, tmp_path / "more"))
     wheel(more, "trl", "1.2.0", "datasets>=3.0")
     python(colab, "-m", "pip", "install", "-q", "trl==1.2.0", links=more)
@@ -190,13 +196,15 @@ def test_our_own_packages_are_brought_to_their_pins(colab, packages, tmp_path):
     assert "Runtime > Restart session" in second
 
 
-def test_a_removed_torchao_that_was_loaded_is_told(colab, packages):
+@pytest.mark.slow
+def test_colab_reports_removed_torchao_that_is_loaded(colab, packages):
     lines = set_up(colab, packages, "import torchao, torch").stdout.splitlines()
     assert len(lines) == 2
     assert "already loaded torchao 0.10.0 (on disk: none): choose" in lines[1]
 
 
-def test_leftovers_do_not_break_the_constraints(colab, packages):
+@pytest.mark.slow
+def test_constraints_ignore_broken_installations(colab, packages):
     (site,) = colab.glob("lib/python3*/site-packages")
     (site / "broken-1.0.dist-info").mkdir()
     odd = site / "odd-1.0.dist-info"
@@ -214,12 +222,12 @@ def test_leftovers_do_not_break_the_constraints(colab, packages):
 # --- pure parts ----------------------------------------------------------------------
 
 
-def test_one_place_for_the_versions():
+def test_extra_equals_requirements():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert set(install.EXTRA) <= {line.strip() for line in lines}
 
 
-def test_every_dependency_is_installed_or_shipped():
+def test_dependencies_equal_extra_and_shipped():
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -235,7 +243,7 @@ PIECES = ["1", "10", "0", ".", "!", "a", "rc", ".post", ".dev", "+", "cu128", "-
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
-def test_constraints_hold_versions_that_pip_reads(text):
+def test_pip_version_matches_only_valid_versions(text):
     try:
         version = Version(text)
     except InvalidVersion:
@@ -263,8 +271,8 @@ def test_old_torchao(monkeypatch, version, old):
     assert install._old_torchao() == (version if old else None)
 
 
-def test_peft_still_draws_that_line():
-    """The version that peft asks of torchao is the one that we remove it below."""
+def test_torchao_equals_minimum_of_peft():
+    """peft accepts torchao from the same version on below which we remove it."""
     from importlib.util import find_spec
 
     source = Path(find_spec("peft").origin).with_name("import_utils.py").read_text()
@@ -274,7 +282,7 @@ def test_peft_still_draws_that_line():
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_output_of_pip_gives_a_sentence(output):
+def test_failure_with_any_output(output):
     said = install._failure(output)
     assert said.startswith("pip ")
     assert len(said.splitlines()) < 40

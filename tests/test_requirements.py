@@ -1,4 +1,4 @@
-"""Our requirements against Colab's versions, and our keywords against the libraries."""
+"""Compare our pins with Colab's versions, and our keywords with the libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from colab_utils import install
 ROOT = Path(__file__).resolve().parents[1]
 FREEZE = ROOT.parent / "shared" / "data" / "colab-pip-freeze.gpu.txt"
 
-# What Colab's machine is to a marker such as `python_version < "3.11"`.
+# Colab's machine, for markers such as `python_version < "3.11"`.
 COLAB = {
     "implementation_name": "cpython",
     "implementation_version": "3.13.0",
@@ -39,17 +39,17 @@ COLAB = {
     "extra": "",
 }
 
-# What our packages need beside themselves and what Colab has. With the versions of
-# today that is nothing; a new name here is a download more on each Colab machine.
+# Packages that ours need and Colab lacks. With the current versions there are none.
+# Each name is one more download on every Colab machine.
 ADDITIONS: set[str] = set()
 
-# Colab's torch is a build of its own (`+cu128`); elsewhere the course runs on the
-# plain release, which is newer.
+# Colab has its own build of torch (`+cu128`). Elsewhere the course runs on the public
+# release, which is newer.
 OWN_VERSION = {"torch"}
 
 
 def pins(path: Path) -> dict[str, str]:
-    """`name==version` lines, as canonical name to version."""
+    """Read `name==version` lines as canonical name to version."""
     lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
     pairs = (line.split("==") for line in lines if "==" in line)
     return {canonicalize_name(name): version for name, version in pairs}
@@ -66,10 +66,10 @@ def replaced(
     additions: Iterable[str],
     requires: Callable[[str], list[str]],
 ) -> list[str]:
-    """What installing `start` would replace in `there`, or add without being listed.
+    """List what installing `start` would replace in `there`, or add without notice.
 
-    What is `there` already has its own requirements met, so only what is added is
-    walked on.
+    Packages in `there` have their requirements already, so only the requirements of
+    added packages are followed.
     """
     problems, seen, queue = [], set(), list(start)
     added = {canonicalize_name(name) for name in (*start, *additions)}
@@ -96,13 +96,13 @@ def requires(name: str) -> list[str]:
     return metadata.requires(name) or []
 
 
-def test_our_additions_replace_nothing_on_colab():
+def test_extra_packages_replace_nothing_on_colab():
     for name, pin in EXTRA.items():
         assert metadata.version(name) == pin.partition("==")[2]
     assert replaced(EXTRA, ON_COLAB, ADDITIONS, requires) == []
 
 
-def test_a_replacement_is_found():
+def test_replaced_finds_replacements_and_additions():
     world = {
         "trl": [
             "datasets>=4.7",
@@ -125,12 +125,12 @@ def test_a_replacement_is_found():
     ]
 
 
-def test_a_local_build_meets_a_plain_requirement():
+def test_replaced_accepts_local_build():
     there = {"torch": "2.11.0+cu128"}
     assert replaced(["x"], there, [], lambda _: ["torch<3,>=2.11"]) == []
 
 
-def test_we_test_with_colabs_versions():
+def test_requirements_equal_colab_versions():
     common = (OURS.keys() & ON_COLAB.keys()) - OWN_VERSION
     assert len(common) > 15
     assert {name: OURS[name] for name in common} == {
@@ -141,12 +141,12 @@ def test_we_test_with_colabs_versions():
         assert f"{name}=={OURS[name]}" == EXTRA[name]
 
 
-def test_what_the_set_up_expects_is_on_colab():
+def test_shipped_packages_are_on_colab():
     assert {canonicalize_name(name) for name in install.SHIPPED} <= ON_COLAB.keys()
     assert Version(ON_COLAB["torchao"]).release < install.TORCHAO
 
 
-def test_the_package_runs_on_colabs_versions():
+def test_dependencies_accept_colab_versions():
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -159,9 +159,9 @@ def test_the_package_runs_on_colabs_versions():
         assert requirement.specifier.contains(found, prereleases=True), line
 
 
-def test_the_copy_agrees_with_colabs_list():
-    # The whole list is not part of the project: where it lies beside it, the copy is
-    # compared; a clone without it has the copy alone, and nothing to compare.
+def test_colab_pins_equal_complete_list():
+    # The whole list is not part of the project. The copy is compared with it where it
+    # is next to the project.
     if FREEZE.is_file():
         whole = pins(FREEZE)
         assert {name: whole.get(name) for name in ON_COLAB} == ON_COLAB
@@ -184,7 +184,7 @@ WATCHED = {
 
 
 def is_call(node: ast.AST, *names: str) -> str | None:
-    """The name of the function that `node` calls, when it is one of `names`."""
+    """Return the name of the function that `node` calls, if it is one of `names`."""
     if not isinstance(node, ast.Call):
         return None
     name = getattr(node.func, "id", getattr(node.func, "attr", None))
@@ -192,7 +192,7 @@ def is_call(node: ast.AST, *names: str) -> str | None:
 
 
 def keys(node: ast.AST | None, tables: dict[str, list[ast.AST]]) -> set[str]:
-    """The keywords in `**node`, where the source shows them."""
+    """Return the keywords in `**node`, as far as the source shows them."""
     if isinstance(node, ast.Name):
         return {key for table in tables.get(node.id, []) for key in keys(table, {})}
     if isinstance(node, ast.Dict):
@@ -212,7 +212,7 @@ def call_keywords(call: ast.Call, tables: dict[str, list[ast.AST]]) -> set[str]:
 
 
 def keywords(source: str) -> dict[str, set[str]]:
-    """The keywords that `source` passes to each watched class."""
+    """Return the keywords that `source` passes to each watched class."""
     tree = ast.parse(source)
     tables: dict[str, list[ast.AST]] = {}
     for node in ast.walk(tree):
@@ -228,7 +228,7 @@ def keywords(source: str) -> dict[str, set[str]]:
 
 
 def sources() -> dict[str, str]:
-    """The Python of each notebook and of each module, by file name."""
+    """Return the Python code of each notebook and module by file name."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     plain = TransformerManager().transform_cell  # %magics and !commands to Python
@@ -244,11 +244,11 @@ def sources() -> dict[str, str]:
 
 @cache
 def accepted(name: str) -> frozenset[str]:
-    """The keywords that the installed library names in the signature of a class."""
+    """Return the keywords in the signature of a class of the installed library."""
     parameters = inspect.signature(
         getattr(import_module(WATCHED[name]), name)
     ).parameters
-    # What only **kwargs would take is refused or dropped later: it does not count.
+    # Keywords that only **kwargs accepts are refused or dropped later.
     return frozenset(
         p.name
         for p in parameters.values()
@@ -265,7 +265,7 @@ def unknown(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(sources()))
-def test_our_keywords_exist(name):
+def test_keywords_exist_in_library(name):
     assert unknown(sources()[name]) == []
 
 
@@ -279,13 +279,13 @@ GONE = [
 
 
 @pytest.mark.parametrize("keyword", GONE)
-def test_a_keyword_that_is_gone_is_found(keyword):
+def test_removed_keyword_is_found(keyword):
     assert unknown(f"x = trl.SFTConfig(fp16=True, {keyword}=1)") == [
         f"SFTConfig({keyword}=...)"
     ]
 
 
-def test_a_keyword_is_found_wherever_it_is_written():
+def test_keywords_in_dictionaries_are_found():
     source = """
 shared = {"fp16": True, "made_up_1": 1}
 def build(more):
@@ -307,7 +307,7 @@ def build(more):
     ]
 
 
-def test_other_calls_are_left_alone():
+def test_keywords_ignore_other_calls():
     assert keywords("print(end=''); config(warmup_ratio=1); f(**kwargs)") == {}
     assert keywords("SFTConfig(**{name: 1 for name in names})") == {"SFTConfig": set()}
 
@@ -318,7 +318,7 @@ NAME = st.from_regex(re.compile(r"[a-z][a-z_]{0,8}", re.ASCII), fullmatch=True).
 
 
 @given(st.dictionaries(NAME, st.integers()), st.sampled_from(sorted(WATCHED)))
-def test_every_keyword_is_collected(arguments, name):
+def test_keywords_collect_all_arguments(arguments, name):
     inline = ", ".join(f"{key}={value}" for key, value in arguments.items())
     for source in (
         f"{name}({inline})",

@@ -1,4 +1,4 @@
-"""What a run of the course measured: the numbers of its recipes as one summary."""
+"""Collect the numbers that a run of the course measured from its recipes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def recipe(workspace: Path, kind: str, name: str) -> dict[str, Any]:
-    """The recipe of the course's own artefact: by its name, else the first one made."""
+    """Read the recipe of this name, else the oldest one of this kind, else {}."""
     found = sorted(workspace.glob(f"{kind}/*/recipe.json"), key=os.path.getmtime)
     found = [path for path in found if path.parent.name == name] or found
     return json.loads(found[0].read_text(encoding="utf-8")) if found else {}
 
 
-def summarise(workspace: Path, notebooks: dict[str, Any]) -> dict[str, Any]:
-    """What the run measured, from the recipes that the notebooks left."""
+def summarize(workspace: Path, notebooks: dict[str, Any]) -> dict[str, Any]:
+    """Collect what the notebooks of a run wrote into their recipes."""
     summary: dict[str, Any] = {}
     rows = recipe(workspace, "datasets", "my-dataset").get("rows")
     if rows:
@@ -34,7 +34,7 @@ def summarise(workspace: Path, notebooks: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as text for a terminal."""
+    """Return the summary as text for a terminal."""
     lines = [""]
     if rows := summary.get("dataset"):
         kept = "kept {rows_kept} of {rows_in} rows, {rejected} rejected".format(**rows)

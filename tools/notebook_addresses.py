@@ -1,6 +1,8 @@
-"""Where the project lives: Colab badges, set-up cells and the README's table.
+"""Write the project's address into Colab badges, set-up cells and the README's table.
 
-One address, `owner/repository` on GitHub, stands in all of them.
+The address is `owner/repository` on GitHub. A badge opens a notebook from the branch
+main. The notebook's set-up cell installs the package from the tag of the version that
+the notebook was written for.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ import copy
 import re
 import subprocess
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-from notebook_shape import ANY_BADGE, summary, tags
+from tools.notebook_shape import ANY_BADGE, summary, tags
 
-# The first code cell of every notebook: one collapsed line in Colab, nothing elsewhere.
+# The first code cell of every notebook. Colab folds it to its title.
 SETUP = """\
 # @title Set-up: installs what Colab lacks (half a minute); does nothing elsewhere
 import importlib.util
@@ -21,7 +24,9 @@ import os
 
 if "COLAB_RELEASE_TAG" in os.environ:
     if importlib.util.find_spec("colab_utils") is None:
-        %pip install -q --no-deps "git+https://github.com/{address}"
+        %pip install -q --no-deps "git+https://github.com/{address}@v{version}"
+    if importlib.util.find_spec("colab_utils") is None:
+        raise ImportError("pip failed (above). No tag v{version}? Delete @v{version}.")
     from colab_utils import install
 
     install.colab()"""
@@ -41,21 +46,43 @@ ADDRESS = re.compile(
 TABLE = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
 
 
+VERSION = re.compile(r'^__version__ = "([\w.]+)"$', re.MULTILINE)
+
+
 class NotebookError(ValueError):
     """A file or an address that the tools cannot work with, and what to do."""
 
 
-def repository_address(root: Path) -> tuple[str, str]:
-    """`owner/repository` on GitHub and where that is written.
+@dataclass(frozen=True)
+class Release:
+    """The repository (`owner/name` on GitHub) and the package's version."""
 
-    The git remote `origin` when it is on GitHub, else pyproject.toml.
+    address: str
+    version: str
+
+
+def package_version(root: Path) -> str:
+    """The package's version, read from its source; NotebookError without one."""
+    path = root / "colab_utils" / "__init__.py"
+    found = VERSION.search(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not found:
+        raise NotebookError(
+            'colab_utils/__init__.py: no version; fix: write __version__ = "1.2.3"'
+        )
+    return found[1]
+
+
+def repository_address(root: Path) -> tuple[str, str]:
+    """Return `owner/repository` on GitHub, and where that was found.
+
+    The git remote `origin` comes first if it is on GitHub, then pyproject.toml.
     """
     try:
         top = _git(root, "rev-parse", "--show-toplevel")
         remote = _git(root, "config", "--get", "remote.origin.url")
     except FileNotFoundError:  # no git on this machine
         top = remote = ""
-    # A copy unpacked inside another repository must not take that one's address.
+    # A copy that lies inside another repository must not take that one's address.
     if top and Path(top).resolve() == root.resolve():
         found = re.fullmatch(
             r"(?:(?:https|ssh|git)://)?(?:[^@/]+@)?github\.com[:/]"
@@ -83,15 +110,15 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def own_addresses(texts: list[str], names: set[str]) -> Counter[str]:
-    """How often each address stands in Colab links to notebooks of these names."""
+def count_addresses(texts: list[str], names: set[str]) -> Counter[str]:
+    """Count the addresses in Colab links to notebooks of these names."""
     links = (link for text in texts for link in COLAB_LINK.finditer(text))
     return Counter(link[1] for link in links if Path(link[3]).name in names)
 
 
-def moved(text: str, names: set[str], address: str) -> str:
-    """The text with every link to this project pointing to `address`."""
-    old = set(own_addresses([text], names))
+def replace_links(text: str, names: set[str], address: str) -> str:
+    """Return the text with every link to this project pointing to `address`."""
+    old = set(count_addresses([text], names))
 
     def replace(link: re.Match[str]) -> str:
         suffix = ".git" if link[2].endswith(".git") else ""
@@ -101,10 +128,10 @@ def moved(text: str, names: set[str], address: str) -> str:
     return ADDRESS.sub(replace, text)
 
 
-def addressed(nb: dict, name: str, names: set[str], address: str) -> dict:
-    """The notebook with badge, set-up cell and links as `address` wants them.
+def set_address(nb: dict, name: str, names: set[str], release: Release) -> dict:
+    """Return the notebook with badge, set-up cell and links of this release.
 
-    Raises NotebookError when the first cell is no title.
+    Raises NotebookError if the first cell is not a title.
     """
     nb = copy.deepcopy(nb)
     cells = nb["cells"]
@@ -112,12 +139,13 @@ def addressed(nb: dict, name: str, names: set[str], address: str) -> dict:
         raise NotebookError(
             f"notebooks/{name}:1: no title; fix: begin with a text cell `# Do this`"
         )
-    # Joined, so that a link in one cell is known by the badge in another.
+    # Joined, because the badge in one cell tells which links in others are ours.
     mark = "\n\0\n"
-    sources = moved(mark.join(c["source"] for c in cells), names, address).split(mark)
+    text = mark.join(cell["source"] for cell in cells)
+    sources = replace_links(text, names, release.address).split(mark)
     for cell, source in zip(cells, sources, strict=True):
         cell["source"] = source
-    badge = BADGE.format(address=address, name=name)
+    badge = BADGE.format(address=release.address, name=name)
     title, _, rest = cells[0]["source"].partition("\n")
     if ANY_BADGE.search(rest):
         rest = ANY_BADGE.sub(lambda _: badge, rest)
@@ -129,12 +157,12 @@ def addressed(nb: dict, name: str, names: set[str], address: str) -> dict:
         setup = {"cell_type": "code", "execution_count": None, "outputs": []}
         cells.insert(1, setup)
     setup["metadata"] = {"cellView": "form", "tags": ["setup"]}
-    setup["source"] = SETUP.format(address=address)
+    setup["source"] = SETUP.format(address=release.address, version=release.version)
     return nb
 
 
-def with_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
-    """The README with its table of notebooks; NotebookError without the markers."""
+def set_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
+    """Return the README with its table of notebooks; NotebookError without markers."""
     if not TABLE.search(readme):
         raise NotebookError(
             "README.md: no table of notebooks; fix: write the lines "
@@ -148,28 +176,29 @@ def with_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
         badge = BADGE.format(address=address, name=name)
         rows.append(f"| [{title}](notebooks/{name}) | {what} | {badge} |")
     table = "\n".join(rows) + "\n"
-    readme = moved(readme, set(notebooks), address)
+    readme = replace_links(readme, set(notebooks), address)
     return TABLE.sub(lambda found: found[1] + table + found[2], readme)
 
 
 def address_problems(root: Path, notebooks: dict[str, dict]) -> list[str]:
-    """Badges, links, set-up cells and table that disagree with each other.
+    """Find badges, links, set-up cells and a table that disagree with each other.
 
-    They must agree, not equal the remote: a fork, and a clone of a clone, stay green.
+    They need not agree with the git remote, so a fork and a clone of a clone pass.
     """
     path = root / "README.md"
     if not path.exists():
         return ["README.md: missing; fix: write it, then make badges"]
     readme = path.read_text(encoding="utf-8")
     texts = [cell["source"] for nb in notebooks.values() for cell in nb["cells"]]
-    found = own_addresses([*texts, readme], set(notebooks)).most_common(1)
+    found = count_addresses([*texts, readme], set(notebooks)).most_common(1)
     try:
         address = found[0][0] if found else repository_address(root)[0]
+        release = Release(address, package_version(root))
         wanted = {
-            name: addressed(nb, name, set(notebooks), address)
+            name: set_address(nb, name, set(notebooks), release)
             for name, nb in notebooks.items()
         }
-        table = with_table(readme, wanted, address)
+        table = set_table(readme, wanted, address)
     except NotebookError as error:
         return [str(error)]
     problems = []
@@ -187,9 +216,11 @@ def address_problems(root: Path, notebooks: dict[str, dict]) -> list[str]:
             if (cell["source"], cell["metadata"]) == (want["source"], want["metadata"]):
                 continue
             what = "badge or link" if number == 1 else "link"
-            what = "set-up cell" if "setup" in tags(want) else what
+            whose = address
+            if "setup" in tags(want):
+                what, whose = "set-up cell", f"{address} at v{release.version}"
             problems.append(
-                f"notebooks/{name}:{number}: {what} is not the one of {address}; "
+                f"notebooks/{name}:{number}: {what} is not the one of {whose}; "
                 "fix: make badges"
             )
     for place, text in [("README.md", readme)] + [

@@ -1,6 +1,6 @@
-"""The common shape of the notebooks: sections, tags, sizes, parameters, imports.
+"""Check the common shape of the notebooks: sections, tags, sizes, parameters, imports.
 
-Each check yields (number of the cell or None, what is wrong, what to do).
+Each check yields the number of the cell (or None), the problem and the fix.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Finding = tuple[int | None, str, str]
 
 
 def shape(nb: dict) -> Iterator[Finding]:
-    """Everything in which a notebook leaves the common shape."""
+    """List everything in which a notebook differs from the common shape."""
     cells = nb["cells"]
     code = [n for n, cell in enumerate(cells, start=1) if cell["cell_type"] == "code"]
     trees = {n: _tree(cells[n - 1]["source"]) for n in code}
@@ -37,12 +37,12 @@ def shape(nb: dict) -> Iterator[Finding]:
 
 
 def tags(cell: dict) -> list[str]:
-    """The tags of a cell."""
+    """Return the tags of a cell."""
     return cell.get("metadata", {}).get("tags", [])
 
 
 def summary(title_cell: str) -> str:
-    """The first sentence below the title and the badge, "" if there is none."""
+    """Return the first sentence below title and badge, "" if there is none."""
     for paragraph in title_cell.split("\n\n"):
         text = " ".join(ANY_BADGE.sub("", paragraph).split())
         if text and text[0] not in "#|<>-*!":
@@ -51,7 +51,7 @@ def summary(title_cell: str) -> str:
 
 
 def _tree(source: str) -> ast.Module:
-    """The syntax tree of a cell, magics translated; empty if it does not parse."""
+    """Parse a cell, magics translated; returns an empty tree on a syntax error."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     try:
@@ -61,7 +61,7 @@ def _tree(source: str) -> ast.Module:
 
 
 def _headings(cells: list[dict]) -> Iterator[tuple[int, int, str]]:
-    """Cell, level and text of each markdown heading outside code fences."""
+    """Yield cell, level and text of each markdown heading outside code fences."""
     for number, cell in enumerate(cells, start=1):
         if cell["cell_type"] == "markdown":
             prose = re.sub(r"^```.*?^```", "", cell["source"], flags=re.M | re.S)
@@ -154,11 +154,12 @@ def _parameters(
     lines = cell["source"].splitlines()
     names = []
     for node in trees[place].body:
-        line = lines[node.end_lineno - 1]
-        if not _is_constant(node):
+        line = lines[(node.end_lineno or node.lineno) - 1]
+        name = _constant_name(node)
+        if name is None:
             yield place, f"`{line}` is not `NAME = literal`", "move it to another cell"
             continue
-        names.append(node.targets[0].id)
+        names.append(name)
         if not re.search(r"# *@param\b", line):
             yield place, f"{names[-1]} has no form field", "end its line on `# @param`"
     if len(names) > MOST_PARAMETERS:
@@ -176,13 +177,13 @@ def _parameters(
             yield place, f"no later cell reads {name}", "use it or delete it"
 
 
-def _is_constant(node: ast.stmt) -> bool:
-    """Whether a statement is `NAME = literal`."""
+def _constant_name(node: ast.stmt) -> str | None:
+    """Return the name in a statement `NAME = literal`, None for any other statement."""
     match node:
-        case ast.Assign(targets=[ast.Name()], value=value):
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
             try:
                 ast.literal_eval(value)
             except ValueError:
-                return False
-            return True
-    return False
+                return None
+            return name
+    return None

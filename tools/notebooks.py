@@ -1,8 +1,8 @@
-"""Write the notebooks canonically, check their shape, keep their addresses right.
+"""Write the notebooks canonically, check their shape, set their addresses.
 
-    python tools/notebooks.py format    # strip outputs, format code, keep cell ids
-    python tools/notebooks.py check     # name every problem and its fix; 1 on any
-    python tools/notebooks.py badges    # badges, set-up cells and the README's table
+    python -m tools.notebooks format    # strip outputs, format code, keep cell ids
+    python -m tools.notebooks check     # name every problem and its fix; 1 on any
+    python -m tools.notebooks badges    # badges, set-up cells and the README's table
 
 The `.ipynb` is the only source of a notebook. CONTRIBUTING.md explains the rules.
 """
@@ -17,14 +17,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from notebook_addresses import (
+from tools.notebook_addresses import (
     NotebookError,
+    Release,
     address_problems,
-    addressed,
+    package_version,
     repository_address,
-    with_table,
+    set_address,
+    set_table,
 )
-from notebook_shape import Finding, shape
+from tools.notebook_shape import Finding, shape
 
 ROOT = Path(__file__).resolve().parents[1]
 RUFF = [sys.executable, "-m", "ruff"]
@@ -40,7 +42,7 @@ CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 def notebook_paths(root: Path) -> list[Path]:
-    """The course's notebooks in order; NotebookError if there are none."""
+    """List the course's notebooks in order; NotebookError if there are none."""
     paths = sorted((root / "notebooks").glob("*.ipynb"))
     if not paths:
         raise NotebookError("notebooks: no notebooks found; fix: git restore notebooks")
@@ -48,7 +50,7 @@ def notebook_paths(root: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict:
-    """A notebook as plain JSON, each cell's source joined into one string."""
+    """Read a notebook as plain JSON, with each cell's source as one string."""
     try:
         nb = json.loads(path.read_bytes())
         if nb["nbformat"] != 4:
@@ -64,18 +66,18 @@ def read(path: Path) -> dict:
 
 
 def dump(nb: dict) -> str:
-    """The text that Jupyter itself writes for a notebook: sorted keys, indent 1."""
+    """Return the text as Jupyter writes a notebook: sorted keys, indent 1."""
     cells = [{**c, "source": c["source"].splitlines(True)} for c in nb["cells"]]
     nb = {**nb, "cells": cells}
     return json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def canonical(nb: dict, path: Path) -> dict:
-    """The notebook without outputs and traces of a run, code formatted, ids kept.
+    """Return the notebook without outputs and run metadata; code formatted, ids kept.
 
     Raises NotebookError on code that does not parse.
     """
-    # Colab adds a badge cell of its own when it saves to GitHub; ours is in the title.
+    # Colab inserts its own badge cell when it saves to GitHub; ours is in the title.
     cells = [
         cell
         for cell in nb["cells"]
@@ -105,13 +107,13 @@ def canonical(nb: dict, path: Path) -> dict:
 
 
 def _ids(cell: dict) -> list[str]:
-    """The valid ids of a cell: its own, and the one that Colab keeps in metadata."""
+    """Return the valid ids of a cell: its own, and Colab's in the metadata."""
     ids = (cell.get("id"), cell["metadata"].get("id"))
     return [i for i in ids if isinstance(i, str) and CELL_ID.fullmatch(i)]
 
 
 def _new_id(source: str, taken: set[str]) -> str:
-    """An id that depends only on the cell's source and the ids in use."""
+    """Return an id that depends only on the cell's source and the ids in use."""
     attempt = 0
     while (
         new := hashlib.sha256(f"{attempt}{source}".encode()).hexdigest()[:8]
@@ -122,7 +124,7 @@ def _new_id(source: str, taken: set[str]) -> str:
 
 
 def _formatted(nb: dict, path: Path) -> dict:
-    """The notebook with its code cells as `ruff format` writes them."""
+    """Return the notebook with its code cells as `ruff format` writes them."""
     command = [*RUFF, "format", "--quiet", "--stdin-filename", str(path), "-"]
     done = subprocess.run(
         command, input=dump(nb), capture_output=True, text=True, encoding="utf-8"
@@ -142,17 +144,23 @@ def format_notebooks(root: Path) -> None:
 
 
 def write_badges(root: Path) -> None:
-    """Rewrite badges, links, set-up cells and the README's table for the address."""
+    """Write address and version into badges, links, set-up cells and the README."""
     address, source = repository_address(root)
+    release = Release(address, package_version(root))
+    tag = f"v{release.version}"
     print(f"address {address}, from {source}")
     paths = notebook_paths(root)
     names = {path.name for path in paths}
-    notebooks = {p.name: addressed(read(p), p.name, names, address) for p in paths}
+    notebooks = {p.name: set_address(read(p), p.name, names, release) for p in paths}
     readme = root / "README.md"
-    table = with_table(readme.read_text(encoding="utf-8"), notebooks, address)
+    table = set_table(readme.read_text(encoding="utf-8"), notebooks, address)
     for path in paths:
         _write(path, dump(canonical(notebooks[path.name], path)))
     _write(readme, table)
+    print(
+        f"On Colab the notebooks install {tag} of {address}. If GitHub has no such "
+        f"tag: git tag {tag} && git push origin {tag}"
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -162,7 +170,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def check(root: Path) -> list[str]:
-    """Every problem of the notebooks and the README as `path:cell: what; fix: how`."""
+    """List all problems of notebooks and README as `path:cell: what; fix: how`."""
     root = root.resolve()
     try:
         paths = notebook_paths(root)
@@ -179,7 +187,7 @@ def check(root: Path) -> list[str]:
 
 
 def canonical_findings(path: Path, nb: dict) -> list[Finding]:
-    """How the file differs from what `format` would write."""
+    """List how the file differs from what `format` would write."""
     try:
         wanted = canonical(nb, path)
     except NotebookError:
@@ -203,7 +211,7 @@ def canonical_findings(path: Path, nb: dict) -> list[Finding]:
 
 
 def lint_problems(root: Path, paths: list[Path]) -> list[str]:
-    """Undefined and unused names, and code that does not parse, by ruff."""
+    """List undefined and unused names, and code that does not parse, with ruff."""
     command = [*RUFF, "check", "--isolated", "--no-cache", "--select=F"]
     command += ["--output-format=json", *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
@@ -217,6 +225,7 @@ def lint_problems(root: Path, paths: list[Path]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["format", "check", "badges"])
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")

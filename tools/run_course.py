@@ -1,11 +1,11 @@
-"""Run the course without a browser: every notebook in order, one report at the end.
+"""Run every notebook of the course in order, without a browser, and report at the end.
 
-    python tools/run_course.py                                  # the demo world
-    python tools/run_course.py --dataset my.csv --model meta-llama/Llama-2-7b-hf
-    python tools/run_course.py --notebooks 01 02 --parameters EPOCHS=1
+    python -m tools.run_course                                  # the demo world
+    python -m tools.run_course --dataset my.csv --model meta-llama/Llama-2-7b-hf
+    python -m tools.run_course --notebooks 01 02 --parameters EPOCHS=1
 
-Writes runs/<date-time>/: the executed notebooks, the same as HTML, the workspace that
-they made and summary.json; runs/latest points there.
+Writes the folder runs/<date-time>: the executed notebooks, the same as HTML, their
+workspace and summary.json. The link runs/latest points to it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from course_report import recipe, summarise, table
-
 from colab_utils import hub
 from colab_utils.data import readers
 from colab_utils.runtime import GIB
+from tools.course_report import recipe, summarize, table
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = {*readers.SUFFIXES, ".txt"}
@@ -37,20 +36,20 @@ SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingface")
 
 
 class CourseError(Exception):
-    """Why the course does not start or go on; the text says what to do."""
+    """Why the course cannot start or continue; the text says what to do."""
 
 
 def existing_path(value: str) -> str:
-    """A file's name made absolute, any other value as it is.
+    """Return a file's absolute path; any other value stays as it is.
 
-    Raises CourseError for what looks like a file and is none.
+    Raises CourseError if the value looks like a file that does not exist.
     """
     try:
         path = Path(value).expanduser()
         if value != "demo" and path.exists():
             return str(path.resolve())
     except (OSError, RuntimeError) as error:
-        raise CourseError(f"{value[:200]} is no path: {error}.") from error
+        raise CourseError(f"{value[:200]} is not a path: {error}.") from error
     looks_local = path.suffix.lower() in SUFFIXES or value.startswith((".", "/", "~"))
     if looks_local and "://" not in value:
         raise CourseError(f"{value} does not exist (looked for {path.absolute()}).")
@@ -58,7 +57,7 @@ def existing_path(value: str) -> str:
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """`NAME=value` as a name and a value; literals are read, all else is a string.
+    """Split `NAME=value`; the value is read as a literal, or else kept as text.
 
     >>> parameter("EPOCHS=2"), parameter("DATASET=my.csv")
     (('EPOCHS', 2), ('DATASET', 'my.csv'))
@@ -72,8 +71,8 @@ def parameter(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def chosen(folder: Path, prefixes: list[str]) -> list[Path]:
-    """The numbered notebooks of a folder in order, or those with these prefixes."""
+def select_notebooks(folder: Path, prefixes: list[str]) -> list[Path]:
+    """List a folder's numbered notebooks in order, or only those with a prefix."""
     every = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     names = ", ".join(path.stem for path in every) or "none"
     for prefix in prefixes:
@@ -86,7 +85,7 @@ def chosen(folder: Path, prefixes: list[str]) -> list[Path]:
 
 
 def known_parameters(paths: list[Path], given: dict[str, Any]) -> dict[Path, set[str]]:
-    """Which parameters each notebook has; CourseError for one that none has."""
+    """Find the parameters of each notebook; CourseError for one that none has."""
     import papermill
 
     known = {path: set(papermill.inspect_notebook(path)) for path in paths}
@@ -98,8 +97,8 @@ def known_parameters(paths: list[Path], given: dict[str, Any]) -> dict[Path, set
 
 
 @contextlib.contextmanager
-def this_interpreter() -> Iterator[None]:
-    """Let the kernel `python3` be the Python that runs this, whatever is installed."""
+def use_this_interpreter() -> Iterator[None]:
+    """Let the kernel `python3` be this Python, whatever kernels are installed."""
     from ipykernel.kernelspec import write_kernel_spec
 
     with tempfile.TemporaryDirectory() as folder:
@@ -110,25 +109,26 @@ def this_interpreter() -> Iterator[None]:
 
 
 class PeakMemory(threading.Thread):
-    """Samples the resident memory of all child processes; `gib` is their peak sum."""
+    """Sample the resident memory of all child processes; `gib` is their peak sum."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.gib, self.stop = 0.0, threading.Event()
 
     def run(self) -> None:
+        """Sample ten times a second until `stop` is set."""
         import psutil
 
         while not self.stop.wait(0.1):
             total = 0
             for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                with contextlib.suppress(psutil.Error):  # it has ended
                     total += process.memory_info().rss
             self.gib = max(self.gib, total / GIB)
 
 
 def run_notebook(path: Path, executed: Path, parameters: dict[str, Any]) -> dict:
-    """Execute one notebook; returns its seconds, its peak memory and its failure."""
+    """Execute one notebook; returns its seconds, peak memory and failure."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -149,20 +149,20 @@ def run_notebook(path: Path, executed: Path, parameters: dict[str, Any]) -> dict
         failure = "\n".join([failing_cell(path, executed), *lines[:1], *what])
     except DeadKernelError:
         failure = (
-            "The kernel died without an error. Most often the memory ran out: the peak "
-            f"was {memory.gib:.1f} GiB. Try a smaller model or a shorter sequence."
+            "The kernel died without an error, most often because the memory ran out: "
+            f"the peak was {memory.gib:.1f} GiB. Try a smaller model or shorter rows."
         )
     finally:
         memory.stop.set()
         memory.join()
         seconds = round(time.perf_counter() - start, 1)
-        publish(executed)
+        write_html(executed)
     result = {"seconds": seconds, "peak_rss_gib": round(memory.gib, 2)}
     return {**result, "failure": failure}
 
 
 def failing_cell(path: Path, executed: Path) -> str:
-    """Which cell of the notebook raised, counted as a reader counts them."""
+    """Name the cell that raised, by its number in the original notebook."""
     ids = [cell.get("id") for cell in json.loads(path.read_bytes())["cells"]]
     for cell in json.loads(executed.read_bytes())["cells"]:
         if any(out["output_type"] == "error" for out in cell.get("outputs", [])):
@@ -172,23 +172,23 @@ def failing_cell(path: Path, executed: Path) -> str:
     return f"{path.name} raised:"
 
 
-def publish(executed: Path) -> None:
-    """Write the executed notebook as HTML; neither file holds a secret."""
+def write_html(executed: Path) -> None:
+    """Write the executed notebook as HTML, and remove secrets from both files."""
     import nbconvert
 
     if not executed.exists():
         return
     text = executed.read_text(encoding="utf-8")
-    if (clean := without_secrets(text)) != text:
+    if (clean := remove_secrets(text)) != text:
         executed.write_text(clean, encoding="utf-8")
-        print(f"A token stood in {executed.name}; it is replaced by ***.")
+        print(f"{executed.name} contained a token; it is replaced by ***.")
     page, _ = nbconvert.HTMLExporter().from_filename(str(executed))
-    page = without_secrets(page)  # a token may be written otherwise in HTML
+    page = remove_secrets(page)  # HTML may escape a token differently
     executed.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
-def without_secrets(text: str) -> str:
-    """The text with the tokens of this environment, or any Hub token, replaced."""
+def remove_secrets(text: str) -> str:
+    """Replace this environment's tokens, and anything like a Hub token, by ***."""
     for secret in (os.environ.get(name, "").strip() for name in SECRETS):
         if len(secret) >= 8:
             for written in (secret, json.dumps(secret)[1:-1], html.escape(secret)):
@@ -196,35 +196,69 @@ def without_secrets(text: str) -> str:
     return hub.scrub(text, None)
 
 
-def whole_model(workspace: Path) -> bool:
-    """Whether 02 has trained every weight, so that there is no adapter to merge."""
+def fully_fine_tuned(workspace: Path) -> bool:
+    """Return whether 02 trained all weights, so that there is no adapter to merge."""
     return recipe(workspace, "adapters", "my-adapter").get("method") == "full"
 
 
 def new_folder(out: Path) -> Path:
-    """A folder named by the time; two runs of one second get two."""
+    """Create a folder named by the time; two runs in one second get two folders."""
     try:
         while (folder := out.absolute() / time.strftime("%Y%m%d-%H%M%S")).exists():
             time.sleep(0.1)
         folder.mkdir(parents=True)
     except OSError as error:
-        raise CourseError(f"Nothing can be written to {out}: {error}.") from error
+        raise CourseError(
+            f"Cannot write to {out}: {error}. Choose a folder with --out."
+        ) from error
     return folder
 
 
-def point_latest(folder: Path) -> None:
-    """Make `latest` beside the run's folder point to it, in one step."""
+def link_latest(folder: Path) -> None:
+    """Let the link `latest` next to the run's folder point to it, in one step."""
     link, temporary = folder.parent / "latest", folder.parent / f".latest-{folder.name}"
     try:
         temporary.symlink_to(folder.name)
         temporary.replace(link)
     except OSError as error:
-        print(f"{link} is not updated ({error}); the newest run is {folder}.")
+        print(f"{link} was not updated ({error}). The newest run is {folder}.")
+
+
+def set_environment(workspace: Path) -> None:
+    """Set what the kernels inherit: workspace, headless mode, quiet libraries."""
+    os.environ |= {
+        "WORKSPACE": str(workspace),
+        "HEADLESS": "1",
+        # Idle threads sleep; spinning ones make a busy machine many times slower.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else a warning at each kernel's start
+    }
+    os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
+
+
+def run_notebooks(
+    known: dict[Path, set[str]], given: dict[str, Any], folder: Path, workspace: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run the notebooks in order, up to the first failure; yield name and result."""
+    for number, path in enumerate(known, start=1):
+        print(f"[{number}/{len(known)}] {path.stem} ...", flush=True)
+        if path.stem.startswith("04") and fully_fine_tuned(workspace):
+            print("      left out: full fine-tuning leaves no adapter to merge")
+            continue
+        own = {name: value for name, value in given.items() if name in known[path]}
+        result = run_notebook(path, folder / path.name, own)
+        failure = result["failure"]
+        if failure:
+            page = (folder / path.name).with_suffix(".html")
+            print(remove_secrets(f"\n{failure}\n\nAll of it: {page}"))
+        yield path.stem, result
+        if failure:
+            return
 
 
 def run_course(options: argparse.Namespace) -> int:
-    """Run the notebooks, write and print the summary; 0, or 1 after a failure."""
-    paths = chosen(options.folder, options.notebooks)
+    """Run the notebooks, write and print the summary; returns 0, or 1 on a failure."""
+    paths = select_notebooks(options.folder, options.notebooks)
     given = {"MODEL": existing_path(options.model)}
     if options.dataset:
         given["DATASET"] = existing_path(options.dataset)
@@ -232,46 +266,29 @@ def run_course(options: argparse.Namespace) -> int:
     known = known_parameters(paths, extra)
     given |= extra
     folder = new_folder(options.out)
-    # One that is given may hold what earlier notebooks made.
+    # A given workspace may hold the results of earlier notebooks.
     workspace = Path(os.environ.get("WORKSPACE") or folder / "workspace").absolute()
-    os.environ |= {
-        "WORKSPACE": str(workspace),
-        "HEADLESS": "1",
-        # Threads that wait don't spin, or a busy machine takes many times as long.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else a warning at each kernel's start
-    }
-    os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
-    print(
-        f"run {folder}",
-        without_secrets(", ".join(f"{k} = {v!r}" for k, v in given.items())),
-        sep="\n",
-    )
+    set_environment(workspace)
+    values = ", ".join(f"{name} = {value!r}" for name, value in given.items())
+    print(f"run {folder}", remove_secrets(values), sep="\n")
     runs: dict[str, Any] = {}
     failure = None
     try:
-        with this_interpreter():
-            for number, path in enumerate(paths, start=1):
-                print(f"[{number}/{len(paths)}] {path.stem} ...", flush=True)
-                if path.stem.startswith("04") and whole_model(workspace):
-                    print("      left out: full fine-tuning leaves nothing to merge")
-                    continue
-                mine = {k: v for k, v in given.items() if k in known[path]}
-                runs[path.stem] = run_notebook(path, folder / path.name, mine)
-                if failure := runs[path.stem].pop("failure"):
-                    page = (folder / path.name).with_suffix(".html")
-                    print(without_secrets(f"\n{failure}\n\nAll of it: {page}"))
-                    break
+        with use_this_interpreter():
+            for name, result in run_notebooks(known, given, folder, workspace):
+                failure = result.pop("failure")
+                runs[name] = result
     finally:
-        summary = summarise(workspace, runs)
+        summary = summarize(workspace, runs)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        point_latest(folder)
+        link_latest(folder)
         print(table(summary))
         print(f"\nsummary: {folder / 'summary.json'}")
     return 1 if failure else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", help="a file or a name on the Hub (default: demo)")
     parser.add_argument("--model", default="demo", help="a name on the Hub or a folder")
@@ -287,10 +304,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_course(options)
     except CourseError as error:
-        print(without_secrets(str(error)), file=sys.stderr)
+        print(remove_secrets(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        # The cell that was running would be reported once more, with its traceback.
+        # Without this, asyncio logs the interrupted cell again with its traceback.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print("\nStopped.", file=sys.stderr)
         return 130

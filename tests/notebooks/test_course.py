@@ -1,4 +1,4 @@
-"""`make run` with other data, other methods and small parameters."""
+"""`make run` with other data, other methods and small parameters, as a whole."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
 def run_course(out: Path, *arguments: str) -> tuple[Path, dict]:
-    command = [sys.executable, "tools/run_course.py", "--out", str(out), *arguments]
+    command = [sys.executable, "-m", "tools.run_course", "--out", str(out), *arguments]
     run = subprocess.run(
         command,
         cwd=ROOT,
@@ -29,7 +30,7 @@ def run_course(out: Path, *arguments: str) -> tuple[Path, dict]:
 
 @pytest.fixture
 def long_answers(tmp_path) -> Path:
-    """Sums with a written way to the result, and two rows that can't be read."""
+    """Write sums with their steps to a file, and two rows that can't be read."""
     draw = random.Random(0)
     lines = []
     for _ in range(120):
@@ -42,7 +43,7 @@ def long_answers(tmp_path) -> Path:
     return path
 
 
-def test_lora_on_own_data_is_measured_by_loss(long_answers, tmp_path):
+def test_lora_on_long_answers_lowers_loss(long_answers, tmp_path):
     out = tmp_path / "runs"
     arguments = ["--dataset", str(long_answers), "--parameters", "METHOD=lora"]
     folder, summary = run_course(
@@ -56,12 +57,12 @@ def test_lora_on_own_data_is_measured_by_loss(long_answers, tmp_path):
     assert len(summary["notebooks"]) == 4
     assert len(list(folder.glob("*.html"))) == 4
     made = json.loads((folder / "workspace/models/my-llama/recipe.json").read_text())
-    # The base answered other rows.
+    # The base model answered other rows, so its loss is not in the recipe.
     assert made["tested"] == 7 and set(made["results"]["loss"]) == {"tuned", "merged"}
     assert made["losses"] == {"original": made["results"]["loss"]["merged"]}
 
 
-def test_full_fine_tuning_leaves_nothing_to_merge(long_answers, tmp_path):
+def test_full_fine_tuning_skips_merging(long_answers, tmp_path):
     arguments = ["--dataset", str(long_answers), "--parameters", "METHOD=full"]
     _, summary = run_course(tmp_path / "runs", *arguments, "EPOCHS=1", "MAX_ROWS=60")
     assert summary["loss"]["tuned"] < summary["loss"]["base"]

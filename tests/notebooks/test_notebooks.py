@@ -1,4 +1,4 @@
-"""The notebooks with their defaults, top to bottom, and what they leave behind."""
+"""Run the notebooks with their defaults from top to bottom, and check the results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 
 from colab_utils import data, demo
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """Every notebook executed by nbmake, in order, on the demo world."""
+    """Execute every notebook with nbmake, in order, on the demo world."""
     folder = tmp_path_factory.mktemp("workspace")
     environment = os.environ | {
         "WORKSPACE": str(folder),
@@ -45,7 +46,7 @@ def recipe(workspace: Path, kind: str) -> dict:
     return json.loads(found[0].read_text())
 
 
-def test_the_planted_flaws_are_found(workspace):
+def test_01_rejects_exactly_the_planted_flaws(workspace):
     good = len(demo.questions())
     rows = recipe(workspace, "datasets")["rows"]
     assert rows["in"] == good + 58
@@ -58,21 +59,21 @@ def test_the_planted_flaws_are_found(workspace):
     assert sum(row["reason"] == "not worth imitating" for row in rejected) == 1
 
 
-def test_no_group_is_in_both_halves(workspace):
+def test_01_splits_by_group(workspace):
     folder = workspace / "datasets" / "my-dataset"
     train, test = data.read(folder, "train"), data.read(folder, "test")
     assert not {r["group"] for r in train} & {r["group"] for r in test}
     assert 0.45 < len(test) / (len(train) + len(test)) < 0.55
 
 
-def test_qlora_draws_out_what_pretraining_put_in(workspace):
+def test_02_answers_held_out_and_not_invented_countries(workspace):
     found = recipe(workspace, "adapters")["results"]["accuracy"]
     assert found["base"] <= 0.05
     assert found["tuned"] >= 0.90  # seen: 0.957 to 0.975 over four seeds
     assert found["invented"] <= found["chance"]  # seen: 0.050 to 0.073, chance 0.113
 
 
-def test_the_merged_model_answers_as_the_adapter_did(workspace):
+def test_04_merged_model_agrees_with_adapter(workspace):
     found = recipe(workspace, "models")["results"]
     tuned = recipe(workspace, "adapters")["results"]["accuracy"]["tuned"]
     assert found["agreement"] >= 0.98
@@ -83,7 +84,7 @@ def test_the_merged_model_answers_as_the_adapter_did(workspace):
     assert into == min(losses, key=losses.get)
 
 
-def test_what_is_handed_over_is_complete(workspace):
+def test_workspace_contains_all_files(workspace):
     adapter, model = workspace / "adapters/my-adapter", workspace / "models/my-llama"
     for file in ("adapter_model.safetensors", "training_log.json", "README.md"):
         assert (adapter / file).stat().st_size > 0
@@ -93,7 +94,7 @@ def test_what_is_handed_over_is_complete(workspace):
     assert [path.name for path in model.parent.iterdir()] == ["my-llama"]
 
 
-def test_the_shown_4bit_config_is_the_helpers():
+def test_02_shows_the_quantization_config_of_models():
     from transformers import BitsAndBytesConfig
 
     from colab_utils import models

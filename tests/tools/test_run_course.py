@@ -1,8 +1,7 @@
-"""The course runner, on tiny notebooks of its own under the real papermill."""
+"""tools.run_course on tiny notebooks, executed by the real papermill."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -17,11 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from tools import course_report, run_course
+
 ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "tools" / "run_course.py"
-sys.path.insert(0, str(ROOT / "tools"))
-run_course = importlib.import_module("run_course")
-course_report = importlib.import_module("course_report")
 
 FIRST = """\
 import json, os, sys
@@ -65,7 +62,7 @@ def write(folder: Path, name: str, parameters: str, *sources: str) -> None:
 
 def command(folder: Path, *arguments: str) -> list[str]:
     places = ["--folder", str(folder), "--out", str(folder.parent / "runs")]
-    return [sys.executable, str(TOOL), *places, *arguments]
+    return [sys.executable, "-m", "tools.run_course", *places, *arguments]
 
 
 def run(
@@ -77,13 +74,13 @@ def run(
         text=True,
         timeout=120,
         cwd=folder.parent,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two notebooks that leave the recipes of a whole course."""
+    """Two notebooks that write the recipes of a whole course."""
     folder = tmp_path_factory.mktemp("course") / "notebooks"
     parameters = 'DATASET = "demo"  # @param\nMODEL = "auto"  # @param\nRATE = 1.0'
     write(folder, "01_first.ipynb", parameters, FIRST)
@@ -94,9 +91,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(two: Path) -> tuple[Path, str]:
-    """The folder and the printed text of one whole run with parameters."""
+    """Run both notebooks with parameters; the run's folder and its printed text."""
     (two.parent / "mine.csv").write_text("question,answer\n")
-    # A kernel of another Python under the same name, as a machine may well have.
+    # A machine may have a kernel of another Python under the same name.
     other = two.parent / "jupyter" / "kernels" / "python3"
     other.mkdir(parents=True)
     spec = {"argv": ["/bin/false"], "display_name": "Another", "language": "python"}
@@ -107,7 +104,8 @@ def done(two: Path) -> tuple[Path, str]:
     return (two.parent / "runs" / "latest").resolve(), result.stdout
 
 
-def test_parameters_reach_the_notebooks(done: tuple[Path, str], two: Path) -> None:
+@pytest.mark.slow
+def test_run_passes_parameters_to_notebooks(done: tuple[Path, str], two: Path) -> None:
     folder, _ = done
     executed = nbformat.read(folder / "01_first.ipynb", as_version=4)
     assert json.loads(executed.cells[-1].outputs[0].text) == {
@@ -122,7 +120,8 @@ def test_parameters_reach_the_notebooks(done: tuple[Path, str], two: Path) -> No
     assert executed.cells[-1].outputs[0].text == "trained demo\n"
 
 
-def test_summary_holds_what_the_recipes_say(done: tuple[Path, str]) -> None:
+@pytest.mark.slow
+def test_summary_contains_results_of_recipes(done: tuple[Path, str]) -> None:
     folder, _ = done
     summary = json.loads((folder / "summary.json").read_text())
     runs = summary.pop("notebooks")
@@ -139,12 +138,13 @@ def test_summary_holds_what_the_recipes_say(done: tuple[Path, str]) -> None:
     }
     assert list(runs) == ["01_first", "02_second"]
     assert all(set(one) == {"seconds", "peak_rss_gib"} for one in runs.values())
-    # The second one holds 300 MiB more.
+    # The second notebook allocates 300 MiB more.
     small, large = (one["peak_rss_gib"] for one in runs.values())
     assert small + 0.2 < large < 2
 
 
-def test_the_table_says_the_same(done: tuple[Path, str]) -> None:
+@pytest.mark.slow
+def test_table_contains_summary(done: tuple[Path, str]) -> None:
     folder, printed = done
     for line in (
         "[1/2] 01_first ...",
@@ -159,7 +159,8 @@ def test_the_table_says_the_same(done: tuple[Path, str]) -> None:
     assert str(folder / "summary.json") in printed
 
 
-def test_a_run_leaves_notebooks_pages_and_workspace(done: tuple[Path, str]) -> None:
+@pytest.mark.slow
+def test_run_writes_notebooks_html_and_workspace(done: tuple[Path, str]) -> None:
     folder, _ = done
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -175,7 +176,7 @@ def test_a_run_leaves_notebooks_pages_and_workspace(done: tuple[Path, str]) -> N
     assert os.readlink(link) == folder.name
 
 
-def test_loss_takes_the_place_of_accuracy(tmp_path: Path) -> None:
+def test_summarize_loss_without_accuracy(tmp_path: Path) -> None:
     for kind, name, loss in (
         ("adapters", "a", {"base": 3.0, "tuned": 2.0}),
         ("models", "b", {"merged": 2.01}),
@@ -184,7 +185,7 @@ def test_loss_takes_the_place_of_accuracy(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         recipe = {"results": {"loss": loss}}
         (folder / "recipe.json").write_text(json.dumps(recipe))
-    summary = course_report.summarise(tmp_path, {})
+    summary = course_report.summarize(tmp_path, {})
     assert summary == {
         "loss": {"base": 3.0, "tuned": 2.0, "merged": 2.01},
         "notebooks": {},
@@ -205,7 +206,7 @@ def test_loss_takes_the_place_of_accuracy(tmp_path: Path) -> None:
         (["--model", "/absent/llama"], "/absent/llama does not exist"),
     ],
 )
-def test_a_mistake_is_told_before_anything_runs(
+def test_wrong_argument_is_reported_before_any_notebook_runs(
     two: Path, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     out = tmp_path / "runs"
@@ -216,7 +217,9 @@ def test_a_mistake_is_told_before_anything_runs(
     assert not out.exists()
 
 
-def test_names_that_are_no_files_stay_as_they_are(tmp_path: Path, monkeypatch) -> None:
+def test_existing_path_keeps_names_that_are_not_files(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     (tmp_path / "rows.jsonl").write_text("")
@@ -241,7 +244,9 @@ def test_names_that_are_no_files_stay_as_they_are(tmp_path: Path, monkeypatch) -
         ("X=a=b", "a=b"),
     ],
 )
-def test_values_are_literals_or_text(text: str, value: object) -> None:
+def test_parameter_reads_literals_and_keeps_other_text(
+    text: str, value: object
+) -> None:
     assert run_course.parameter(text) == ("X", value)
 
 
@@ -249,12 +254,13 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.text()
 
 
 @given(value=SCALARS | st.lists(SCALARS) | st.dictionaries(st.text(), SCALARS))
-def test_any_value_survives_its_notation(value: object) -> None:
+def test_parameter_round_trips_json_and_python_literals(value: object) -> None:
     assert run_course.parameter(f"X={json.dumps(value)}") == ("X", value)
     assert run_course.parameter(f"X={value!r}") == ("X", value)
 
 
-def test_a_failing_cell_is_named_and_the_copy_is_kept(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_failing_cell_is_named_and_its_notebook_kept(tmp_path: Path) -> None:
     folder = tmp_path / "notebooks"
     write(folder, "01_first.ipynb", "MODEL = 1", "print('before')", "{}['missing key']")
     write(folder, "02_second.ipynb", "", "print('never')")
@@ -273,7 +279,8 @@ def test_a_failing_cell_is_named_and_the_copy_is_kept(tmp_path: Path) -> None:
     assert "02_second ..." not in result.stdout
 
 
-def test_a_dead_kernel_is_explained(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_dead_kernel_is_explained(tmp_path: Path) -> None:
     folder = tmp_path / "notebooks"
     write(folder, "01_first.ipynb", "", "import os", "os.kill(os.getpid(), 9)")
     result = run(folder)
@@ -283,7 +290,8 @@ def test_a_dead_kernel_is_explained(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "latest" / "01_first.html").exists()
 
 
-def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_ctrl_c_stops_run_and_kernel(tmp_path: Path) -> None:
     folder = tmp_path / "notebooks"
     started = tmp_path / "started"
     wait = f"import os, time\nopen({str(started)!r}, 'w').write(str(os.getpid()))"
@@ -294,7 +302,8 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that starts the tests in the background has made them ignore Ctrl-C.
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # A shell that starts the tests in the background lets them ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(600):
@@ -309,11 +318,12 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     assert "Traceback" not in printed + errors
     summary = json.loads((tmp_path / "runs" / "latest" / "summary.json").read_text())
     assert list(summary["notebooks"]) == ["01_first"]
-    with pytest.raises(ProcessLookupError):  # the kernel went with it
+    with pytest.raises(ProcessLookupError):  # the kernel has ended too
         os.kill(int(started.read_text()), 0)
 
 
-def test_a_secret_stays_out_of_the_copies(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_secrets_are_removed_from_notebooks_and_html(tmp_path: Path) -> None:
     folder = tmp_path / "notebooks"
     secret, found = "not-a-real-&-token", "hf_" + "x" * 34
     write(
@@ -325,7 +335,7 @@ def test_a_secret_stays_out_of_the_copies(tmp_path: Path) -> None:
     )
     result = run(folder, HF_TOKEN=secret)
     assert result.returncode == 1
-    assert "A token stood in 01_first.ipynb" in result.stdout
+    assert "01_first.ipynb contained a token" in result.stdout
     files = [*(tmp_path / "runs" / "latest").resolve().rglob("*.*")]
     texts = [path.read_text() for path in files] + [result.stdout, result.stderr]
     assert any("it is *** hf_***" in text for text in texts)
@@ -335,20 +345,21 @@ def test_a_secret_stays_out_of_the_copies(tmp_path: Path) -> None:
         assert found not in text
 
 
-def test_short_values_are_no_secrets(monkeypatch) -> None:
+def test_remove_secrets_ignores_short_values(monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "demo")
-    assert run_course.without_secrets("the demo world") == "the demo world"
+    assert run_course.remove_secrets("the demo world") == "the demo world"
 
 
-def test_without_symlinks_the_newest_run_is_printed(tmp_path: Path, capsys) -> None:
+def test_link_latest_without_symlinks_prints_newest_run(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "20260101-000000"
     folder.mkdir()
-    (tmp_path / "latest").mkdir()  # as a copy by a tool that knows no links leaves it
-    run_course.point_latest(folder)
+    (tmp_path / "latest").mkdir()  # left by a copy program that follows links
+    run_course.link_latest(folder)
     assert str(folder) in capsys.readouterr().out
 
 
-def test_a_token_in_the_wrong_place_is_never_printed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_token_in_wrong_parameter_is_never_printed(tmp_path: Path) -> None:
     token = "hf_oauth_" + "Zz9" * 12
     folder = tmp_path / "notebooks"
     write(folder, "01_first.ipynb", "HUB_NAME = ''", "print(HUB_NAME)")
@@ -360,9 +371,8 @@ def test_a_token_in_the_wrong_place_is_never_printed(tmp_path: Path) -> None:
     assert result.returncode == 2 and token not in result.stdout + result.stderr
 
 
-def test_notebooks_find_what_earlier_ones_made_in_a_given_workspace(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.slow
+def test_given_workspace_reaches_notebooks(tmp_path: Path) -> None:
     folder = tmp_path / "notebooks"
     write(folder, "01_first.ipynb", "", "import os\nprint(os.environ['WORKSPACE'])")
     given = tmp_path / "mine"

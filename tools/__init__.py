@@ -1,0 +1,1 @@
+"""Programs around the notebooks: run the course; format, check and address them."""
