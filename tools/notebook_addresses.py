@@ -31,9 +31,10 @@ if "COLAB_RELEASE_TAG" in os.environ:
 
     install.colab()"""
 
+COLAB = "https://colab.research.google.com/github/{address}/blob/main/notebooks/{name}"
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/{address}/blob/main/notebooks/{name})"
+    f"({COLAB})"
 )
 COLAB_LINK = re.compile(
     r"colab\.research\.google\.com/github/"
@@ -43,6 +44,7 @@ ADDRESS = re.compile(
     r"(https://github\.com/|https://raw\.githubusercontent\.com/"
     r"|colab\.research\.google\.com/github/)([\w.-]+/[\w.-]*[\w-])"
 )
+PAGES = re.compile(r"https://([\w-]+)\.github\.io/([\w.-]*[\w-])")
 TABLE = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
 
 
@@ -110,6 +112,12 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
+def pages(address: str) -> str:
+    """Return where GitHub Pages publishes the site of `address`."""
+    owner, name = address.split("/")
+    return f"https://{owner.lower()}.github.io/{name}"
+
+
 def count_addresses(texts: list[str], names: set[str]) -> Counter[str]:
     """Count the addresses in Colab links to notebooks of these names."""
     links = (link for text in texts for link in COLAB_LINK.finditer(text))
@@ -125,7 +133,11 @@ def replace_links(text: str, names: set[str], address: str) -> str:
         known = link[2].removesuffix(".git") in old
         return f"{link[1]}{address}{suffix}" if known else link[0]
 
-    return ADDRESS.sub(replace, text)
+    def replace_page(link: re.Match[str]) -> str:
+        known = link[0].lower() in {pages(known).lower() for known in old}
+        return pages(address) if known else link[0]
+
+    return PAGES.sub(replace_page, ADDRESS.sub(replace, text))
 
 
 def set_address(nb: dict, name: str, names: set[str], release: Release) -> dict:
@@ -168,13 +180,16 @@ def set_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
             "README.md: no table of notebooks; fix: write the lines "
             "`<!-- notebooks -->` and `<!-- /notebooks -->`, then make badges"
         )
-    rows = ["| Notebook | What it does | Open |", "|---|---|---|"]
+    rows = ["| Notebook | What it does | Run it | Read it |", "|---|---|---|---|"]
     for name, nb in notebooks.items():
         cell = nb["cells"][0]["source"]
         title = cell.partition("\n")[0].removeprefix("# ").strip()
         title, what = (text.replace("|", r"\|") for text in (title, summary(cell)))
         badge = BADGE.format(address=address, name=name)
-        rows.append(f"| [{title}](notebooks/{name}) | {what} | {badge} |")
+        page = f"{pages(address)}/notebooks/{Path(name).stem}.html"
+        rows.append(
+            f"| [{title}](notebooks/{name}) | {what} | {badge} | [page]({page}) |"
+        )
     table = "\n".join(rows) + "\n"
     readme = replace_links(readme, set(notebooks), address)
     return TABLE.sub(lambda found: found[1] + table + found[2], readme)
