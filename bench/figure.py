@@ -1,4 +1,4 @@
-"""Draw bench/results/figure.png: GPU time by kind of kernel, and peak memory, a way."""
+"""Draw bench/results/figure.png: GPU time by kind of kernel, and peak memory."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
-COLOURS = {
-    "products": "#2563eb",
-    "attention": "#f59e0b",
-    "unpacking": "#10b981",
-    "other": "#9ca3af",
-    "copies": "#f472b6",
+# Each kind of kernel in the results: its name in the figure and its color.
+KINDS = {
+    "products": ("matrix products", "#2563eb"),
+    "attention": ("attention", "#f59e0b"),
+    "unpacking": ("dequantizing", "#10b981"),
+    "other": ("other", "#9ca3af"),
+    "copies": ("copies", "#f472b6"),
 }
 
 
 def name(row: dict) -> str:
-    """How a way is called in the figure."""
+    """Return the label of a measured setup."""
     if row["way"] == "unsloth":
-        return "Unsloth" + ("" if row["gc"] == "unsloth" else ", no checkpointing")
-    names = {"fast": "ours", "lean": "ours, leanest", "plain": "transformers + PEFT"}
+        default = row["gc"] == "unsloth"
+        return "Unsloth, default" if default else "Unsloth, no checkpointing"
+    names = {"fast": "fast path", "lean": "fast path, least memory"}
+    names["plain"] = "transformers + PEFT"
     names["published"] = "the published notebook"
     return names[row["way"]]
 
 
 def main() -> None:
+    """Draw the figure of the last results."""
     rows = json.loads((RESULTS / "speed.json").read_text())
     rows = [r for r in rows if "gpu_ms" in r and (r["mix"], r["seq"]) == (1, 2048)]
     rows = [r for r in rows if r["r"] == 16 or r["way"] == "published"]
@@ -36,12 +40,12 @@ def main() -> None:
         1, 2, figsize=(10, 0.5 * len(rows) + 1.6), sharey=True, layout="constrained"
     )
     start = [0.0] * len(rows)
-    for kind, colour in COLOURS.items():
+    for kind, (label, color) in KINDS.items():
         sizes = [row["kinds_ms"].get(kind, 0.0) for row in rows]
-        left.barh(labels, sizes, left=start, color=colour, label=kind)
+        left.barh(labels, sizes, left=start, color=color, label=label)
         start = [a + b for a, b in zip(start, sizes, strict=True)]
     for y, row in enumerate(rows):
-        left.text(row["gpu_ms"], y, f" {row['gpu_ms']:.0f}", va="center")
+        left.text(row["gpu_ms"], y, f" {int(row['gpu_ms'] + 0.5)}", va="center")
         right.text(row["peak_gib"], y, f" {row['peak_gib']:.1f}", va="center")
     right.barh(labels, [row["peak_gib"] for row in rows], color="#2563eb")
     right.axvline(14.2, color="#dc2626", ls="--")

@@ -25,7 +25,7 @@ from site_reference import reference_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "bench/*.md")
-FILES = ("docs/images/*", "docs/site/*", "bench/results/*.png")
+FILES = ("docs/images/*", "docs/site/*", "notebooks/images/*", "bench/results/*.png")
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
@@ -39,30 +39,38 @@ def stage(root: Path, run: Path, folder: Path) -> None:
             target = copy / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
+    titles = write_notebooks(root, run, copy / "notebooks", address)
+    names = reference_pages(root / "colab_utils")
+    (copy / "reference").mkdir()
+    for name, text in names.items():
+        (copy / "reference" / name).write_text(text, encoding="utf-8")
+    for path in [path for pattern in TEXTS for path in copy.glob(pattern)]:
+        text = path.read_text(encoding="utf-8")
+        text = site_links(text, path.relative_to(copy).parent, root, copy, address)
+        if path == copy / "README.md":
+            text = f"---\nhide: [navigation]\n---\n\n{text}"
+        path.write_text(text, encoding="utf-8")
+    write_config(root, folder, address, titles, list(names))
+
+
+def write_notebooks(
+    root: Path, run: Path, folder: Path, address: str
+) -> dict[str, str]:
+    """Write a page for each notebook to `folder`; returns the titles by page.
+
+    Raises SiteError for a notebook that `run` did not execute.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     titles = {}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         executed = run / path.name
         if not executed.exists():
             raise SiteError(f"{executed} is missing; fix: make run")
-        page = copy / "notebooks" / f"{path.stem}.md"
-        page.parent.mkdir(exist_ok=True)
-        text = notebook_page(executed, page.parent, address)
-        page.write_text(text, encoding="utf-8")
+        text = notebook_page(executed, folder, address)
+        (folder / f"{path.stem}.md").write_text(text, encoding="utf-8")
         title = text.partition("\n")[0].removeprefix("# ")
-        titles[f"notebooks/{page.name}"] = f"{path.name[:2]} {title}"
-    names = reference_pages(root / "colab_utils")
-    for name, text in names.items():
-        page = copy / "reference" / name
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(text, encoding="utf-8")
-    for pattern in TEXTS:
-        for path in copy.glob(pattern):
-            text = path.read_text(encoding="utf-8")
-            text = site_links(text, path.relative_to(copy).parent, root, copy, address)
-            path.write_text(text, encoding="utf-8")
-    home = copy / "README.md"
-    home.write_text("---\nhide: [navigation]\n---\n\n" + home.read_text(encoding="utf-8"))
-    write_config(root, folder, address, titles, list(names))
+        titles[f"notebooks/{path.stem}.md"] = f"{path.name[:2]} {title}"
+    return titles
 
 
 def site_links(text: str, place: Path, root: Path, copy: Path, address: str) -> str:
@@ -98,9 +106,6 @@ def write_config(
     root: Path, folder: Path, address: str, titles: dict[str, str], names: list[str]
 ) -> None:
     """Write MkDocs' configuration: mkdocs.yml, the address and the navigation."""
-
-    def entry(path: str) -> dict[str, str] | None:
-        return {Path(path).stem: path} if (folder / "pages" / path).exists() else None
 
     reference = [{"Overview": "reference/index.md"}]
     reference += [

@@ -56,8 +56,9 @@ def notebook_page(path: Path, folder: Path, address: str) -> str:
     parts = []
     for cell in nb["cells"]:
         if cell["cell_type"] == "markdown":
-            parts.append(text_cell(cell["source"], path.name, address))
-            figures.section = last_heading(cell["source"]) or figures.section
+            source = figures.attached(cell)
+            parts.append(text_cell(source, path.name, address))
+            figures.section = last_heading(source) or figures.section
         elif cell["cell_type"] == "code" and cell["source"].strip():
             outputs = [output(out, figures) for out in cell["outputs"]]
             shown = "".join(merge_streams(outputs)).replace(here, "")
@@ -71,14 +72,28 @@ class Figures:
     def __init__(self, folder: Path) -> None:
         self.folder, self.count, self.section = folder, 0, "the notebook"
 
-    def write(self, data: bytes, suffix: str) -> str:
-        """Write one figure; returns the `<img>` that shows it."""
+    def write(self, kind: str, data: str) -> str:
+        """Write one figure of the MIME type `kind`; returns its address on the page."""
         self.count += 1
+        suffix = IMAGES[kind]
+        raw = data.encode() if suffix == "svg" else base64.b64decode(data)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{self.count}.{suffix}").write_bytes(data)
+        (self.folder / f"{self.count}.{suffix}").write_bytes(raw)
+        return f"{self.folder.name}/{self.count}.{suffix}"
+
+    def show(self, kind: str, data: str) -> str:
+        """Write one figure; returns the `<img>` that shows it."""
+        source = self.write(kind, data)
         alt = html.escape(f"Figure {self.count}, section: {self.section}")
-        source = f"{self.folder.name}/{self.count}.{suffix}"
-        return f'<img src="{source}" alt="{alt}" loading="lazy">'
+        return f'<img src="{source}" alt="{alt}" loading="lazy">\n'
+
+    def attached(self, cell: dict[str, Any]) -> str:
+        """Write the images attached to a text cell; returns its text with links."""
+        text: str = cell["source"]
+        for name, bundle in cell.get("attachments", {}).items():
+            ((kind, data),) = bundle.items()
+            text = text.replace(f"attachment:{name}", self.write(kind, joined(data)))
+        return text
 
 
 def last_heading(source: str) -> str:
@@ -114,12 +129,13 @@ def text_cell(source: str, name: str, address: str) -> str:
 
 
 def page_links(text: str, address: str) -> str:
-    """Let links to this repository's notebooks on Colab lead to pages of the site."""
+    """Let links to notebooks and pictures of this repository stay on the site."""
 
     def replace(link: re.Match[str]) -> str:
         own = link[1] == address
         return Path(link[3]).with_suffix(".html").name if own else link[0]
 
+    text = text.replace(f"https://raw.githubusercontent.com/{address}/main/", "../")
     return re.sub("https://" + COLAB_LINK.pattern, replace, text)
 
 
@@ -160,11 +176,9 @@ def output(out: dict[str, Any], figures: Figures) -> str:
     if "text/html" in data:
         body = STYLE.sub("", data["text/html"])
         return f'<div class="nb-html">\n{body}\n</div>\n'
-    for kind, suffix in IMAGES.items():
+    for kind in IMAGES:
         if kind in data:
-            text = suffix == "svg"
-            raw = data[kind].encode() if text else base64.b64decode(data[kind])
-            return figures.write(raw, suffix) + "\n"
+            return figures.show(kind, data[kind])
     if "text/markdown" in data:
         return markdown_renderer()(data["text/markdown"])
     return text_output(data.get("text/plain", "") + "\n")
