@@ -29,7 +29,7 @@ def reference_pages(package: Path) -> dict[str, str]:
         page = wing_page(package.name, entry) if wing else module_page(entry)
         pages[f"{entry.stem}.md"] = page
         doc = docstring(entry / "__init__.py" if wing else entry)
-        what = doc.partition("\n\n")[0].replace("\n", " ")
+        what = doc.partition("\n\n")[0].replace("\n", " ").replace("|", r"\|")
         rows.append(f"| [`{package.name}.{entry.stem}`]({entry.stem}.md) | {what} |")
     intro = f"# API reference\n\n{docstring(package / '__init__.py')}\n\n"
     return {"index.md": intro + "\n".join(rows) + "\n", **pages}
@@ -55,9 +55,10 @@ def wing_page(package: str, wing: Path) -> str:
             rows.append(f"| [`{wing.name}.{member}`][{target}] | `{file}.py` |")
         parts.append("\n".join(rows) + "\n")
     for path in reading_order(wing):
-        module = f"{name}.{path.stem}"
+        file = path.relative_to(wing)
+        module = ".".join((name, *file.with_suffix("").parts))
         block = BLOCK.format(name=module, level=3, members=public_names(path))
-        parts.append(f"## {path.name}\n\n{block}")
+        parts.append(f"## {file.as_posix()}\n\n{block}")
     return "\n".join(parts)
 
 

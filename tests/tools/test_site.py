@@ -221,6 +221,9 @@ def package(tmp_path: Path) -> Path:
         "from .merging import merge\nfrom pack.weights.shards import find as search\n"
         '__all__ = ["merge", "search"]\nraise RuntimeError\n'
     )
+    (wing / "arch").mkdir()
+    (wing / "arch" / "__init__.py").write_text("")
+    (wing / "arch" / "llama.py").write_text("def names(): ...\n")
     (wing / "merging.py").write_text("def merge(): ...\ndef _hidden(): ...\n")
     (wing / "shards.py").write_text("def find(): ...\nclass Shard: ...\n")
     return wing.parent
@@ -237,6 +240,7 @@ def test_reference_pages(package: Path) -> None:
     assert "| [`weights.search`][pack.weights.shards.find] | `shards.py` |" in page
     assert page.index("## shards.py") < page.index("## merging.py")
     assert "members: ['find', 'Shard']" in page
+    assert "## arch/llama.py\n\n::: pack.weights.arch.llama\n" in page
     assert "_hidden" not in page
 
 
