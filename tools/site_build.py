@@ -1,6 +1,6 @@
 """Build the site from the project's texts and the executed notebooks of a run.
 
-    python tools/site_build.py --run runs/latest --out site
+    python -m tools.site_build --run runs/latest --out site
 
 Copies the texts to .site/, writes a page for each notebook and each wing there, and
 calls MkDocs. The copy keeps the repository's folders, so most links stay as they are.
@@ -17,11 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from notebook_addresses import NotebookError, pages, repository_address
-from notebook_shape import ANY_BADGE
-from site_check import problems
-from site_notebooks import SiteError, notebook_page
-from site_reference import reference_pages
+from tools.notebook_addresses import NotebookError, pages, repository_address
+from tools.notebook_shape import ANY_BADGE
+from tools.site_check import problems
+from tools.site_notebooks import SiteError, notebook_page
+from tools.site_reference import reference_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "bench/*.md")

@@ -1,6 +1,6 @@
 """Check the built site: every link and anchor, the size of its pages, all notebooks.
 
-    python tools/site_check.py site
+    python -m tools.site_check site
 
 Reads the HTML files only, so it needs no package and no network.
 """

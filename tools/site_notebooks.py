@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from notebook_addresses import COLAB, COLAB_LINK
-from notebook_shape import ANY_BADGE, tags
+from tools.notebook_addresses import COLAB, COLAB_LINK
+from tools.notebook_shape import ANY_BADGE, tags
 
 HEADING = re.compile(r"#{1,6} ")
 FENCE = re.compile(r" {0,3}(```+|~~~+)")

@@ -55,10 +55,10 @@ def wing_page(package: str, wing: Path) -> str:
             rows.append(f"| [`{wing.name}.{member}`][{target}] | `{file}.py` |")
         parts.append("\n".join(rows) + "\n")
     for path in reading_order(wing):
-        file = path.relative_to(wing)
-        module = ".".join((name, *file.with_suffix("").parts))
+        place = path.relative_to(wing)
+        module = ".".join((name, *place.with_suffix("").parts))
         block = BLOCK.format(name=module, level=3, members=public_names(path))
-        parts.append(f"## {file.as_posix()}\n\n{block}")
+        parts.append(f"## {place.as_posix()}\n\n{block}")
     return "\n".join(parts)
 
 

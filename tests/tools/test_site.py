@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import nbformat
@@ -17,14 +15,10 @@ from nbformat.v4 import (
     new_output,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-site_check = importlib.import_module("site_check")
-site_notebooks = importlib.import_module("site_notebooks")
-site_reference = importlib.import_module("site_reference")
-site_build = importlib.import_module("site_build")
-addresses = importlib.import_module("notebook_addresses")
+from tools import notebook_addresses as addresses
+from tools import site_build, site_check, site_notebooks, site_reference
 
+ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "someone/course"
 PIXEL = base64.b64encode(b"a figure").decode()
 
@@ -300,7 +294,7 @@ def test_badges_point_pages_to_a_fork() -> None:
     """`make badges` also changes the addresses of rendered pages."""
     colab = addresses.COLAB.format(address=ADDRESS, name="01_x.ipynb")
     text = f"{colab} {addresses.pages(ADDRESS)}/ https://other.github.io/course/"
-    moved = addresses.moved(text, {"01_x.ipynb"}, "Fork/Mine")
+    moved = addresses.replace_links(text, {"01_x.ipynb"}, "Fork/Mine")
     assert moved.endswith(
         "https://fork.github.io/Mine/ https://other.github.io/course/"
     )
