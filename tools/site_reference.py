@@ -51,8 +51,10 @@ def wing_page(package: str, wing: Path) -> str:
     if called := reexports(init):
         rows = ["## What notebooks call\n", "| Name | Defined in |", "|---|---|"]
         for member, (file, original) in called.items():
-            target = f"{name}.{file}.{original}"
-            rows.append(f"| [`{wing.name}.{member}`][{target}] | `{file}.py` |")
+            text = f"`{wing.name}.{member}`"
+            if original in public_names(wing / f"{file}.py"):  # not a constant
+                text = f"[{text}][{name}.{file}.{original}]"
+            rows.append(f"| {text} | `{file}.py` |")
         parts.append("\n".join(rows) + "\n")
     for path in reading_order(wing):
         place = path.relative_to(wing)

@@ -212,7 +212,8 @@ def package(tmp_path: Path) -> Path:
     (wing.parent / "runtime.py").write_text('"""The machine."""\ndef detect(): ...\n')
     (wing / "__init__.py").write_text(
         '"""Weights on disk.\n\nRead shards.py, then merging.py."""\n'
-        "from .merging import merge\nfrom pack.weights.shards import find as search\n"
+        "from .merging import SCALE, merge\n"
+        "from pack.weights.shards import find as search\n"
         '__all__ = ["merge", "search"]\nraise RuntimeError\n'
     )
     (wing / "arch").mkdir()
@@ -231,6 +232,7 @@ def test_reference_pages(package: Path) -> None:
     assert "members: ['detect']" in pages["runtime.md"]
     page = pages["weights.md"]
     assert "| [`weights.merge`][pack.weights.merging.merge] | `merging.py` |" in page
+    assert "| `weights.SCALE` | `merging.py` |" in page
     assert "| [`weights.search`][pack.weights.shards.find] | `shards.py` |" in page
     assert page.index("## shards.py") < page.index("## merging.py")
     assert "members: ['find', 'Shard']" in page
