@@ -255,10 +255,9 @@ def test_ignored_messages_match_the_installed_libraries():
     ],
 )
 def test_check_names_the_parameter(rule, message):
+    is_choice = isinstance(rule[1], str)
+    check = runtime.check_choice if is_choice else runtime.check_range
     with pytest.raises(ValueError) as error:
-        check = (
-            runtime.check_choice if isinstance(rule[1], str) else runtime.check_range
-        )
         check(X=rule)
     assert str(error.value) == message
 
