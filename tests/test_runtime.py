@@ -242,26 +242,3 @@ def test_ignored_messages_match_the_installed_libraries():
         assert text in source and "getLogger(__name__)" in source.replace(
             "logging.get_logger(__name__)", "getLogger(__name__)"
         )
-
-
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        ((0, 1, 1024), "X = 0, but it must be a whole number from 1 to 1024."),
-        ((2.5, 1, 9), "X = 2.5, but it must be a whole number from 1 to 9."),
-        ((True, 1, 9), "X = True, but it must be a whole number from 1 to 9."),
-        (("10%", 0.0, 1.0), "X = '10%', but it must be a number from 0 to 1."),
-        (("foo", "a", "b"), "X = 'foo', but it must be one of 'a', 'b'."),
-    ],
-)
-def test_check_names_the_parameter(rule, message):
-    is_choice = isinstance(rule[1], str)
-    check = runtime.check_choice if is_choice else runtime.check_range
-    with pytest.raises(ValueError) as error:
-        check(X=rule)
-    assert str(error.value) == message
-
-
-def test_check_accepts_values_in_range():
-    runtime.check_range(A=(1, 1, 9), B=(0.5, 0.0, 1.0), C=(1, 0.0, 1.0))
-    runtime.check_choice(D=("a", "a", "b"))

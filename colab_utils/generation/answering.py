@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from colab_utils import models, runtime
+from colab_utils import models, parameters, runtime
 from colab_utils.generation.answer_text import AnswerText, stop_strings
 from colab_utils.generation.prompts import (
     CONTEXT,
@@ -46,8 +46,8 @@ def answers(
     from colab_utils.fast.decoder import make_decoder
 
     prompts = _check_prompts(prompts)
-    runtime.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
-    runtime.check_range(batch_size=(batch_size, 1, 10**9))
+    parameters.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
+    parameters.check_range(batch_size=(batch_size, 1, 10**9))
     sample, stop = sampler(**sampling), stop_strings(stop)
     if not prompts:
         return []
@@ -89,7 +89,7 @@ def stream(
     """
     from colab_utils.fast.decoder import borrow_decoder
 
-    runtime.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
+    parameters.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
     sample, context = sampler(**sampling), min(context_length(model), CONTEXT)
     stop = stop_strings(stop)
     _report_ignored_settings(model)

@@ -1,0 +1,107 @@
+"""The package's layout: imports go downward, modules are short and hold no state."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "colab_utils"
+# From the ground up. A file or folder imports only from lines above its own.
+FLOORS = (
+    ("runtime", "parameters", "shape", "recipe"),
+    ("workspace", "hub", "demo"),
+    ("data", "memory"),
+    ("fast", "weights", "plots"),
+    ("models",),
+    ("generation",),
+    ("training", "evaluation", "widgets"),
+    ("install",),
+)
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+LONGEST = 300
+
+
+def module_name(path: Path) -> str:
+    """`data.readers` for colab_utils/data/readers.py, and `data` for its __init__."""
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix("__init__").rstrip(".")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(tree: ast.AST, known: set[str]) -> Iterator[str]:
+    """The modules of the package that a module imports, inside functions as well."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        package, _, inside = node.module.partition(".")
+        if package == "colab_utils":
+            for alias in node.names:
+                name = f"{inside}.{alias.name}".lstrip(".")
+                yield name if name in known else inside
+
+
+def upward(name: str, names: set[str]) -> list[str]:
+    """The imports of the module `name` that do not go downward."""
+    unit = name.partition(".")[0]
+    units = {other.partition(".")[0] for other in names} - {unit, ""}
+    return sorted(other for other in units if FLOOR[other] >= FLOOR[unit])
+
+
+def imports_of(name: str) -> set[str]:
+    return set(imported(ast.parse(MODULES[name].read_text("utf-8")), set(MODULES)))
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
+def test_imports_go_downward(name):
+    assert upward(name, imports_of(name)) == []
+
+
+def test_imports_form_no_cycle():
+    graph = {name: imports_of(name) - {"", name} for name in MODULES if name}
+    # An __init__ imports its files, so a file that imports its own folder is a cycle.
+    list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_module_is_short(name):
+    assert len(MODULES[name].read_text("utf-8").splitlines()) <= LONGEST
+
+
+def state(tree: ast.Module) -> list[str]:
+    """Lower-case variables at module level, and functions that rebind a global."""
+    found = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+        if target.id.islower() and not target.id.startswith("__")
+    ]
+    nodes = ast.walk(tree)
+    return found + [
+        n for node in nodes if isinstance(node, ast.Global) for n in node.names
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_module_holds_no_state(name):
+    assert state(ast.parse(MODULES[name].read_text("utf-8"))) == []
+
+
+def test_checks_find_what_they_look_for():
+    lazy = "def f():\n    from colab_utils.training import trainer\n"
+    assert upward("data.readers", set(imported(ast.parse(lazy), set(MODULES)))) == [
+        "training"
+    ]
+    assert upward("hub.cards", {"workspace"}) == ["workspace"]  # the same floor
+    assert upward("models.loading", {"models.sources", "data", ""}) == []
+    with pytest.raises(CycleError):
+        list(TopologicalSorter({"a": {"b"}, "b": {"a"}}).static_order())
+    source = "_last = {}\nSIZE = 3\ndef f():\n    global count\n    count = 1\n"
+    assert state(ast.parse(source)) == ["_last", "count"]
