@@ -25,7 +25,7 @@ from tools.site_reference import reference_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "bench/*.md")
-FILES = ("docs/images/*", "docs/site/*", "notebooks/images/*", "bench/results/*.png")
+FILES = ("docs/images/*", "docs/theme/*", "notebooks/images/*", "bench/results/*.png")
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
