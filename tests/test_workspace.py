@@ -39,9 +39,7 @@ def test_open_next_to_the_notebook(tmp_path, capsys):
 def test_open_on_colab_warns_that_it_will_be_lost(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
     Workspace.open()
-    assert (
-        "lost when this machine goes: set USE_DRIVE = True" in capsys.readouterr().out
-    )
+    assert "deleted with this machine: set USE_DRIVE = True" in capsys.readouterr().out
     monkeypatch.setenv("WORKSPACE", str(tmp_path / "mine"))
     Workspace.open()
     assert capsys.readouterr().out == f"workspace: {tmp_path / 'mine'}\n"

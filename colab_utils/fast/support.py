@@ -1,4 +1,4 @@
-"""Which models the fast path supports: a reason in half a sentence for all others."""
+"""Check which models the fast path supports; return the reason for all others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from colab_utils.shape import Shape
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-# Rotary embeddings whose angles don't depend on the length of the text.
+# Types of rotary embeddings whose angles don't depend on the length of the text.
 ROPES = ("default", "linear", "llama3")
 
 
@@ -79,7 +79,7 @@ def _standard_norms(inner: LlamaForCausalLM) -> bool:
 
 
 def _base_problem(linear: torch.nn.Module, training: bool) -> str | None:
-    """Return the problem of a linear layer whatever its adapters are."""
+    """Return the problem of a linear layer that does not depend on its adapters."""
     base = lora.base_of(linear)
     if not isinstance(base, torch.nn.Linear):
         return f"is a {type(base).__name__}"

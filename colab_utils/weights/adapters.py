@@ -21,7 +21,7 @@ UNSUPPORTED = (
     "alora_invocation_tokens",
     "trainable_token_indices",
 )
-# Initializations of A and B that leave the base's weights as they are.
+# Initializations of A and B that do not change the base's weights.
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -148,7 +148,7 @@ def check_fit(
         raise ValueError(
             "The base's head is its embeddings (they are tied), and this adapter has "
             f"changed {' and '.join(sorted({EMBEDDINGS, HEAD} & adapted))}: the merged "
-            "model would be a different one. Train without these layers, or on an "
+            "model would compute other logits. Train without these layers, or on an "
             "untied base."
         )
     missing = sorted(adapted - set(stored))

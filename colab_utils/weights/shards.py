@@ -112,7 +112,7 @@ def convert_bin(folder: Path) -> None:
 def exclusive_lock(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process; raise RuntimeError when another holds the lock.
 
-    The lock ends with the process. On Windows it does nothing.
+    The lock ends with the process. On Windows this does nothing.
     """
     if sys.platform == "win32":
         yield

@@ -51,7 +51,7 @@ CASES = {
         ["no/such does not exist", "not open to this token's owner"],
     ),
     ("check", "mine/readonly", PLAIN): ("PermissionError", ["`write`", SETTINGS]),
-    ("check", "echo/token", PLAIN): ("PermissionError", ["may not do that"]),
+    ("check", "echo/token", PLAIN): ("PermissionError", ["denied access"]),
     ("check", "bad/gateway", None): ("ConnectionError", ["502", "Try again"]),
     ("check", "too/many", None): ("ConnectionError", ["429", "too many"]),
     ("check", "some/public", PLAIN + "\r\nX: y"): (
@@ -115,7 +115,7 @@ def test_can_read(endpoint, tmp_path):
         ("some/gated", None): (False, "no token was given"),
         ("some/public", WRONG): (False, "wrong, expired or revoked"),
         ("no/such", None): (False, "does not exist"),
-        ("echo/token", PLAIN): (False, "may not do that"),
+        ("echo/token", PLAIN): (False, "denied access"),
         ("bad/gateway", None): (False, "502"),
         ("not a name", None): (False, "owner/name"),
         ("some/public", PLAIN + "\nx"): (False, "copy it whole"),

@@ -43,7 +43,7 @@ def test_write_modelfile_other_template(llama_3, tmp_path, capsys):
     assert text == (
         'FROM ./model-Q8_0.gguf\nPARAMETER stop "<|eot_id|>"\nPARAMETER temperature 0\n'
     )
-    assert "no chat template: Ollama gives" in capsys.readouterr().out
+    assert "no chat template; Ollama sends" in capsys.readouterr().out
     llama_3 = copy.deepcopy(llama_3)
     llama_3.chat_template = "{{ messages[0].content }}"
     folder = make_model(tmp_path / "other", llama_3, vocab_size=len(llama_3))
