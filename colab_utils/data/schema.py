@@ -87,7 +87,7 @@ def reject_row(row: Row, reason: str) -> Rejected:
 
 
 def escape(text: str) -> str:
-    """Escape all characters except printable ASCII, so that any terminal can show them."""
+    """Escape all characters except printable ASCII, so that any terminal shows them."""
     return re.sub("[^ -~]", lambda sign: ascii(sign[0])[1:-1], text)
 
 

@@ -159,7 +159,7 @@ def held_out(
 
 
 def chance(rows: list[data.Row]) -> float:
-    """Return the accuracy of a model that always gives a category's most common answer."""
+    """Return the accuracy of always giving the most frequent answer of a category."""
     _check_rows(rows)
     answers: dict[str, Counter[str]] = {}
     for category, row in zip(_categories(rows), rows, strict=True):

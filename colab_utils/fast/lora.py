@@ -25,7 +25,7 @@ LINEARS = tuple(name for group in GROUPS for name in group)
 
 
 class LoraLinear(Protocol):
-    """PEFT's `LoraLayer` around a linear layer: the attributes that this package reads."""
+    """The attributes of PEFT's LoRA layer (a `LoraLayer`) that this package reads."""
 
     base_layer: torch.nn.Linear
     disable_adapters: bool

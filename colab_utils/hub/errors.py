@@ -195,7 +195,7 @@ def explain(error: BaseException, repo_id: str, token_given: bool) -> str:
 
 
 def _hub_types() -> tuple[type[BaseException], ...]:
-    """Return the errors that an access to the Hub raises; transformers raises OSError."""
+    """Return the errors that an access to the Hub may raise (transformers: OSError)."""
     import httpx
     from huggingface_hub.errors import HFValidationError
 

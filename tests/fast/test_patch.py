@@ -301,9 +301,9 @@ def test_apply_other_adapters_hooks_and_weights(capsys):
     assert not patch.apply(whole)
     assert capsys.readouterr().out.splitlines() == [
         "reference path: k_proj has another kind of adapter than LoRA",
-        "reference path: its adapter is a prompt, not a LoRA",
-        "reference path: its norms or head are adapted, or of another kind",
-        "reference path: its layers have hooks, which would not be called",
+        "reference path: the adapter is a prompt, not a LoRA",
+        "reference path: the norms or the head have an adapter, or are of another kind",
+        "reference path: the layers have hooks, which would not be called",
         "reference path: v_proj holds its weight as torch.int8",
     ]
 
@@ -316,7 +316,7 @@ def test_apply_other_model_and_full_fine_tuning(capsys):
     assert not patch.apply(small_llama())
     assert capsys.readouterr().out.splitlines() == [
         "reference path: the model is not a LlamaForCausalLM",
-        "reference path: its embeddings, norms or head are trained",
+        "reference path: the embeddings, norms or head are trained",
     ]
 
 

@@ -49,7 +49,7 @@ def test_write_modelfile_other_template(llama_3, tmp_path, capsys):
     folder = make_model(tmp_path / "other", llama_3, vocab_size=len(llama_3))
     text = weights.write_modelfile(weights.write_gguf(folder)).read_text()
     assert "TEMPLATE" not in text
-    assert "Ollama converts the GGUF's" in capsys.readouterr().out
+    assert "Ollama converts the GGUF file's own" in capsys.readouterr().out
 
 
 def test_write_modelfile_several_eos_tokens(llama, tmp_path):
