@@ -111,9 +111,7 @@ def main() -> None:
         sys.exit("There is no GPU here; bench/curve.py is all that can be measured.")
     path = os.environ.get("UNSLOTH_PATH")
     if "peers" in parts and not path:
-        print(
-            "Unsloth is not measured: UNSLOTH_PATH must name a folder with its packages."
-        )
+        print("Unsloth is left out: UNSLOTH_PATH names no folder with its packages.")
         parts.remove("peers")
     make_checkpoint(checkpoint)
     RESULTS.mkdir(exist_ok=True)

@@ -99,7 +99,7 @@ def test_shape_quantized():
 def test_shape_from_config_of_other_layers_is_refused(family):
     """Some have an MLP of that name, but no key heads."""
     with pytest.raises(
-        ValueError, match=rf"Llama's layers, and this one is a {family}"
+        ValueError, match=rf"Llama's layers, but this one is a {family}"
     ):
         Shape.from_config(AutoConfig.for_model(family))
 

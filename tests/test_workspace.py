@@ -17,7 +17,7 @@ from colab_utils.workspace import Workspace
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
-    """No variable says where this runs, and the current folder is not in a clone."""
+    """Remove the variables that say where this runs; leave the project's clone."""
     for name in PLACES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -138,7 +138,7 @@ def test_open_unwritable(case, tmp_path, monkeypatch):
     (tmp_path / "taken").touch()
     sealed = tmp_path / "sealed"
     sealed.mkdir(mode=0o500)
-    # A superuser may write to the sealed folder; nobody makes folders in /proc.
+    # A superuser may write to the read-only folder; no user can create one in /proc.
     read_only = sealed if os.geteuid() else Path("/proc")
     path = {
         "a file": tmp_path / "taken",

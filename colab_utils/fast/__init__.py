@@ -1,4 +1,4 @@
-"""The fast path: a Llama with LoRA trains and generates in fewer, larger GPU kernels.
+"""The fast path: a Llama with LoRA trains and generates with fewer kernel launches.
 
 Read `lora` first: it finds PEFT's adapters, and groups linear layers that share an
 input. For training follow `linears`, `ops`, `attention`, `layer`, `autograd`, `loss`

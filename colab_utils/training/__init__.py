@@ -1,4 +1,4 @@
-"""Fine-tune a model: settings and callbacks for a trainer of TRL or transformers.
+"""Fine-tune a model with a trainer of TRL or transformers.
 
 Read in this order: `trainer` (precision, fast path, progress), `checkpoints` (resume,
 save), `measuring` (memory of a step, tensor by tensor). `sft` (TRL's trainer with the

@@ -11,7 +11,7 @@ QUIET = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
-# Any text without surrogates, the vocabulary's sign for a space, and the
+# Any text without surrogates, the vocabulary's symbol for a space, and the
 # angle brackets of special tokens.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁<>"))
 

@@ -16,7 +16,7 @@ ASK = Path(__file__).resolve().parents[1] / "helpers" / "ask_hub.py"
 
 
 def ask(folder: Path, cases: list[tuple], **env: str):
-    """Outcomes of the cases, printed lines, and standard error."""
+    """Return the outcomes of the cases, the printed lines, and standard error."""
     result = run_without_token([str(ASK), json.dumps(cases)], folder, **env)
     assert result.returncode == 0, result.stderr
     *printed, last = result.stdout.splitlines()
@@ -98,11 +98,11 @@ def test_hub_errors_explains_each_answer(answers, case):
 
 def test_hub_errors_never_shows_the_token(answers):
     results, printed, stderr = answers
-    # The traceback shows the original error as well, so this looks at that too.
+    # Standard error has the traceback, which also shows the original error.
     everything = json.dumps([list(results.values()), printed, stderr])
     for token in TOKENS:
         assert token not in everything
-    # It is there to be shown: only the echo's original error is withheld.
+    # The original error is shown unless it contains the token, as that of the echo.
     shown = [case[1] for case in CASES if "direct cause" in results[case][2]]
     assert "some/gated" in shown and "echo/token" not in shown
 

@@ -168,8 +168,8 @@ def test_notebook_page_links(executed: Path, tmp_path: Path) -> None:
     assert "[on](https://colab.research.google.com/github/someone/" in other
 
 
-def test_notebook_page_pictures(executed: Path, tmp_path: Path) -> None:
-    """An attached picture becomes a file; one of the repository is on the site."""
+def test_notebook_page_images(executed: Path, tmp_path: Path) -> None:
+    """An attached image becomes a file; an image of the repository is on the site."""
     nb = json.loads(executed.read_text())
     raw = f"https://raw.githubusercontent.com/{ADDRESS}/main/docs/images/p.svg"
     nb["cells"][0] |= {

@@ -220,7 +220,7 @@ def test_merge_out_holds_other_model(base, adapter, tmp_path):
 
 def test_merge_out_is_a_file(base, adapter, tmp_path):
     (tmp_path / "out").write_text("years of work")
-    with pytest.raises(FileExistsError, match="out holds something that was not"):
+    with pytest.raises(FileExistsError, match="it holds something that was not"):
         weights.merge(base, adapter, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "years of work"
 
