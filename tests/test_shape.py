@@ -12,7 +12,7 @@ from colab_utils.shape import Shape
 
 @st.composite
 def configs(draw) -> LlamaConfig:
-    """Any small LlamaConfig, with what a config may leave out left out at times."""
+    """Draw a small LlamaConfig, in which optional fields may be missing."""
     kv_heads = draw(st.integers(1, 4))
     heads = kv_heads * draw(st.integers(1, 4))
     head_dim = 2 * draw(st.integers(1, 16))
@@ -37,7 +37,7 @@ def configs(draw) -> LlamaConfig:
 @given(configs())
 @settings(deadline=None, max_examples=40)
 def test_shape_from_config_is_the_shape_of_the_model(config):
-    """All sizes are those of the weights that transformers makes for the config."""
+    """All sizes are those of the weights that transformers creates for the config."""
     import torch
     from transformers import LlamaForCausalLM
 

@@ -17,7 +17,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁<
 
 
 def turns(*texts: str, system: str | None = None) -> list[dict[str, str]]:
-    """A conversation from the texts of user and assistant in turn."""
+    """Return a conversation from the texts of user and assistant in turn."""
     roles = ("user", "assistant")
     conversation = [
         {"role": roles[i % 2], "content": text} for i, text in enumerate(texts)

@@ -44,7 +44,7 @@ def found(site: Path) -> list[str]:
 
 
 def plant(site: Path, html: str) -> list[str]:
-    """The problems after this HTML was added to the home page."""
+    """Add this HTML to the home page, and return the problems."""
     with (site / "index.html").open("a") as file:
         file.write(html)
     return found(site)
