@@ -1,7 +1,7 @@
 """Llama 2's chat template: for transformers (Jinja) and for Ollama (Go).
 
-Both must render a conversation to the same text: edit both, or neither. `make
-test-export` compares the two.
+Both must render a conversation to the same text: edit both, or neither. The command
+`make test-export` compares the two.
 """
 
 from __future__ import annotations

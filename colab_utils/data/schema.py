@@ -1,4 +1,4 @@
-"""The schema of a row: a conversation and where it came from; and rejected rows.
+"""The schema of a row (a conversation, its line and its labels), and rejected rows.
 
 Files bring questions and answers in several formats. `to_row` brings a row of any of
 them into this schema, or raises `BadRow` with the reason.

@@ -88,7 +88,7 @@ def score(
     _check_rows(rows)
     names = _categories(rows)
     losses, top_1 = [], []
-    categories: list[str] = []  # of each token
+    categories: list[str] = []  # the category of each token
     for start in runtime.progress(range(0, len(rows), batch_size), "reading answers"):
         batch = rows[start : start + batch_size]
         logits, truth, counts = _answer_logits(model, tokenizer, batch)
@@ -115,7 +115,7 @@ def _answer_logits(
         return_assistant_tokens_mask=True,
         return_tensors="pt",
     )
-    batch = cast("BatchEncoding", encoded).to(model.device)  # as return_dict says
+    batch = cast("BatchEncoding", encoded).to(model.device)  # because of return_dict
     with torch.inference_mode(), models.in_mode(model, training=False):
         logits = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]

@@ -49,7 +49,7 @@ class Saved:
     o_low: torch.Tensor | None
     gate_up_low: torch.Tensor | None
     down_low: torch.Tensor | None
-    attention: tuple[torch.Tensor, ...]  # what `attention` returned with its output
+    attention: tuple[torch.Tensor, ...]  # the other tensors that `attention` returned
 
     @classmethod
     def of(cls, tensors: Sequence[torch.Tensor]) -> Saved:

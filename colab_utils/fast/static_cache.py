@@ -181,7 +181,7 @@ class StaticDecoder:
         return graph
 
     def _step(self, rows: int, size: int) -> torch.Tensor:
-        """Compute one token for each of `rows`; the cache has `size` tokens here."""
+        """Compute one token in each of `rows` rows, over `size` tokens of the cache."""
         lengths = self.lengths[:rows]
 
         def attend(i: int, given: list[torch.Tensor]) -> torch.Tensor:

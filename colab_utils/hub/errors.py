@@ -227,8 +227,8 @@ def hub_errors(repo_id: str, token: str | None, before: str = "") -> Iterator[No
 
     Raises PermissionError (no token, a wrong one, or no license), FileNotFoundError (no
     such repository or file) or ConnectionError. Every message begins with the text
-    `before`. Other errors pass unchanged if `before` is empty, and become an OSError
-    otherwise. No message contains the token.
+    `before`. Other errors pass unchanged; with a text `before`, or if they contain the
+    token, they become an OSError. No message contains the token.
     """
     types: tuple[type[BaseException], ...] = _hub_types()
     if before:  # an upload's threads raise RuntimeError; the reason is among its causes

@@ -51,7 +51,7 @@ def loss_bytes(
         return 2.0 * size * width * tokens, (
             size * width * tokens + (4.0 + size) * vocab * min(LOGIT_ROWS, tokens)
         )
-    # the last norm and a float32 softmax over the vocabulary; its gradient and logits
+    # kept: the last norm, and a float32 softmax; temporary: its gradient, and logits
     norm = 4.0 * width * (3 if method == "full" else 1)
     return (norm + 4.0 * vocab) * tokens, (4.0 + size) * vocab * tokens
 

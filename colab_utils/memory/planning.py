@@ -159,7 +159,7 @@ class Need(NamedTuple):
     needed: float
     free: float
     total: float
-    advice: str  # what to change where even `total` is too little
+    advice: str  # what to change if even `total` is too small
 
     def __str__(self) -> str:
         """Return in one line what is needed and what is free."""

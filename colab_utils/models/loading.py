@@ -159,7 +159,7 @@ def _correct_quantized(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Set the compute dtype of 4-bit layers, and keep their gradients right on CPUs."""
     for module in model.modules():
         linear = cast("Linear4bit", module)
-        if hasattr(module, "quant_state"):  # its repository may name another dtype
+        if hasattr(module, "quant_state"):  # the repository may name another dtype
             linear.compute_dtype = dtype
         # On CPUs with AVX512-BF16 bitsandbytes repacks a weight at its first inference.
         # After that, the gradients that pass through the layer are wrong.

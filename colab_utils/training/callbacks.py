@@ -63,7 +63,7 @@ class CheckLoss(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.nans = self.zeros = 0  # logged losses in a row
+        self.nans = self.zeros = 0  # consecutive logged losses that are NaN, or 0
 
     def on_log(
         self,

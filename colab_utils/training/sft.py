@@ -31,7 +31,7 @@ class FastSFTTrainer(SFTTrainer):
             return super().compute_loss(
                 model, inputs, return_outputs, num_items_in_batch
             )
-        # the loss of transformers' trainer, without what TRL does with the logits
+        # transformers' trainer computes the loss; TRL's own method needs the logits.
         loss, outputs = super(SFTTrainer, self).compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )

@@ -47,7 +47,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tenso
     """
     config, tensors = _read(folder)
     unsupported = [name for name in UNSUPPORTED if config.get(name)]
-    if config.get("bias", "none") != "none":  # PEFT trains it, and may not save it
+    if config.get("bias", "none") != "none":  # PEFT trains biases, may not save them
         unsupported.append("bias")
     if config.get("init_lora_weights") not in INITS:
         unsupported.append(f"init_lora_weights={config['init_lora_weights']}")

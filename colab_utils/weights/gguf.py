@@ -159,7 +159,7 @@ def _rope(writer: GGUFWriter, config: LlamaConfig) -> np.ndarray:
     wavelengths = 2 * math.pi * rope["rope_theta"] ** steps  # in tokens
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = rope["original_max_position_embeddings"] / wavelengths
-    # 0: a long wave, slowed down by the factor; 1: a short wave, kept.
+    # 0: long waves, which the factor slows down; 1: short waves, which stay.
     smooth = ((turns - low) / (high - low)).clip(0, 1)
     factors = (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32)
     writer.add_tensor_info(

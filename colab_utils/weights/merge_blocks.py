@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
 
-BLOCK = 2 << 20  # bytes that are read, changed and written at a time: they fit a cache
+BLOCK = 2 << 20  # bytes that are read, changed and written at a time; fits a CPU cache
 AHEAD = 16 << 20  # bytes that may wait to be written
 
 

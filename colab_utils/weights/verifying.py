@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # From x and W x of a linear layer to its output with the adapter.
     AddUpdate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-ROWS = 1024  # of the head and of its logits, computed at a time
+ROWS = 1024  # rows of the head whose logits are computed at a time
 # Config fields that may differ between two models that compute the same.
 IRRELEVANT = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 IRRELEVANT |= {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
