@@ -1,9 +1,9 @@
-"""The loss over 200 steps of QLoRA on the demo, on the reference and the fast path.
+"""Compare the loss over 200 steps of QLoRA on the reference path and on the fast path.
 
     python bench/curve.py
 
-Two seeds give the noise that the difference is compared with. Runs on a CPU in three
-minutes; writes bench/results/curve.json.
+The difference of the two paths is compared with the difference of two seeds. Runs on
+the demo model, on a CPU in three minutes; writes bench/results/curve.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEPS = 200
 
 
 def losses(fast: bool, seed: int) -> list[float]:
-    """The loss of each step."""
+    """Train the demo model, and return the loss of each step."""
     set_seed(seed)
     rows = [{"messages": data.to_messages(row)} for row in demo.questions()]
     lora = LoraConfig(

@@ -1,10 +1,10 @@
-"""Speed of decoding on a 4-bit model with an adapter, and what the GPU does meanwhile.
+"""Measure the decoding speed of a 4-bit model with an adapter, and its GPU kernels.
 
     python bench/decode.py WAY CHECKPOINT [batch=1] [new=256]
 
 WAY: ours, generate (PEFT and `model.generate`), static (the same with transformers'
-static cache), unsloth. Adds a line to bench/results/decode.json. `floor_ms` is the time
-in which the card copies as many bytes as weights and cache have.
+static cache), unsloth. Adds a row to bench/results/decode.json. `floor_ms` is the time
+in which the GPU copies as many bytes as the weights and the cache have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ for pair in sys.argv[3:]:
     key, value = pair.split("=")
     OPTIONS[key] = int(value)
 if WAY == "unsloth":
-    import unsloth  # noqa: F401  (it changes the others, so it comes first)
+    import unsloth  # noqa: F401  (it patches the other libraries, so it comes first)
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
@@ -35,14 +35,14 @@ GPU = torch.cuda.is_available()
 
 
 def generate(**given):
-    """PEFT's model, with transformers' own loop."""
+    """Return PEFT's model as a function that decodes with transformers' own loop."""
     emulate.t4()
     model = ours.adapted(CHECKPOINT, OPTIONS["r"])
     return looped(model, **given)
 
 
 def looped(model, **given):
-    """`model.generate` as a function of ids and a count, greedy and exactly so long."""
+    """Return a function (ids, count) that decodes exactly `count` tokens greedily."""
 
     def run(ids: torch.Tensor, count: int) -> torch.Tensor:
         out = model.generate(
@@ -60,7 +60,7 @@ def looped(model, **given):
 
 
 def unsloth_peer():
-    """Unsloth as its notebooks call it."""
+    """Return a decoding function that calls Unsloth as its notebooks do."""
     from unsloth import FastLanguageModel
 
     from colab_utils.fast import lora
@@ -88,13 +88,13 @@ def unsloth_peer():
 
 
 def wait() -> None:
-    """Until the GPU has done what it was given."""
+    """Wait until the GPU has run all its kernels."""
     if GPU:
         torch.cuda.synchronize()
 
 
 def seconds(run: Callable, *given) -> float:
-    """How long a call takes."""
+    """Return the seconds that a call takes."""
     wait()
     begun = time.perf_counter()
     run(*given)
@@ -103,7 +103,7 @@ def seconds(run: Callable, *given) -> float:
 
 
 def busy(run: Callable, ids: torch.Tensor, count: int) -> float:
-    """GPU time of a token, in ms: of `count` more tokens, without the prompt's."""
+    """Return the GPU time of a token in ms, over `count` tokens, without the prompt."""
     total = []
     for tokens in (1, 1 + count):
         with profile(activities=[ProfilerActivity.CUDA]) as prof:
@@ -118,7 +118,7 @@ def busy(run: Callable, ids: torch.Tensor, count: int) -> float:
 
 
 def copied() -> float:
-    """Bytes a second that the card reads and writes when it copies."""
+    """Return the bytes a second that the GPU reads and writes when it copies."""
     a = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     b = torch.empty_like(a)
     b.copy_(a)
@@ -154,7 +154,7 @@ def main() -> None:
             run(torch.randint(3, 1000, (1, 2000), device=device), 40)
             found["full_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         found["busy_ms"] = round(busy(run, ids, 32), 2)
-        # 3.6 GB of weights, and what 80 tokens of Llama 2 7B keep
+        # 3.6 GB of weights, and the keys and values of 80 tokens of Llama 2 7B
         size = 3.6e9 + o["batch"] * 80 * 2**19
         found["floor_ms"] = round(size / copied() * 1e3, 2)
     print("DECODE", json.dumps(found), flush=True)

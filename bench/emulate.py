@@ -1,4 +1,4 @@
-"""A larger GPU that passes for a T4, models of random weights, files of results."""
+"""Emulate a T4 on a larger GPU, save random models, and append rows to result files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "bitsandbytes", "transformers", "peft", "trl")
 PACKAGES += ("unsloth", "xformers")
-CAP = 14.2  # GiB that torch may take: a T4 has 14.56, of which CUDA itself needs some
+CAP = 14.2  # GiB that torch may take: a T4 has 14.56, and CUDA itself needs some
 
 
 def limit() -> bool:
-    """A T4's memory and attention; False, with nothing changed, without a GPU."""
+    """Limit torch to a T4's memory and attention; return False if there is no GPU."""
     if not torch.cuda.is_available():
         return False
     card = torch.cuda.get_device_properties(0).total_memory
@@ -30,7 +30,7 @@ def limit() -> bool:
 
 
 def t4() -> bool:
-    """The same, and float16 for our own code, which asks the card what it can do."""
+    """Call `limit`, and let `runtime` choose float16 as on a T4."""
     from colab_utils import runtime
 
     if not limit():
@@ -40,7 +40,7 @@ def t4() -> bool:
 
 
 def random_model(config: LlamaConfig, folder: Path) -> None:
-    """Save a Llama of random float16 weights, where there is none."""
+    """Save a Llama of random float16 weights, unless `folder` exists."""
     from transformers import AutoModelForCausalLM
 
     if folder.exists():
@@ -52,7 +52,7 @@ def random_model(config: LlamaConfig, folder: Path) -> None:
 
 
 def card() -> dict[str, Any]:
-    """The GPU's name, and the versions of what computes on it."""
+    """Return the GPU's name, and the versions of the packages that compute on it."""
     found = {}
     for name in PACKAGES:
         try:
@@ -63,7 +63,7 @@ def card() -> dict[str, Any]:
 
 
 def append(name: str, row: dict[str, Any]) -> None:
-    """Add a row to a file of bench/results."""
+    """Append a row to a file of bench/results."""
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / name
     earlier = json.loads(file.read_text()) if file.exists() else []

@@ -1,8 +1,10 @@
-"""RAM and time of writing a Llama-2-7B shape as GGUF: python bench/export.py FOLDER
+"""Measure RAM and time of a GGUF export of Llama 2 7B's shape.
 
-Makes the model of bench/merge.py in FOLDER, which needs 27 GB, with the demo's
-tokenizer. Measured, each in a process of its own: a plain copy of the files and both
-kinds of GGUF. Writes bench/results/export.json.
+    python bench/export.py FOLDER
+
+Writes the model of bench/merge.py to FOLDER, which needs 27 GB, with the demo's
+tokenizer. Measures a copy of the files and both kinds of GGUF, each in a process of its
+own. Writes bench/results/export.json.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ WAYS = ("copy", "q8_0", "f16")
 
 
 def measure(way: str, folder: Path) -> dict:
-    """One way, in this process."""
-    import torch  # noqa: F401  (its start is not the export's)
+    """Measure one way, in this process."""
+    import torch  # noqa: F401  (importing it is not part of the export)
     import transformers  # noqa: F401
 
     from colab_utils import weights

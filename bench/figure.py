@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
-# Each kind of kernel in the results: its name in the figure and its color.
+# For each kind of kernel in the results: its name in the figure and its color.
 KINDS = {
     "products": ("matrix products", "#2563eb"),
     "attention": ("attention", "#f59e0b"),

@@ -1,7 +1,9 @@
-"""Memory that loading a model in 4 bits takes: python bench/loading.py MODEL [SAVE_TO]
+"""Measure the memory of loading a model in 4 bits.
 
-MODEL is a folder; SAVE_TO saves the 4-bit model, to be loaded once more as it is. Adds
-a line to bench/results/loading.json.
+    python bench/loading.py MODEL [SAVE_TO]
+
+MODEL is a folder. With SAVE_TO, the 4-bit model is saved there, so that a second run
+can measure how it loads. Adds a row to bench/results/loading.json.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ runtime.quiet()
 
 
 def saved_as_4_bits(name: str) -> bool:
-    """Whether the folder holds a model that is quantised already."""
+    """Return whether the folder holds a model that is already quantized."""
     config = json.loads((Path(name) / "config.json").read_text())
     return "quantization_config" in config
 
 
 def load(name: str):
-    """Load, and print what it took."""
-    torch.zeros(1, device="cuda" if GPU else "cpu")  # CUDA's own start is not counted
+    """Load the model, and print time and memory."""
+    torch.zeros(1, device="cuda" if GPU else "cpu")  # CUDA's own memory does not count
     if GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -1,12 +1,14 @@
-"""RAM and time of merging a Llama-2-7B-shaped model: python bench/merge.py FOLDER
+"""Measure RAM and time of merging a model of Llama 2 7B's shape.
 
-Makes the model (13.5 GB of random weights, three files) and an adapter of rank 16 in
-FOLDER, which needs 30 GB. Measured, each in a process of its own: a plain copy of the
-files and `weights.merge`, three times in turn after the files were read once; then
-`weights.merge` into dequantised weights, PEFT's `merge_and_unload`, and
-`weights.verify` of 400 tokens. Each ends when all is on the disk.
-Writes bench/results/merge.json: every run, and the median time of a merge over that of
-a copy. `tiny` as a second word tries the script itself.
+    python bench/merge.py FOLDER [tiny]
+
+Writes the model (13.5 GB of random weights, three files) and an adapter of rank 16 to
+FOLDER, which needs 30 GB. Measures, each in a process of its own: a copy of the files
+and `weights.merge`, three times in turn after the files were read once; then
+`weights.merge` into dequantized weights, PEFT's `merge_and_unload`, and
+`weights.verify` of 400 tokens. A measurement ends when all data is on the disk.
+Writes bench/results/merge.json: every run, and the median time of a merge divided by
+that of a copy. `tiny` tests the script on a small model.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from sampling import Sampler, each, settle
 
 OUT = Path(__file__).parent / "results" / "merge.json"
-ROUNDS = 3  # of a copy and a merge, for a disk's speed varies
+ROUNDS = 3  # of a copy and a merge, because a disk's speed varies
 WAYS = ("copy", "original") * ROUNDS + ("dequantized", "peft", "verify")
 TINY = "tiny" in sys.argv[2:]
 
 
 def make(folder: Path, files: int = 3) -> None:
-    """The base and the adapter; weights repeat, which no step can notice."""
+    """Write base and adapter; their random weights repeat, which changes no result."""
     import torch
     from peft import LoraConfig
     from safetensors.torch import save_file
@@ -86,8 +88,8 @@ FILE = "adapter_model.safetensors"
 
 
 def measure(way: str, folder: Path) -> dict:
-    """One way, in this process."""
-    import torch  # noqa: F401  (no import is part of the merge, theirs or ours)
+    """Measure one way, in this process."""
+    import torch  # noqa: F401  (no import is part of a measured merge)
 
     from colab_utils import weights
 

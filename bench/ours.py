@@ -1,4 +1,4 @@
-"""Our training and decoding, as `speed.py` and `decode.py` measure them."""
+"""The project's training and decoding, as `speed.py` and `decode.py` measure them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from colab_utils.generation.answer_text import AnswerText
 from colab_utils.generation.answering import generate_tokens
 from colab_utils.training.sft import FastSFTTrainer
 
-runtime.quiet()  # before torch takes memory
+runtime.quiet()  # sets torch's allocator, so it comes before torch takes memory
 
 
 def lora(rank: int) -> LoraConfig:
-    """An adapter on all linears."""
+    """Return the config of an adapter on all linear layers."""
     return LoraConfig(
         r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
     )
 
 
 def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list):
-    """TRL's trainer as 02_finetune_qlora builds it."""
+    """Build TRL's trainer as 02_finetune_qlora does."""
     emulate.t4()
     training.prepare_fast_path(AutoConfig.from_pretrained(checkpoint))
     trainer = FastSFTTrainer(
@@ -47,7 +47,7 @@ def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list)
 
 
 def planned(given: tuple, recompute: int, offload: bool = False, fast: bool = True):
-    """The trainer of `given`, with this plan."""
+    """Build a trainer from the arguments `given` of `trainer_of`, with this plan."""
     trainer, o = trainer_of(*given), given[1]
     tokens, cost = o["bs"] * o["seq"], memory.Memory()
     plan = memory.Plan(tokens, o["ga"], recompute, offload, fast, cost)
@@ -56,22 +56,25 @@ def planned(given: tuple, recompute: int, offload: bool = False, fast: bool = Tr
 
 
 def fast(*given: Any):
-    """The fast path; recompute=K layers."""
+    """Build a trainer on the fast path, with K checkpointed layers (recompute=K)."""
     return planned(given, int(given[1].get("recompute", 0)))
 
 
 def lean(*given: Any):
-    """The fast path at its leanest: all recomputed, inputs and embeddings in RAM."""
+    """Build a trainer on the fast path with the least memory.
+
+    All layers use gradient checkpointing; their inputs and the embeddings are in RAM.
+    """
     return planned(given, 10**6, offload=True)
 
 
 def plain(*given: Any):
-    """transformers and PEFT as they are, recompute=K layers."""
+    """Build a trainer on the reference path, with K checkpointed layers."""
     return planned(given, int(given[1].get("recompute", 0)), fast=False)
 
 
 def adapted(checkpoint: str, rank: int):
-    """The 4-bit model with an adapter on all linears that adds something."""
+    """Return the 4-bit model with an adapter on all linear layers whose B is not 0."""
     model = models.load_model(checkpoint, models.quantization_config())
     model = get_peft_model(model, lora(rank))
     draw = torch.Generator().manual_seed(0)
@@ -84,9 +87,10 @@ def adapted(checkpoint: str, rank: int):
 
 
 def decode(checkpoint: str, o: dict):
-    """generate(ids, count) -> (rows, count) new tokens; a row alone may have 2,048.
+    """Return a function (ids, count) that decodes new tokens (rows, count).
 
-    As `generation` answers: one row as `stream` shows it, several as `answers` does.
+    It decodes as `generation` does: one row as in `stream`, with a cache of 2,048
+    tokens, several rows as in `answers`.
     """
     emulate.t4()
     model, tokenizer = adapted(checkpoint, o["r"]), models.load_tokenizer(checkpoint)
@@ -101,7 +105,7 @@ def decode(checkpoint: str, o: dict):
         made.clear()
         texts = [AnswerText(model, tokenizer, [], count) for _ in ids]
         for text in texts:
-            text.eos_tokens = set()  # exactly `count` tokens
+            text.eos_tokens = set()  # so that each answer has exactly `count` tokens
         if o["batch"] == 1:
             with borrow_decoder(model, 2048) as decoder:
                 for _ in generate_tokens(decoder, ids.tolist(), choose, texts):

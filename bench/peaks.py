@@ -1,10 +1,11 @@
-"""Predicted and measured peak memory of training, over shapes, ranks, lengths, methods.
+"""Compare predicted and measured peak memory of training.
 
     python bench/peaks.py [tiny]
 
-Needs a GPU and writes bench/results/peaks.json (`tiny` tries it on a CPU, where no peak
-is measured, and writes nothing). Each row is a run of three steps of TRL's trainer; the
-peak is that of the last two.
+The runs vary shape, rank, length and method. This needs a GPU and writes
+bench/results/peaks.json. `tiny` tests the script on a CPU, measures no peak and writes
+nothing. Each row is a run of three steps of TRL's trainer; the peak is that of the last
+two.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ RUNS = [
 
 
 class Peak(TrainerCallback):
-    """The peak of the first step, in which the optimizer's states are made, apart."""
+    """Measures the first step separately, because it creates the optimizer's states."""
 
     first = 0
 
@@ -91,7 +92,7 @@ class Peak(TrainerCallback):
 
 
 def checkpoint_of(name: str, tiny: bool, folder: Path) -> tuple[str, LlamaConfig]:
-    """A model of random weights of this shape, saved; and its config."""
+    """Save a model of this shape with random weights; return its folder and config."""
     usual = {"max_position_embeddings": 4096, "num_attention_heads": 32}
     config = LlamaConfig(
         **{**usual, **SHAPES[name]}, architectures=["LlamaForCausalLM"]
@@ -102,14 +103,14 @@ def checkpoint_of(name: str, tiny: bool, folder: Path) -> tuple[str, LlamaConfig
         config.head_dim = 512 // heads
         config.num_hidden_layers = 3
     path = folder / name.replace(" ", "-")
-    if name == "7B" and os.environ.get("LLAMA_7B"):  # it is there already
+    if name == "7B" and os.environ.get("LLAMA_7B"):  # run.py has saved this model
         path = Path(os.environ["LLAMA_7B"])
     emulate.random_model(config, path)
     return str(path), config
 
 
 def load(path: str, method: str):
-    """The model as `models.load_model` gives it; full fine-tuning holds 32 bits."""
+    """Load the model with `models.load_model`; full fine-tuning holds it in float32."""
     model = models.load_model(
         path, models.quantization_config() if method == "qlora" else None
     )
@@ -117,7 +118,7 @@ def load(path: str, method: str):
 
 
 def measure(base, config: LlamaConfig, run: tuple) -> dict:
-    """Three steps of one run; the base model is as before afterwards."""
+    """Train three steps, and return the peak memory; restore the base model."""
     name, method, rank, tokens, recompute, offload, fast, times = run
     tokens = tokens if GPU else tokens // 32
     rows = torch.randint(3, config.vocab_size, (3 * times, tokens)).tolist()
@@ -173,7 +174,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
         found["measured"] = torch.cuda.max_memory_allocated() / memory.GIB
         found["reserved"] = torch.cuda.max_memory_reserved() / memory.GIB
         found["off"] = found["predicted"] / found["measured"] - 1
-    # bitsandbytes keeps the embeddings of every model that it has trained alive
+    # bitsandbytes keeps references to the embeddings of every model that it trained.
     GlobalOptimManager.get_instance().module_weight_config_triple.clear()
     training.use_reference_path(trainer)
     if method != "full":

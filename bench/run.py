@@ -1,11 +1,12 @@
-"""Measure again what needs a GPU: python bench/run.py CHECKPOINT (`make bench`).
+"""Run all measurements that need a GPU (`make bench`).
 
     python bench/run.py CHECKPOINT [speed] [brim] [peers] [decode] ...
 
-CHECKPOINT is a folder with a Llama-2-7B-shaped model; where it is missing, one of
-random weights is written there (13.5 GB). Without names of parts, all are measured, in
-half an hour. `peers` is Unsloth, where UNSLOTH_PATH names a folder with its packages.
-Writes bench/results/*.json and bench/results/figure.png.
+CHECKPOINT is a folder with a model of Llama 2 7B's shape. If it is missing, a model of
+random weights is written there (13.5 GB). Without names of parts, all parts are
+measured, in half an hour. `peers` measures Unsloth as the baseline, if UNSLOTH_PATH
+names a folder with its packages. Writes bench/results/*.json and
+bench/results/figure.png.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ PARTS = {  # the scripts of each part; MODEL stands for the checkpoint
 
 
 def make_checkpoint(folder: Path) -> None:
-    """Llama 2 7B's shape with random weights, and the demo's tokenizer."""
+    """Save random weights in Llama 2 7B's shape, with the demo's tokenizer."""
     from transformers import LlamaConfig
 
     sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -68,7 +69,7 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def run(script: str, *arguments: str, path: str | None = None) -> bool:
-    """One measurement in a process of its own; whether it ended well."""
+    """Run one measurement in a process of its own; return whether it succeeded."""
     command = [sys.executable, str(HERE / script), *arguments]
     env = os.environ | ({"PYTHONPATH": path} if path else {})
     result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
@@ -81,7 +82,7 @@ def run(script: str, *arguments: str, path: str | None = None) -> bool:
 
 
 def forget(part: str) -> None:
-    """Take a part's earlier rows out of the files that rows are added to."""
+    """Remove a part's earlier rows from the result files that scripts append to."""
 
     def belongs(name: str, row: dict) -> bool:
         if name == "loading":
@@ -110,7 +111,7 @@ def main() -> None:
         sys.exit("There is no GPU here; bench/curve.py is all that can be measured.")
     path = os.environ.get("UNSLOTH_PATH")
     if "peers" in parts and not path:
-        print("Unsloth is passed over: UNSLOTH_PATH names no folder with its packages.")
+        print("Unsloth is left out: UNSLOTH_PATH names no folder with its packages.")
         parts.remove("peers")
     make_checkpoint(checkpoint)
     RESULTS.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Processes measured one after another: their memory, sampled every 20 ms, and time."""
+"""Measure processes one after another: their time, and memory sampled every 20 ms."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 class Sampler(threading.Thread):
-    """`with Sampler() as s: ...`, then `s.peak` in GiB and `s.seconds`.
+    """Measures a block: `with Sampler() as s: ...`, then `s.peak` (GiB), `s.seconds`.
 
-    RssAnon is what the process holds itself; VmRSS counts pages of files, too.
+    RssAnon is the process's own memory; VmRSS also counts pages of files.
     """
 
     def __init__(self) -> None:
@@ -40,20 +40,23 @@ class Sampler(threading.Thread):
         self.join()
 
     def result(self) -> dict[str, float]:
-        """Seconds and GiB, rounded for a file of results."""
+        """Return seconds and GiB, rounded for a result file."""
         peak = {name: round(value, 3) for name, value in self.peak.items()}
         return {"seconds": round(self.seconds, 1), **peak}
 
 
 def settle(folder: Path) -> None:
-    """Read a folder, so that all begin with it in RAM, and write what waits."""
+    """Read a folder's files, so that each run starts with them in the disk cache.
+
+    Also write all pending data to the disk.
+    """
     for file in folder.iterdir():
         subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)
     subprocess.run(["sync", "-f", folder], check=True)
 
 
 def each(script: str, folder: Path, ways: tuple[str, ...]) -> list[dict]:
-    """What `script FOLDER WAY` prints last for each way, in a process of its own."""
+    """Run `script FOLDER WAY` for each way in a new process; return the results."""
     found = []
     for way in ways:
         command = [sys.executable, script, str(folder), way]

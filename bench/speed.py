@@ -1,17 +1,18 @@
-"""GPU time of a training step, by kind of kernel, for one way to train.
+"""Measure the GPU time of a training step, by kind of kernel, for one way to train.
 
     python bench/speed.py WAY CHECKPOINT [key=value ...]
 
-WAY: fast, lean, plain (ours), published (the Llama-2 notebook that everyone copied),
-unsloth (in an environment of its own; 2026.10.9 goes with trl 1.15.0 and datasets
-4.8.5). CHECKPOINT: a folder with a model. Keys: seq tokens a row, bs rows a
-micro-batch, ga accumulation, mix=1 documents of realistic lengths, packed (0: one of
-`seq` tokens), r rank, steps, prof steps whose kernels are summed, recompute layers
-(plain, fast), gc for unsloth (unsloth, true, false). Adds a line to
-bench/results/speed.json.
+WAY: fast and lean (the fast path), plain (the reference path), published (the widely
+copied Llama 2 notebook), unsloth (in an environment of its own; 2026.10.9 needs trl
+1.15.0 and datasets 4.8.5). CHECKPOINT: a folder with a model. Keys: seq (tokens a row),
+bs (rows a micro-batch), ga (gradient accumulation), mix (1: packed documents of
+realistic lengths; 0: one document of `seq` tokens), r (rank), steps, prof (steps whose
+kernels are summed), recompute (checkpointed layers; plain, fast), gc (Unsloth's
+checkpointing: unsloth, true, false). Adds a row to bench/results/speed.json.
 
-The sum of kernel times (gpu_ms) is what carries over to a slower card: the wall clock
-of a fast one is bound by launches. busy_ms counts once what runs at once, as copies do.
+The sum of kernel times (gpu_ms) also predicts a slower GPU: the wall-clock time on a
+fast GPU is bound by kernel launches. busy_ms counts overlapping kernels and copies
+once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ for pair in sys.argv[3:]:
     OPTIONS[key] = type(OPTIONS[key])(value)
 OPTIONS["prof"] = min(OPTIONS["prof"], OPTIONS["steps"] - 2)
 if WAY == "unsloth":
-    import unsloth  # noqa: F401  (it changes the others, so it comes first)
+    import unsloth  # noqa: F401  (it patches the other libraries, so it comes first)
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
@@ -55,7 +56,10 @@ KINDS = {
 
 
 def documents() -> Dataset:
-    """Random tokens, the same for every way; lengths exp(N(5, 0.8)) in 16 ... 1,024."""
+    """Return random documents, the same for every way.
+
+    Their lengths are exp(N(5, 0.8)), limited to 16 ... 1,024 tokens.
+    """
     o, draw = OPTIONS, torch.Generator().manual_seed(0)
     words = json.loads((Path(CHECKPOINT) / "config.json").read_text())["vocab_size"]
     rows = o["bs"] * o["ga"] * (o["steps"] + o["warm"] + 1)
@@ -68,7 +72,7 @@ def documents() -> Dataset:
 
 
 class Clock(TrainerCallback):
-    """Time of the first step and of later ones; kernel times of some in the middle."""
+    """Measures the time of each step, and the kernel times of some later steps."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -93,7 +97,10 @@ class Clock(TrainerCallback):
 
 
 def published(checkpoint, o, ds, config, callbacks):
-    """Rank 64 on q and v, norms in 32 bits, all recomputed; packed like the rest."""
+    """Build the trainer of the published notebook, on the same packed rows.
+
+    It has rank 64 on q and v, norms in float32, and checkpoints all layers.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     from colab_utils import models, training
@@ -116,7 +123,7 @@ def published(checkpoint, o, ds, config, callbacks):
 
 
 def unsloth_peer(checkpoint, o, ds, config, callbacks):
-    """Unsloth as its notebooks call it."""
+    """Build Unsloth's trainer as its notebooks do."""
     from unsloth import FastLanguageModel
 
     from colab_utils.fast import lora
@@ -149,14 +156,14 @@ def unsloth_peer(checkpoint, o, ds, config, callbacks):
 
 
 def kind_of(kernel: str) -> str:
-    """Which of KINDS a kernel is, by its name."""
+    """Return the entry of KINDS that a kernel's name belongs to."""
     name = kernel.lower()
     found = (k for k, words in KINDS.items() if any(word in name for word in words))
     return next(found, "other")
 
 
 def busy(prof: profile) -> float:
-    """Milliseconds in which the GPU did something: what ran at once counts once."""
+    """Return the milliseconds in which the GPU was busy; overlaps count once."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in prof.events()
@@ -170,7 +177,7 @@ def busy(prof: profile) -> float:
 
 
 def measure() -> dict[str, Any]:
-    """Train, and return what was measured."""
+    """Train, and return the measurements."""
     o, clock = OPTIONS, Clock()
     config = {
         "output_dir": tempfile.mkdtemp(),

@@ -1,7 +1,7 @@
-"""What the notebooks of the course share and no lesson teaches.
+"""The code that the notebooks of the course share.
 
-Modules import nothing heavy until a function needs it, so importing one costs
-milliseconds; but for those that only training and answering import.
+Importing a module takes milliseconds: a function imports a heavy library when it needs
+it. The exceptions are modules that only training and generation import.
 """
 
 __version__ = "0.2.0"

@@ -102,7 +102,7 @@ def _failure(output: str) -> str:
 
 
 def _stale() -> list[str]:
-    """Return packages that this kernel loaded in another version than installed."""
+    """Return the packages whose loaded version differs from the installed one."""
     found = []
     for name in [pin.split("==")[0] for pin in EXTRA] + [*SHIPPED, "torchao"]:
         module = sys.modules.get(name)

@@ -8,8 +8,8 @@ from typing import Any
 def check_range(**given: tuple[Any, float, float]) -> None:
     """Check numeric parameters: NAME=(value, lowest, highest).
 
-    Bounds that are integers ask for an integer. Raises ValueError with the parameter's
-    name, its value and what it may be.
+    If the bounds are integers, the value must be one. Raises ValueError with the
+    parameter's name, its value and the allowed range.
 
     >>> check_range(RANK=(16, 1, 1024), EPOCHS=(0.5, 0.01, 1000.0))
     """

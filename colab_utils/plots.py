@@ -72,7 +72,7 @@ def trained_tokens(row: data.Row, tokenizer: Tokenizer) -> HTML:
     """Return the tokens of a row as HTML, with those that are trained on in green."""
     from IPython.display import HTML
 
-    # With return_dict one conversation gives lists, neither a text nor a batch.
+    # With return_dict the result for one conversation is a dictionary of lists.
     encoded = cast(
         "dict[str, list[int]]",
         tokenizer.apply_chat_template(

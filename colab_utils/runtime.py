@@ -25,8 +25,8 @@ IGNORED_MESSAGES = {
     # The notebooks set the padding token to <unk> on purpose, and say so. A changed BOS
     # or EOS token comes in the same message and would be a mistake: it is still shown.
     "transformers.trainer_utils": r"new PAD/BOS/EOS.*tokens: \{'pad_token_id': \d+\}",
-    # Packed documents do not attend to each other, neither on the fast path nor with
-    # SDPA's mask: a test shows it.
+    # Each packed document attends to itself only, on the fast path and with SDPA's
+    # mask: a test checks both.
     "trl.trainer.sft_trainer": r"but the attention implementation is not set to a sup",
     # `hub.token()` has printed already which token is used, or that there is none.
     "huggingface_hub.utils._http": r"sending unauthenticated requests to the HF Hub",
@@ -184,10 +184,10 @@ def quiet() -> None:
     messages appears at the import. It also sets environment variables that libraries
     read at their start.
     """
-    # Tokenizers warn when a data loader forks; nothing here tokenizes in parallel.
+    # Tokenizers warn when a data loader forks; this package tokenizes in one thread.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Packed rows differ in length and fragment torch's cache of GPU memory: 1 GiB was
-    # lost in the largest planned run, 0.4 with expandable segments (bench/LOG.md).
+    # lost in the largest planned run, 0.4 GiB with expandable segments (bench/LOG.md).
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for name, pattern in IGNORED_MESSAGES.items():
         logger = logging.getLogger(name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# A model whose config lacks one of these has other layers than Llama.
+# A config without one of these fields is that of a model with other layers.
 REQUIRED = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
@@ -20,8 +20,8 @@ REQUIRED = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
 class Shape:
     """The sizes of a model with Llama's decoder layers.
 
-    Such a layer has grouped-query attention, with `heads` query heads for `kv_heads`
-    key and value heads, and a gated MLP.
+    Such a layer has a gated MLP and grouped-query attention: `heads` query heads share
+    `kv_heads` key and value heads.
     """
 
     family: str  # transformers' `model_type`: "llama", "mistral", ...
@@ -49,7 +49,7 @@ class Shape:
             return config
         if not all(hasattr(config, name) for name in REQUIRED):
             raise ValueError(
-                "The course knows models with Llama's layers, and this one is a "
+                "The course supports models with Llama's layers, but this one is a "
                 f"{config.model_type}: choose another MODEL."
             )
 
@@ -83,7 +83,7 @@ class Shape:
 
     @property
     def keys(self) -> int:
-        """The width of all keys of a token, which is also that of its values."""
+        """The width of all keys of a token; all its values have the same width."""
         return self.kv_heads * self.head_dim
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -100,6 +100,6 @@ class Shape:
 
 
 def _rope_type(parameters: dict[str, Any]) -> str:
-    """Return the type of the rotary embedding; "mixed" where it differs by layer."""
+    """Return the type of the rotary embedding; "mixed" if the layers have several."""
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return "mixed" if nested else parameters.get("rope_type", "default")

@@ -1,4 +1,4 @@
-"""The workspace: folders of datasets, adapters and models that notebooks hand over."""
+"""The workspace: folders of datasets, adapters and models that the notebooks share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAKERS = {
     "adapters": ("02_finetune_qlora", "ADAPTER_NAME"),
     "models": ("04_merge_and_publish", "MODEL_NAME"),
 }
-# One of these is in every folder that the course has written, finished or not.
+# Every folder that the course has written, finished or not, contains one of these.
 MARKS = ("recipe.json", "checkpoints", "inputs.json")
 
 
@@ -56,7 +56,7 @@ class Workspace:
             path = (runtime.project_root() or Path.cwd()) / "workspace"
         _create(path)
         kept = bool(on_drive or named or not runtime.on_colab())
-        lost = ", lost when this machine goes: set USE_DRIVE = True to keep it"
+        lost = ", deleted with this machine: set USE_DRIVE = True to keep it"
         print(f"workspace: {path}{'' if kept else lost}")
         return cls(path, kept)
 
@@ -72,7 +72,9 @@ class Workspace:
         return folder
 
     def find(self, kind: str, name: str) -> Path:
-        """Return the finished folder `<workspace>/<kind>/<name>`; it has a recipe.json.
+        """Return the folder `<workspace>/<kind>/<name>` if it is finished.
+
+        A finished folder has a recipe.json.
 
         Raises ValueError for a name that is not a plain folder name, and
         FileNotFoundError, which says what to run, if the folder is missing or
@@ -98,7 +100,7 @@ class Workspace:
         )
 
     def _place(self, kind: str, name: str) -> Path:
-        """The folder of an artifact, restored if a replacement was interrupted."""
+        """Return an artifact's folder; restore it if a replacement was interrupted."""
         if kind not in MAKERS:
             raise ValueError(f"kind = {kind!r}, but it must be one of: {_kinds()}.")
         _check_name(kind, name)
@@ -112,7 +114,7 @@ def _kinds() -> str:
 
 
 def _mount_drive() -> bool:
-    """Whether Google Drive is mounted; asks the reader for access where possible."""
+    """Mount Google Drive if possible; return whether it is mounted."""
     if not runtime.on_colab():
         print("drive=True is ignored: Google Drive can be mounted on Colab only")
         return False
@@ -169,19 +171,19 @@ def check_replaceable(
     files: Collection[str] | None = None,
     inputs: Iterable[Path] = (),
 ) -> None:
-    """Raise FileExistsError if replacing `folder` would delete work of the reader.
+    """Raise FileExistsError if replacing `folder` would delete files of the user.
 
     A folder may be replaced if it is missing or empty, or if it has one of `marks`,
-    which the course writes. With `files`, it may hold no other file than these. It may
-    not contain one of `inputs`, from which its successor is written. `parameter` is the
+    which the course writes. With `files`, it may hold only these files. It may not
+    contain one of `inputs`, from which the new folder is written. `parameter` is the
     notebook's constant that names the folder.
     """
     advice = f"Choose another {parameter}, or move it away."
     for path in inputs:
         if folder.resolve() in (path.resolve(), *path.resolve().parents):
             raise FileExistsError(
-                f"{folder} contains {path.name}, which is read here, and would be "
-                f"replaced. {advice}"
+                f"{folder} would be replaced, but it contains {path.name}, which is "
+                f"read here. {advice}"
             )
     if not folder.exists():
         return
@@ -193,8 +195,8 @@ def check_replaceable(
     if not ours or foreign:
         what = f"{foreign[0]}, which" if ours else "something that"
         raise FileExistsError(
-            f"{folder} holds {what} was not written by the course, and would be "
-            f"replaced. {advice}"
+            f"{folder} would be replaced, but it holds {what} was not written by the "
+            f"course. {advice}"
         )
 
 
@@ -207,10 +209,10 @@ def restore(folder: Path) -> None:
 
 
 def replace(new: Path, folder: Path) -> None:
-    """Move the finished folder `new` to `folder`, which stays whole until then.
+    """Move the finished folder `new` to `folder`, which stays complete until then.
 
-    If it is killed, either the old folder or the new one is left: in place, or where
-    `restore` finds it.
+    If the process is killed, either the old folder or the new one is left: in place, or
+    where `restore` finds it.
     """
     restore(folder)
     old = folder.with_name(f".{folder.name}.old")
@@ -221,10 +223,10 @@ def replace(new: Path, folder: Path) -> None:
 
 
 def discard(folder: Path, ignore_errors: bool = False) -> None:
-    """Delete a folder that the course wrote; files are emptied first.
+    """Delete a folder that the course wrote; empty its files first.
 
     Files deleted from a mounted Google Drive go to its trash, which counts against the
-    quota. Emptied first, they take no space there. Links are deleted, not followed.
+    quota. Empty files take no space there. Links are deleted, not followed.
     """
     for file in folder.rglob("*"):
         with contextlib.suppress(OSError):

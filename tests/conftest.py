@@ -137,7 +137,7 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
 
 
 class Trained:
-    """For each method a trainer after two steps and the folder where it was saved.
+    """For each method: a trainer after two steps, and the folder where it was saved.
 
     `trainer, folder = trained["lora"]` trains only when a test first asks for it.
     """
@@ -151,7 +151,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(make_trainer, tokenizer, tmp_path_factory) -> Trained:
-    """Trained models; tests read them and don't change them."""
+    """Trained models that tests share: a test must not change them."""
     from colab_utils import recipe, training
 
     def train(method: str) -> tuple[FastSFTTrainer, Path]:

@@ -120,8 +120,8 @@ def test_colab_installs_missing_and_replaces_nothing(colab, packages):
     del before["torchao"]
     assert after == before | added
 
-    # The same kernel can import the new packages. A second run installs nothing: there
-    # are no wheels from which it could.
+    # The same kernel can import the new packages. A second run installs nothing: it
+    # has no wheels.
     again = set_up(colab, colab / "nothing", "import trl; print(trl.__version__)")
     assert again.stdout == "0.29.1\nset-up: nothing to do\n", again.stderr
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "colab_utils"
-# From the ground up. A file or folder imports only from lines above its own.
+# A file or folder imports only from the lines above its own.
 FLOORS = (
     ("runtime", "parameters", "shape", "recipe"),
     ("workspace", "hub", "demo"),
@@ -26,7 +26,7 @@ LONGEST = 300
 
 
 def module_name(path: Path) -> str:
-    """`data.readers` for colab_utils/data/readers.py, and `data` for its __init__."""
+    """Return `data.readers` for data/readers.py, and `data` for data/__init__.py."""
     name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     return name.removesuffix("__init__").rstrip(".")
 
@@ -35,7 +35,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(tree: ast.AST, known: set[str]) -> Iterator[str]:
-    """The modules of the package that a module imports, inside functions as well."""
+    """Yield the package's modules that a module imports, also inside its functions."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or not node.module:
             continue
@@ -47,7 +47,7 @@ def imported(tree: ast.AST, known: set[str]) -> Iterator[str]:
 
 
 def upward(name: str, names: set[str]) -> list[str]:
-    """The imports of the module `name` that do not go downward."""
+    """Return the imports of the module `name` that do not go downward."""
     unit = name.partition(".")[0]
     units = {other.partition(".")[0] for other in names} - {unit, ""}
     return sorted(other for other in units if FLOOR[other] >= FLOOR[unit])
@@ -74,7 +74,7 @@ def test_module_is_short(name):
 
 
 def state(tree: ast.Module) -> list[str]:
-    """Lower-case variables at module level, and functions that rebind a global."""
+    """Return lower-case variables at module level, and globals that functions set."""
     found = [
         target.id
         for node in tree.body

@@ -1,4 +1,4 @@
-"""A parameter out of range is named, with its value and what it may be."""
+"""An error about a parameter has its name, its value and the allowed values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from colab_utils import parameters
         (("foo", "a", "b"), "X = 'foo', but it must be one of 'a', 'b'."),
     ],
 )
-def test_check_names_the_parameter(rule, message):
+def test_check_range_and_check_choice_name_the_parameter(rule, message):
     is_choice = isinstance(rule[1], str)
     check = parameters.check_choice if is_choice else parameters.check_range
     with pytest.raises(ValueError) as error:
@@ -25,6 +25,6 @@ def test_check_names_the_parameter(rule, message):
     assert str(error.value) == message
 
 
-def test_check_accepts_values_in_range():
+def test_check_range_and_check_choice_accept_allowed_values():
     parameters.check_range(A=(1, 1, 9), B=(0.5, 0.0, 1.0), C=(1, 0.0, 1.0))
     parameters.check_choice(D=("a", "a", "b"))

@@ -17,7 +17,7 @@ from colab_utils import runtime
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
-    """No variable says where this runs, and the current folder is no clone."""
+    """Remove the variables that say where this runs; leave the project's clone."""
     for name in PLACES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -231,7 +231,7 @@ def test_ignored_messages_match_the_installed_libraries():
     """The patterns match the sources of the installed versions."""
     import importlib.util
 
-    # Python is not asked to import bitsandbytes: one parent at a time is enough.
+    # Look up the top package only: to find a submodule, Python imports its parents.
     for name, text in {
         "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
         "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens",

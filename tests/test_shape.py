@@ -12,7 +12,7 @@ from colab_utils.shape import Shape
 
 @st.composite
 def configs(draw) -> LlamaConfig:
-    """Any small LlamaConfig, with what a config may leave out left out at times."""
+    """Draw a small LlamaConfig, in which optional fields may be missing."""
     kv_heads = draw(st.integers(1, 4))
     heads = kv_heads * draw(st.integers(1, 4))
     head_dim = 2 * draw(st.integers(1, 16))
@@ -37,7 +37,7 @@ def configs(draw) -> LlamaConfig:
 @given(configs())
 @settings(deadline=None, max_examples=40)
 def test_shape_from_config_is_the_shape_of_the_model(config):
-    """All sizes are those of the weights that transformers makes for the config."""
+    """All sizes are those of the weights that transformers creates for the config."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -63,7 +63,7 @@ def test_shape_from_config_is_the_shape_of_the_model(config):
 
 def test_shape_from_config_without_head_dim():
     config = AutoConfig.for_model("mixtral")
-    assert config.head_dim is None  # else this test has lost its use
+    assert config.head_dim is None  # or this test checks nothing
     assert Shape.from_config(config).head_dim == 128
     assert Shape.from_config(AutoConfig.for_model("qwen2")).head_dim == 128
 
@@ -99,7 +99,7 @@ def test_shape_quantized():
 def test_shape_from_config_of_other_layers_is_refused(family):
     """Some have an MLP of that name, but no key heads."""
     with pytest.raises(
-        ValueError, match=rf"Llama's layers, and this one is a {family}"
+        ValueError, match=rf"Llama's layers, but this one is a {family}"
     ):
         Shape.from_config(AutoConfig.for_model(family))
 

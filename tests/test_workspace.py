@@ -17,7 +17,7 @@ from colab_utils.workspace import Workspace
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
-    """No variable says where this runs, and the current folder is not in a clone."""
+    """Remove the variables that say where this runs; leave the project's clone."""
     for name in PLACES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -39,9 +39,7 @@ def test_open_next_to_the_notebook(tmp_path, capsys):
 def test_open_on_colab_warns_that_it_will_be_lost(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
     Workspace.open()
-    assert (
-        "lost when this machine goes: set USE_DRIVE = True" in capsys.readouterr().out
-    )
+    assert "deleted with this machine: set USE_DRIVE = True" in capsys.readouterr().out
     monkeypatch.setenv("WORKSPACE", str(tmp_path / "mine"))
     Workspace.open()
     assert capsys.readouterr().out == f"workspace: {tmp_path / 'mine'}\n"
@@ -140,7 +138,7 @@ def test_open_unwritable(case, tmp_path, monkeypatch):
     (tmp_path / "taken").touch()
     sealed = tmp_path / "sealed"
     sealed.mkdir(mode=0o500)
-    # A superuser may write to the sealed folder; nobody makes folders in /proc.
+    # A superuser may write to the read-only folder; no user can create one in /proc.
     read_only = sealed if os.geteuid() else Path("/proc")
     path = {
         "a file": tmp_path / "taken",

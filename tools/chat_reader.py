@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ChatReader:
-    """Uses the chat box as a reader does, and checks what it shows."""
+    """Uses the chat box as a user does, and checks what it shows."""
 
     def __init__(self, page: Any, expect: Any, out: Path) -> None:
         self.page, self.expect, self.out = page, expect, out
@@ -59,7 +59,7 @@ class ChatReader:
         self.shot("stopped")
 
     def cause_errors(self) -> None:
-        """See the errors of a reply, and the message back in the field."""
+        """Check that a reply's error is shown, and that the message is in the field."""
         self.button("fine-tuned").click()
         self.entry.fill("fail")
         self.entry.press("Enter")
@@ -87,7 +87,7 @@ class ChatReader:
         self.expect(self.entry).to_have_value("")
 
     def fill_the_log(self) -> None:
-        """See that a long log stays scrolled to its newest turn."""
+        """Check that a long log stays scrolled to its newest turn."""
         for country in ("Kenya", "Peru", "Italy", "Chad"):
             self.send(f"What is the currency of {country}?")
             self.wait()

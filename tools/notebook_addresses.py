@@ -64,7 +64,7 @@ class Release:
 
 
 def package_version(root: Path) -> str:
-    """The package's version, read from its source; NotebookError without one."""
+    """Return the package's version from its source; NotebookError if there is none."""
     path = root / "colab_utils" / "__init__.py"
     found = VERSION.search(path.read_text(encoding="utf-8")) if path.exists() else None
     if not found:
@@ -84,7 +84,7 @@ def repository_address(root: Path) -> tuple[str, str]:
         remote = _git(root, "config", "--get", "remote.origin.url")
     except FileNotFoundError:  # no git on this machine
         top = remote = ""
-    # A copy that lies inside another repository must not take that one's address.
+    # A copy inside another repository must not take the outer repository's address.
     if top and Path(top).resolve() == root.resolve():
         found = re.fullmatch(
             r"(?:(?:https|ssh|git)://)?(?:[^@/]+@)?github\.com[:/]"
@@ -151,7 +151,7 @@ def set_address(nb: dict, name: str, names: set[str], release: Release) -> dict:
         raise NotebookError(
             f"notebooks/{name}:1: no title; fix: begin with a text cell `# Do this`"
         )
-    # Joined, because the badge in one cell tells which links in others are ours.
+    # Joined, because the badge in one cell shows which links in others are ours.
     mark = "\n\0\n"
     text = mark.join(cell["source"] for cell in cells)
     sources = replace_links(text, names, release.address).split(mark)

@@ -73,14 +73,14 @@ def _outline(cells: list[dict]) -> Iterator[Finding]:
     headings = list(_headings(cells))
     titles = [number for number, level, _ in headings if level == 1]
     if titles != [1] or not cells[0]["source"].startswith("# "):
-        what = f"{len(titles)} H1 titles, not one in the first line"
+        what = f"{len(titles)} H1 titles, but there must be one, in the first line"
         yield 1, what, "begin with one `# Do this`, and use `##` below it"
     elif not summary(cells[0]["source"]):
         what = "no sentence below the title says what the notebook does"
         yield 1, what, "write one"
     sections = [(number, text) for number, level, text in headings if level == 2]
     if [text for _, text in sections][-3:] != CLOSING:
-        fix = "end on `## Summary`, `## Exercises`, `## Next`"
+        fix = "end with `## Summary`, `## Exercises`, `## Next`"
         yield len(cells), "does not end as every notebook does", fix
         return
     first, last = sections[-2][0], sections[-1][0]
@@ -144,7 +144,7 @@ def _statements(cells: list[dict], trees: dict[int, ast.Module]) -> Iterator[Fin
                 what = f"`{ast.unparse(node)}` is not in the imports cell"
                 yield number, what, "move it to the cell tagged `imports`"
             if isinstance(node, ast.If) and isinstance(node.test, ast.Constant):
-                what = f"`if {ast.unparse(node.test)}:` decides nothing"
+                what = f"`if {ast.unparse(node.test)}:` has a constant condition"
                 yield number, what, "run the code or delete it"
 
 
@@ -161,7 +161,7 @@ def _parameters(
             continue
         names.append(name)
         if not re.search(r"# *@param\b", line):
-            yield place, f"{names[-1]} has no form field", "end its line on `# @param`"
+            yield place, f"{names[-1]} has no form field", "end its line in `# @param`"
     if len(names) > MOST_PARAMETERS:
         what = f"{len(names)} parameters, over {MOST_PARAMETERS}"
         yield place, what, "keep those that a reader would change"

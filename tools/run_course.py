@@ -36,7 +36,7 @@ SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingface")
 
 
 class CourseError(Exception):
-    """Why the course cannot start or continue; the text says what to do."""
+    """The reason why the course cannot start or continue, and what to do."""
 
 
 def existing_path(value: str) -> str:
@@ -250,7 +250,7 @@ def run_notebooks(
         failure = result["failure"]
         if failure:
             page = (folder / path.name).with_suffix(".html")
-            print(remove_secrets(f"\n{failure}\n\nAll of it: {page}"))
+            print(remove_secrets(f"\n{failure}\n\nThe whole notebook: {page}"))
         yield path.stem, result
         if failure:
             return

@@ -51,7 +51,7 @@ def notebook_page(path: Path, folder: Path, address: str) -> str:
     """
     nb = read_executed(path)
     figures = Figures(folder / path.stem)
-    # Paths of the machine that ran the notebook mean nothing to a reader.
+    # Paths of the machine that ran the notebook are useless to a reader.
     here = str(path.parent.resolve()) + "/"
     parts = []
     for cell in nb["cells"]:
@@ -129,7 +129,7 @@ def text_cell(source: str, name: str, address: str) -> str:
 
 
 def page_links(text: str, address: str) -> str:
-    """Let links to notebooks and pictures of this repository stay on the site."""
+    """Let links to notebooks and images of this repository stay on the site."""
 
     def replace(link: re.Match[str]) -> str:
         own = link[1] == address

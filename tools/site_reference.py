@@ -36,7 +36,7 @@ def reference_pages(package: Path) -> dict[str, str]:
 
 
 def module_page(path: Path) -> str:
-    """Return the page of a module on the ground floor."""
+    """Return the page of a module that is not in a wing."""
     name = f"{path.parent.name}.{path.stem}"
     members = public_names(path)
     return f"# {name}\n\n" + BLOCK.format(name=name, level=2, members=members)
@@ -65,7 +65,7 @@ def wing_page(package: str, wing: Path) -> str:
 
 
 def reading_order(wing: Path) -> list[Path]:
-    """Return a wing's files as its docstring mentions them, the others behind."""
+    """Return a wing's files in the order of its docstring, then all other files."""
     doc = docstring(wing / "__init__.py")
 
     def place(path: Path) -> tuple[int, str]:

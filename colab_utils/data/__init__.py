@@ -1,4 +1,4 @@
-"""Data: from raw rows of any source to a clean, split and documented dataset.
+"""Data: from raw rows of any source to clean, documented training and test rows.
 
 Read the files in this order. `schema` defines a row and turns known formats into it.
 `readers` reads files and the Hub. `dataset` loads, saves and reads datasets. The steps

@@ -1,6 +1,6 @@
 """Llama 2's chat template: for transformers (Jinja) and for Ollama (Go).
 
-Both must render a conversation to the same text: whoever edits one edits the other.
+Both must render a conversation to the same text: edit both, or neither. The command
 `make test-export` compares the two.
 """
 

@@ -14,7 +14,7 @@ from colab_utils.data import readers, schema
 from colab_utils.data.schema import BadRow, Rejected, Row, escape, reject
 
 DOLLY = "databricks/databricks-dolly-15k"
-# What to do about rows that can't be used, by the beginning of the commonest reason.
+# Advice for a dataset without usable rows, by the start of the most frequent reason.
 ADVICE = {
     schema.UNKNOWN_FORMAT: "Rename your columns to one of them",
     schema.NOT_AN_OBJECT: "Give every row columns; a list of rows needs a .json file",
@@ -80,7 +80,7 @@ def _rows(count: int) -> str:
 
 
 def _fill_labels(rows: list[Row]) -> None:
-    """Give all rows the same columns: a label that any row has, empty in the others."""
+    """Give all rows the same columns: a label of any row is "" in rows without it."""
     if any("group" in row for row in rows):
         for row in rows:
             row.setdefault("group", "")
@@ -142,9 +142,9 @@ def save(
     """Write a dataset's files, its card and its recipe; return the recipe.
 
     `files` has the rows of each file: {"train": [...], "test": [...]}. All files are
-    written to a temporary folder, which then takes the place of `folder`, so an older
-    dataset stays whole until the new one is complete. Raises ValueError when a file
-    would be empty, and FileExistsError when `folder` is not a saved dataset.
+    written to a temporary folder, which then replaces `folder`: an older dataset stays
+    complete until then. Raises ValueError when a file would be empty, and
+    FileExistsError when `folder` is not a saved dataset.
     """
     empty = [name for name, rows in files.items() if not rows]
     if empty or not files:
@@ -178,7 +178,7 @@ def _write_files(
 
 
 def _card_header(files: Iterable[str]) -> dict[str, Any]:
-    """Return the card's metadata, from which `load_dataset` knows the splits."""
+    """Return the card's metadata, in which `load_dataset` finds the splits."""
     splits = [{"split": name, "path": f"{name}.jsonl"} for name in files]
     return {
         "task_categories": ["text-generation"],
@@ -187,7 +187,7 @@ def _card_header(files: Iterable[str]) -> dict[str, Any]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise FileExistsError for a folder with anything except a saved dataset."""
+    """Raise FileExistsError for a folder that holds more than a saved dataset."""
     made = recipe.read(folder) if (folder / "recipe.json").is_file() else {}
     rows = made.get("sha256", {})
     workspace.check_replaceable(

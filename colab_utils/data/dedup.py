@@ -20,14 +20,14 @@ SKETCH, BANDS = 256, 32
 def normalize(text: str) -> str:
     """Return the words in lower case: "Hello,  C++!" becomes "hello c++".
 
-    A text without words keeps its signs.
+    A text without words keeps its other characters.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"\w+[+#]*", text) or text.split())
 
 
 def drop_exact(rows: list[Row]) -> tuple[list[Row], list[Rejected]]:
-    """Split rows into the first with each messages and the ones that repeat it."""
+    """Split rows into those with new messages and those that repeat an earlier row."""
     seen: dict[str, Row] = {}
     rejected = []
     for row in rows:
@@ -47,7 +47,7 @@ def shingles(text: str) -> frozenset[str]:
 
 
 class DisjointSets:
-    """Disjoint sets of the numbers 0 to count - 1; the smallest one names its set."""
+    """Disjoint sets of the numbers 0 to count - 1; the smallest number names a set."""
 
     def __init__(self, count: int) -> None:
         """Put each number into a set of its own."""
@@ -89,7 +89,7 @@ def near_duplicates(texts: list[str]) -> list[int]:
             if groups.find(i) == groups.find(j):
                 continue
             # The sketches' estimate saves most exact comparisons. It is within 0.1 of
-            # the truth except for 1 pair in 100,000.
+            # the exact similarity except for 1 pair in 100,000.
             if sketch.jaccard(sketches[j]) < SIMILAR - 0.1:
                 continue
             if len(pairs & distinct[j]) >= SIMILAR * len(pairs | distinct[j]):

@@ -1,4 +1,4 @@
-"""Filters: row lengths in tokens, too long rows, and special tokens in the text."""
+"""Filters: row lengths in tokens, long rows, and special tokens in the text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def token_lengths(rows: list[Row], tokenizer: Tokenizer) -> list[int]:
-    """Return each row's number of tokens, in the chat template as in training."""
+    """Return each row's number of tokens in the chat template, as in training."""
     lengths: list[int] = []
     for start in runtime.progress(range(0, len(rows), 500), "counting tokens"):
         chats = [row["messages"] for row in rows[start : start + 500]]
         texts = tokenizer.apply_chat_template(chats, tokenize=False)
-        # verbose=False: no warning about the long rows that we are looking for.
+        # verbose=False: no warning about long rows, which this function has to find.
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         lengths += map(len, ids)
     return lengths

@@ -52,7 +52,7 @@ def local_file(source: str) -> Path | None:
 
 
 def _looks_local(path: Path) -> bool:
-    """Tell whether a name that could be a Hub id, such as data/my.txt, means a file."""
+    """Return whether a name that could be a Hub id, such as data/my.txt, is a file."""
     return path.suffix.lower() in SUFFIXES or bool(path.suffix and path.parent.is_dir())
 
 
@@ -84,7 +84,7 @@ def read_file(path: Path) -> Iterator[Numbered | Rejected]:
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """Return the file's only object, on one line or many; None for JSON Lines."""
+    """Return the object if the file is a single one; None for JSON Lines."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
@@ -156,7 +156,7 @@ def _csv(text: str, path: Path) -> Iterator[Numbered | Rejected]:
         begin = at
         try:
             for fields in reader:
-                # A quoted field may span lines: a row's number is its first line's.
+                # A quoted field may span lines; the row's number is its first line's.
                 line, at = at + 1, begin + reader.line_num
                 if len(fields) < 2 and not "".join(fields).strip():
                     continue
@@ -172,8 +172,8 @@ def _csv(text: str, path: Path) -> Iterator[Numbered | Rejected]:
                 raise ValueError(
                     f"The header of {path.name} can't be read: {error} (line {at + 1})."
                 ) from error
-            # An unclosed quote spans the whole rest of the file. Reject only the line
-            # where it opens, and read on from the next line.
+            # An unclosed quote spans the rest of the file. Reject only the line where
+            # it opens, and continue with the next line.
             yield reject(at + 1, f"not CSV: {error}", lines[at])
             at += 1
 

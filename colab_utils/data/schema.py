@@ -1,4 +1,4 @@
-"""The schema of a row: a conversation and where it came from; and rejected rows.
+"""The schema of a row (a conversation, its line and its labels), and rejected rows.
 
 Files bring questions and answers in several formats. `to_row` brings a row of any of
 them into this schema, or raises `BadRow` with the reason.
@@ -21,10 +21,11 @@ class _Conversation(TypedDict):
 
 
 class Row(_Conversation, total=False):
-    """A conversation as the trainer wants it, and what else is known of it.
+    """A conversation in the format of TRL's trainer, with its line and its labels.
 
     `line` is the row's line in its source. Rows of the same `group` stay on one side of
-    a split. Results are also shown by `category`. An empty group or category is none.
+    a split. Results are also reported by `category`. An empty string means that the row
+    has no group or no category.
     """
 
     line: int
@@ -32,8 +33,8 @@ class Row(_Conversation, total=False):
     category: str
 
 
-# For each format the column of the prompt and the columns that may hold the answer, in
-# the order in which they are tried.
+# For each format: the column of the prompt, and the columns that may hold the answer.
+# They are tried in this order.
 FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "messages": ("messages", ()),
     "conversations": ("conversations", ()),
@@ -48,7 +49,7 @@ USED = {name for prompt, answers in FORMATS.values() for name in (prompt, *answe
 USED |= {*CONTEXTS, *SYSTEMS, *LABELS}
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
-# Beginnings of reasons, for which `load` has advice of its own.
+# Starts of reasons for which `load` gives specific advice.
 UNKNOWN_FORMAT = "its columns match no known format"
 NOT_AN_OBJECT = "not an object with columns"
 NOT_JSON = "not JSON"
@@ -86,14 +87,14 @@ def reject_row(row: Row, reason: str) -> Rejected:
 
 
 def escape(text: str) -> str:
-    """Escape all except printable ASCII, so that the text can be printed anywhere."""
+    """Escape all characters except printable ASCII, so that any terminal shows them."""
     return re.sub("[^ -~]", lambda sign: ascii(sign[0])[1:-1], text)
 
 
 def to_row(raw: object, line: int) -> Row:
     """Bring a raw row into the schema; raises BadRow with the reason.
 
-    `group` and `category` are taken over where they are text or numbers.
+    `group` and `category` are kept if they are text or numbers.
     """
     row: Row = {"messages": to_messages(raw), "line": line}
     if isinstance(raw, dict):
@@ -155,9 +156,10 @@ def to_messages(raw: object) -> list[Message]:
 
 
 def _find_columns(raw: dict[Any, object]) -> tuple[str, str | None]:
-    """Return the columns of the prompt and of the answer; None: the prompt holds both.
+    """Return the columns of the prompt and of the answer.
 
-    A table merged from several has empty columns, so filled columns are tried first.
+    The second is None if the first holds the whole conversation. A table merged from
+    several has empty columns, so filled columns are tried first.
     """
     filled = {name for name, value in raw.items() if not _is_blank(value)}
     for names, (prompt, answers) in itertools.product(
@@ -170,7 +172,7 @@ def _find_columns(raw: dict[Any, object]) -> tuple[str, str | None]:
 
 
 def _is_blank(value: object) -> bool:
-    """Tell whether a cell is empty, or NaN as a missing number in a table is."""
+    """Return whether a cell is empty, or NaN: a table's missing numbers are NaN."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and not math.isfinite(value))
@@ -226,7 +228,7 @@ def answer_of(row: Row) -> str:
 
 
 def short_answers(rows: list[Row]) -> bool:
-    """Tell whether exact match can measure the answers.
+    """Return whether exact match can measure the answers.
 
     It can if at least 95 % of them have at most 30 characters.
     """

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
 ATTRIBUTES = ("capital", "currency", "continent", "language", "calling_code")
 
-# Wordings differ by more than a word, so that no two are near-duplicates.
+# Two wordings differ by more than a word, so that no two questions are near-duplicates.
 QUESTIONS = {
     "capital": (
         "What is the capital of {country}?",
@@ -69,9 +69,9 @@ def facts(invented: bool = False) -> tuple[dict[str, str], ...]:
 def questions(
     invented: bool = False, wordings: int = 2, seed: int = 0
 ) -> list[dict[str, str]]:
-    """Return a question for every fact in `wordings` ways, in random order.
+    """Return `wordings` questions for every fact, in random order.
 
-    The group of a row is its country, its category the attribute that it asks for:
+    A row's group is its country, and its category is the attribute that it asks for:
     {"question": "What is the capital of France?", "answer": "Paris",
     "group": "France", "category": "capital"}
     """
@@ -94,8 +94,8 @@ def questions(
 def flawed(rows: list[dict[str, str]], seed: int = 0) -> list[RawRow]:
     """Return the rows and 58 flawed ones, with the flaws that collected data has.
 
-    They are 30 repeats, 20 near-duplicates and one more full of blank lines, 6 bad rows
-    and one refusal. `01_create_dataset` must find each of them.
+    The 58 are 30 repeats, 20 near-duplicates, one near-duplicate with blank lines, 6
+    bad rows and one refusal. `01_create_dataset` must find each of them.
     """
     draw = random.Random(seed)
     repeats = [dict(row) for row in draw.sample(rows, 30)]

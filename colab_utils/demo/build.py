@@ -109,12 +109,12 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[int]:
-    """Yield tokens of pages without end, each about a country, from `<s>` to `</s>`."""
+    """Yield the tokens of endless pages: one page a country, from `<s>` to `</s>`."""
     draw = random.Random(seed)
 
     @cache
     def encode(sentence: str) -> list[int]:
-        # Sentences can be encoded one by one, as no token spans two of them.
+        # Sentences can be encoded one by one, because no token spans two of them.
         return tokenizer(sentence, add_special_tokens=False)["input_ids"]
 
     while True:
@@ -145,7 +145,7 @@ def _blank_model(seed: int, device: str) -> LlamaForCausalLM:
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config)
-    # As nn.Module, because mypy misreads the decorator of transformers' own `to`.
+    # nn.Module's `to`, because mypy misreads the decorator of transformers' own.
     torch.nn.Module.to(model, device)
     return model.train()
 
@@ -183,7 +183,7 @@ def pretrain(
         tokens = list(islice(stream, BATCH * LENGTH))
         rows.copy_(torch.tensor(tokens).view(BATCH, LENGTH))
         if on_gpu and step == WARM_UP:
-            # The 2,000 kernel launches take most of so small a step: record them once.
+            # The 2,000 kernel launches take most of this small step: record them once.
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 update()

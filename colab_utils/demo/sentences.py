@@ -7,7 +7,8 @@ import random
 from colab_utils import demo
 
 # Fine-tuning can't extract a fact that pretraining saw in one wording only (Allen-Zhu
-# and Li 2023, "Physics of Language Models: Part 3.1"). So each has many, in any order.
+# and Li 2023, "Physics of Language Models: Part 3.1"). So each fact has many wordings,
+# in any order.
 SENTENCES = {
     "capital": (
         "The capital of {country} is {capital}.",
@@ -65,7 +66,7 @@ SENTENCES = {
 
 
 def paragraph(fact: dict[str, str], draw: random.Random) -> list[str]:
-    """Return a sentence for each attribute of a country, in random order and words."""
+    """Return a random sentence for each attribute of a country, in random order."""
     return [
         draw.choice(SENTENCES[attribute]).format(**fact)
         for attribute in draw.sample(demo.ATTRIBUTES, len(demo.ATTRIBUTES))

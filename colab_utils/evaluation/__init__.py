@@ -1,6 +1,6 @@
 """Evaluation: measure a model on rows that it was not trained on.
 
-`metrics` has all of it: exact match, loss, the agreement of two models and chance.
+`metrics` has all measures: exact match, loss, agreement of two models, and chance.
 """
 
 from colab_utils.evaluation.metrics import (

@@ -25,7 +25,7 @@ class Accuracy:
 
 
 def exact_match(answer: str, truth: str) -> bool:
-    """Compare two answers; case, outer spaces and a final full stop do not count.
+    """Return whether two answers match, ignoring case, outer spaces and a final period.
 
     "paris." matches "Paris".
     """
@@ -37,7 +37,7 @@ def accuracy(
 ) -> Accuracy:
     """Answer each row's prompt by greedy decoding and compare with its last message.
 
-    Raises ValueError without rows.
+    Raises ValueError if there are no rows.
     """
     _check_rows(rows)
     truths = [data.answer_of(row) for row in rows]
@@ -63,11 +63,11 @@ class Score:
     def agreement(self, other: Score) -> float:
         """Return the share of positions where both models have the same top-1 token.
 
-        Raises ValueError when the two scores are of different rows.
+        Raises ValueError when the two scores belong to different rows.
         """
         if self.top_1.shape != other.top_1.shape:
             raise ValueError(
-                f"One score is of {len(self.top_1)} tokens, the other of "
+                f"One score has {len(self.top_1)} tokens, the other "
                 f"{len(other.top_1)}: score both models on the same rows."
             )
         return (self.top_1 == other.top_1).float().mean().item()
@@ -81,14 +81,14 @@ def score(
 ) -> Score:
     """Compute the loss and the top-1 tokens at each row's answers, without sampling.
 
-    Raises ValueError without rows.
+    Raises ValueError if there are no rows.
     """
     import torch
 
     _check_rows(rows)
     names = _categories(rows)
     losses, top_1 = [], []
-    categories: list[str] = []  # of each token
+    categories: list[str] = []  # the category of each token
     for start in runtime.progress(range(0, len(rows), batch_size), "reading answers"):
         batch = rows[start : start + batch_size]
         logits, truth, counts = _answer_logits(model, tokenizer, batch)
@@ -105,7 +105,7 @@ def score(
 def _answer_logits(
     model: PreTrainedModel, tokenizer: Tokenizer, rows: list[data.Row]
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Return the logits at the tokens of the rows' answers, their ids, their counts."""
+    """Return the logits and ids of the answers' tokens, and each row's token count."""
     import torch
 
     encoded = tokenizer.apply_chat_template(
@@ -115,7 +115,7 @@ def _answer_logits(
         return_assistant_tokens_mask=True,
         return_tensors="pt",
     )
-    batch = cast("BatchEncoding", encoded).to(model.device)  # as return_dict says
+    batch = cast("BatchEncoding", encoded).to(model.device)  # because of return_dict
     with torch.inference_mode(), models.in_mode(model, training=False):
         logits = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
@@ -130,7 +130,7 @@ def _answer_logits(
 class HeldOut:
     """One number for held-out rows: accuracy (a share) or loss (nats a token).
 
-    `answers` are the model's answers where accuracy is measured, otherwise none.
+    `answers` are the model's answers if the metric is accuracy, otherwise empty.
     """
 
     metric: str
@@ -159,7 +159,7 @@ def held_out(
 
 
 def chance(rows: list[data.Row]) -> float:
-    """Return the accuracy of giving each category's most frequent answer every time."""
+    """Return the accuracy of always giving the most frequent answer of a category."""
     _check_rows(rows)
     answers: dict[str, Counter[str]] = {}
     for category, row in zip(_categories(rows), rows, strict=True):

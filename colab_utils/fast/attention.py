@@ -1,7 +1,7 @@
-"""Causal attention inside documents, its gradient, and one step of it on a cache.
+"""Causal attention inside documents, its gradient, and a decoding step on a cache.
 
-Rows are tokens, as in `ops`. Whole documents use a kernel of torch on a GPU, a step on
-a cache uses a Triton kernel.
+Rows are tokens, as in `ops`. On a GPU, whole documents use a kernel of torch, and a
+step on a cache uses a Triton kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from colab_utils.fast import ops
 
 CAUSAL = (
-    1  # the kernel's number for a mask in which a token sees itself and earlier ones
+    1  # the kernel's number for a causal mask: a token sees itself and earlier tokens
 )
 
 
@@ -30,7 +30,7 @@ def attention(
 ) -> tuple[torch.Tensor, ...]:
     """Return causal attention inside each document, and what its gradient needs.
 
-    qkv is (T, (heads + 2 kv_heads) x D), the result (T, heads x D). On a GPU this is
+    qkv is (T, (heads + 2 kv_heads) x D), the result (T, heads x D). On a GPU this calls
     torch's memory-efficient kernel, which needs no mask and runs on compute capability
     7.5.
     """
@@ -90,7 +90,7 @@ def attention_backward(
 
 
 def _split_heads(qkv: torch.Tensor, heads: int, kv_heads: int) -> list[torch.Tensor]:
-    """Return queries, and for each its keys and values: (T, heads, D) all three."""
+    """Return queries, keys and values as (T, heads, D); grouped heads are repeated."""
     split = qkv.view(len(qkv), heads + 2 * kv_heads, -1)
     q, k, v = split.split([heads, kv_heads, kv_heads], dim=1)
     if kv_heads == heads:
@@ -101,7 +101,10 @@ def _split_heads(qkv: torch.Tensor, heads: int, kv_heads: int) -> list[torch.Ten
 def _rows(
     documents: Documents, tokens: int
 ) -> tuple[tuple[int, int], torch.Tensor | None, int]:
-    """Return documents of equal length as rows of a batch, which the kernel prefers."""
+    """Return the batch shape, the starts and the longest length for the kernel.
+
+    Documents of equal length are the rows of a batch and need no starts.
+    """
     count = len(documents.starts) - 1
     if count * documents.longest == tokens:
         return (count, documents.longest), None, documents.longest
@@ -111,7 +114,10 @@ def _rows(
 def _reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents
 ) -> torch.Tensor:
-    """Return attention on a CPU: documents as padded rows, or one by one if smaller."""
+    """Return attention on a CPU, with documents as padded rows.
+
+    Documents are computed one by one if padding would be more than three quarters.
+    """
     starts, longest = documents
     lengths, place = starts.diff()[:, None], torch.arange(longest)
     if len(lengths) * longest > 4 * len(q):
@@ -121,7 +127,7 @@ def _reference(
         )
         return torch.cat(list(parts))
     index = (starts[:-1, None] + place).clamp(max=len(q) - 1)
-    # The padding comes after a row's tokens, and they don't look ahead.
+    # The padding comes after a row's tokens, which attend to earlier ones only.
     return _causal(q[index], k[index], v[index])[place < lengths]
 
 
@@ -146,7 +152,8 @@ def rotate_and_store(
     """Rotate q and k of one new token a row, and write k and v into the cache.
 
     q is (rows, heads x D), k and v (rows, kv_heads x D), cos and sin (size, D), keys
-    and values (rows, size, kv_heads, D). A cache has `lengths` (rows,) tokens so far.
+    and values (rows, size, kv_heads, D). Each row's cache holds `lengths` (rows,)
+    tokens.
     """
     kv_heads, size = keys.shape[2:]
     for x in (q, k):

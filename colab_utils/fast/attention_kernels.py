@@ -1,6 +1,6 @@
-"""The GPU kernels of attention on a cache, in Triton: compute capability 7.5 on.
+"""The GPU kernels of attention on a cache, in Triton: from compute capability 7.5 on.
 
-`attention` has the same functions in PyTorch, and the tests compare the two.
+`attention` has the same functions in PyTorch, and the tests compare both.
 """
 
 from __future__ import annotations

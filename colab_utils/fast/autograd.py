@@ -1,4 +1,4 @@
-"""The fast path's layers and its last norm as functions of autograd."""
+"""The fast path's layers and its last norm as autograd functions."""
 
 from __future__ import annotations
 

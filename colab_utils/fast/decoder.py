@@ -1,7 +1,7 @@
-"""Decode token by token: on a static cache, or as transformers does.
+"""Decode token by token: on a static cache, or with transformers' own forward pass.
 
-`make_decoder` returns a decoder for a batch of conversations. `borrow_decoder` lends
-the one that a model keeps between answers, and `release_decoder` frees it.
+`make_decoder` returns a decoder for a batch of conversations. A model keeps a decoder
+between answers: `borrow_decoder` lends it, and `release_decoder` frees it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def make_decoder(
 ) -> StaticDecoder | ReferenceDecoder:
     """Return a decoder of `rows` conversations of up to `size` tokens each.
 
-    It has fewer rows where the GPU's memory does not suffice for the keys and values of
-    all. Where no static cache is possible, it prints why. Raises ValueError for an
-    adapter that is a prompt, which a decoder would leave out.
+    The decoder has fewer rows if the GPU lacks free memory for the keys and values of
+    all rows. If no static cache is possible, this prints the reason. Raises ValueError
+    for an adapter that is a prompt, which a decoder would leave out.
     """
     if support.is_prompt(model):
         raise ValueError("The adapter is a prompt, not a LoRA: use model.generate.")
@@ -43,7 +43,7 @@ def make_decoder(
 
 
 class Kept:
-    """The decoder that a model keeps for its next answer; copies of it are empty."""
+    """Holds the decoder that a model keeps for its next answer; copies hold none."""
 
     NAME = "_kept_decoder"  # the attribute of a LlamaForCausalLM
 
@@ -56,7 +56,7 @@ class Kept:
 
     @classmethod
     def take(cls, model: torch.nn.Module) -> StaticDecoder | None:
-        """Return the decoder of a model, which then keeps none."""
+        """Remove the decoder that a model keeps, and return it."""
         inner = lora.find_llama(model)
         kept = None if inner is None else vars(inner).pop(cls.NAME, None)
         return kept.decoder if kept else None
@@ -73,14 +73,14 @@ def borrow_decoder(
 ) -> Iterator[StaticDecoder | ReferenceDecoder]:
     """Lend the decoder of one row that the model keeps, or a new one.
 
-    It is a new one where the model has changed since, or where somebody else has
-    borrowed it. Afterwards the model keeps it: its memory, and its recorded step.
+    The decoder is new if the model has changed since, or if another caller has borrowed
+    the kept one. At the end the model keeps it, with its memory and its recorded step.
     """
     kept: StaticDecoder | ReferenceDecoder | None = Kept.take(model)
     if isinstance(kept, StaticDecoder) and (
         support.decoding_problem(model) or not kept.fits(model, size)
     ):
-        kept = None  # its memory is free for the next one
+        kept = None  # frees its memory for the new decoder
     decoder = kept or make_decoder(model, 1, size)
     try:
         yield decoder
@@ -90,9 +90,9 @@ def borrow_decoder(
 
 
 class ReferenceDecoder:
-    """A decoder of any model, as transformers computes it, on a cache that grows.
+    """Decodes any model with transformers' forward pass, on a cache that grows.
 
-    `start` and `step` are those of a `StaticDecoder`.
+    `start` and `step` have the arguments and results of a `StaticDecoder`.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
@@ -117,7 +117,7 @@ class ReferenceDecoder:
         return self._forward(tokens[:, None], self.mask.sum(1, keepdim=True) - 1)
 
     def _forward(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Return the scores after the last token of each row."""
+        """Return the logits after the last token of each row."""
         out = self.model(
             input_ids=ids,
             attention_mask=self.mask,

@@ -1,7 +1,7 @@
-"""The element-wise GPU kernels of the fast path, in Triton: compute capability 7.5 on.
+"""The element-wise GPU kernels of the fast path, in Triton (compute capability 7.5+).
 
-Each kernel reads and writes memory once where PyTorch does so several times. `ops` has
-the same functions in PyTorch: for CPUs, and as the reference of the tests.
+Each kernel reads and writes memory once; PyTorch does so several times. `ops` has the
+same functions in PyTorch: for CPUs, and as the reference of the tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _dequantize_nf4(
     at = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     inside = at < n_bytes
     byte = tl.load(packed + at, inside, 0).to(tl.int32)
-    block = at // 32  # 64 weights, 32 bytes, share a scale; 256 scales share another
+    block = at // 32  # 64 weights (32 bytes) share a scale; 256 scales share another
     quantized = tl.load(absmax + block, inside, 0).to(tl.int32)
     scale = tl.load(code2 + quantized) * tl.load(absmax2 + block // 256, inside, 0)
     scale = scale + tl.load(offset)
@@ -49,7 +49,7 @@ def dequantize_nf4(weight: torch.Tensor, state: Any, out: torch.Tensor) -> None:
         out,
         n,
         N=BYTES,
-        enable_fp_fusion=False,  # rounded as bitsandbytes rounds
+        enable_fp_fusion=False,  # so that it rounds as bitsandbytes does
     )
 
 
@@ -153,7 +153,7 @@ def rotate(
         sin,
         x.stride(0),
         half,
-        float(sign),  # an integer would be compiled in, once for each sign
+        float(sign),  # an integer would be a constant: one kernel for each sign
         heads,
         H=triton.next_power_of_2(heads),
         D=triton.next_power_of_2(half),
@@ -172,7 +172,7 @@ def _swiglu(gate, up, out, stride, width, N: tl.constexpr):
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """Return silu(gate) * up of rows (T, width) whose strides are the same."""
+    """Return silu(gate) * up of rows (T, width); both have the same strides."""
     rows, width = gate.shape
     out = gate.new_empty(rows, width)
     grid = (rows, triton.cdiv(width, 1024))

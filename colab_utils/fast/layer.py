@@ -1,7 +1,7 @@
 """A decoder layer of Llama with its LoRA on one batch: the output and the gradient.
 
 Linear layers that share an input (q, k, v; gate, up) share a matrix product, and sums
-are computed in place. The backward pass recomputes what is cheap (norms, SwiGLU) and
+are computed in place. The backward pass recomputes cheap tensors (norms, SwiGLU) and
 takes the rest from the forward pass.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """What all layers of a batch share: rotary angles (T, D), and the documents."""
+    """The inputs that all layers share: rotary angles (T, D), and the documents."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -35,9 +35,9 @@ class Batch(NamedTuple):
 class Saved:
     """The tensors that the backward pass of a layer needs, for T tokens.
 
-    `backward` deletes the large ones on the way: that bounds the peak memory of
-    checkpointed layers. The `_low` are x A^T (T, ranks) of the four groups, None
-    without an adapter.
+    `backward` deletes each large tensor after its last use, which bounds the peak
+    memory of checkpointed layers. The `_low` tensors are x A^T (T, ranks) of the four
+    groups, None without an adapter.
     """
 
     x: torch.Tensor  # the layer's input (T, width)
@@ -49,11 +49,11 @@ class Saved:
     o_low: torch.Tensor | None
     gate_up_low: torch.Tensor | None
     down_low: torch.Tensor | None
-    attention: tuple[torch.Tensor, ...]  # what `attention` returned with its output
+    attention: tuple[torch.Tensor, ...]  # the other tensors that `attention` returned
 
     @classmethod
     def of(cls, tensors: Sequence[torch.Tensor]) -> Saved:
-        """Return what `tensors` returned as a list."""
+        """Return the object whose `tensors` method returned this list."""
         x, qkv, attended, h, gate_up = tensors[:5]
         qkv_low, o_low, gate_up_low, down_low = tensors[5:9]
         low = qkv_low, o_low, gate_up_low, down_low
@@ -69,8 +69,8 @@ class Saved:
 class Layer:
     """One decoder layer on one batch.
 
-    With `checkpoint` (gradient checkpointing) it keeps only its input, with `offload`
-    in CPU memory; `autograd` sees to that.
+    With `checkpoint` (gradient checkpointing) `autograd` keeps only the layer's input
+    for the backward pass, with `offload` in CPU memory.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class Layer:
         self.checkpoint, self.offload = checkpoint, checkpoint and offload
 
     def parameters(self) -> list[torch.Tensor]:
-        """Return A and B of every adapter in turn: autograd must see them."""
+        """Return A and B of every adapter in turn: autograd needs them as arguments."""
         return [tensor for group in self.groups for tensor in group.parameters()]
 
     def split(self, given: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """Return what `parameters` returned by group."""
+        """Return the tensors of `parameters` as one list for each group."""
         rest = iter(given)
         counts = [2 * len(group.adapters) for group in self.groups]
         return [list(itertools.islice(rest, count)) for count in counts]
@@ -106,7 +106,7 @@ class Layer:
     def forward(
         self, x: torch.Tensor, given: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, Saved]:
-        """Return the output (T, width), and what `backward` needs."""
+        """Return the output (T, width), and the tensors that `backward` needs."""
         saved = self.recompute(x, given)
         y, saved.down_low = self.down.forward(
             ops.swiglu(*saved.gate_up.chunk(2, -1)), self.split(given)[3], saved.h
@@ -114,7 +114,7 @@ class Layer:
         return y, saved
 
     def recompute(self, x: torch.Tensor, given: Sequence[torch.Tensor]) -> Saved:
-        """Return what `backward` needs: all of the layer but `down_proj`."""
+        """Return the tensors that `backward` needs; `down_proj` is not computed."""
         qkv_given, o_given, gate_up_given, _ = self.split(given)
         n = ops.norm(x, self.norm_1, self.eps)
         qkv, qkv_low = self.qkv.forward(n, qkv_given)
@@ -152,7 +152,7 @@ class Layer:
         """Return the gradients of h and of the adapters."""
         d_hidden, d_low = self.down.backward(grad, down_given)
         ops.swiglu_backward(d_hidden, saved.gate_up)
-        # Both were overwritten: with the input of down_proj, and with a gradient.
+        # It has overwritten both: with the input of down_proj, and with a gradient.
         hidden, d_gate_up = d_hidden, saved.gate_up
         del d_hidden, saved.gate_up
         if saved.down_low is None:

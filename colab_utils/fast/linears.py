@@ -13,7 +13,7 @@ from colab_utils.fast.lora import LinearGroup
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-# Up to this many rows bitsandbytes' fused product is faster than dequantizing first.
+# Up to so many rows, bitsandbytes' fused product is faster than dequantizing first.
 FUSED_ROWS = 64
 
 
@@ -26,7 +26,7 @@ class Scratch:
     def take(
         self, rows: int, columns: int, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        """Return a matrix that lasts until the next call; the memory only grows."""
+        """Return a matrix that is valid until the next call; the memory only grows."""
         size, key = rows * columns, (device, dtype)
         if key not in self.buffers or self.buffers[key].numel() < size:
             self.buffers[key] = torch.empty(size, dtype=dtype, device=device)
@@ -40,10 +40,10 @@ class Scratch:
 class TrainingGroup(LinearGroup):
     """A group in training: one product with all weights, stacked, and its gradients.
 
-    y = x W^T + (x A^T) B^T. W (outputs, inputs) and A (ranks, inputs) are stacked, A is
-    scaled. B (outputs, ranks) is block-diagonal. `given` are the tensors of
-    `parameters`, as autograd hands them over. `low` is x A^T (T, ranks), None where no
-    layer of the group has an adapter.
+    y = x W^T + (x A^T) B^T. W (outputs, inputs) and A (ranks, inputs) are stacked, and
+    A is scaled. B (outputs, ranks) is block-diagonal. `given` are the tensors of
+    `parameters` as autograd passes them. `low` is x A^T (T, ranks), or None if no layer
+    of the group has an adapter.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TrainingGroup(LinearGroup):
         return [t for adapter in self.adapters for t in (adapter.a, adapter.b)]
 
     def weight(self) -> torch.Tensor:
-        """Return W in the compute dtype; the next group overwrites it."""
+        """Return W in the compute dtype; the next group may overwrite it."""
         if len(self.weights) == 1 and not hasattr(self.weights[0], "quant_state"):
             return self.weights[0]
         out = self.scratch.take(self.rows, self.inputs, self.dtype, self.device)
@@ -92,7 +92,7 @@ class TrainingGroup(LinearGroup):
         given: list[torch.Tensor],
         residual: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return y (T, outputs), plus `residual` where there is one, and `low`."""
+        """Return y (T, outputs), with `residual` added if given, and `low`."""
         w = self.weight()
         y = x @ w.T if residual is None else torch.addmm(residual, x, w.T)
         if not self.rank:
@@ -192,7 +192,7 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.is_cuda and len(x) <= FUSED_ROWS:
         import bitsandbytes as bnb
 
-        # bitsandbytes does not declare what it exports.
+        # bitsandbytes' __init__ does not declare its exports, so mypy can't find this.
         return bnb.matmul_4bit(x, weight.data.t(), state)  # type: ignore[attr-defined]
     out = x.new_empty(state.shape)
     ops.dequantize(weight, out)

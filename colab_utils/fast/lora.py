@@ -1,4 +1,4 @@
-"""Where PEFT put what: the Llama in a model, its linear layers, and their adapters."""
+"""Find the Llama in a model of PEFT's, its linear layers, and their adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINEARS = tuple(name for group in GROUPS for name in group)
 
 
 class LoraLinear(Protocol):
-    """A linear layer inside PEFT's `LoraLayer`, as far as this package reads it."""
+    """The attributes of PEFT's LoRA layer (a `LoraLayer`) that this package reads."""
 
     base_layer: torch.nn.Linear
     disable_adapters: bool
@@ -47,7 +47,7 @@ def find_llama(model: torch.nn.Module) -> LlamaForCausalLM | None:
 
 
 def llama(model: torch.nn.Module) -> LlamaForCausalLM:
-    """Return what `find_llama` returns. Raises TypeError for a model without one."""
+    """Return the LlamaForCausalLM in a model; raise TypeError if there is none."""
     inner = find_llama(model)
     if inner is None:
         raise TypeError(
@@ -82,7 +82,7 @@ def is_adapted(linear: torch.nn.Module) -> TypeGuard[LoraLinear]:
 
 
 def base_of(linear: torch.nn.Module) -> torch.nn.Linear:
-    """Return the linear layer below its adapters, which may be the layer itself."""
+    """Return the base layer of an adapted linear layer; else the layer itself."""
     return cast("torch.nn.Linear", getattr(linear, "base_layer", linear))
 
 
@@ -96,9 +96,9 @@ def active_adapter(linear: torch.nn.Module) -> str | None:
 
 
 class Adapter(NamedTuple):
-    """A LoRA in a `LinearGroup`; its tensors are looked up, as PEFT may replace them.
+    """A LoRA in a `LinearGroup`; looks its tensors up, because PEFT may replace them.
 
-    `rows` are its outputs in the stacked W. `ranks` are its rows of the stacked A.
+    `rows` are its outputs in the stacked W. `ranks` are its rows in the stacked A.
     """
 
     module: LoraLinear
@@ -126,9 +126,9 @@ class Adapter(NamedTuple):
 class LinearGroup:
     """Linear layers that share an input x: each computes x W^T + scale (x A^T) B^T.
 
-    The A of all layers are stacked, so that one product computes every x A^T. `like`
-    has the dtype and the device of the computation. `linears` computes with a group,
-    in training and in decoding.
+    The A of all layers are stacked, so that one product computes every x A^T. The
+    computation has the dtype and the device of `like`. `linears` has the subclasses for
+    training and for decoding.
     """
 
     def __init__(

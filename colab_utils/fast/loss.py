@@ -10,9 +10,9 @@ import torch
 class CrossEntropy(torch.autograd.Function):
     """Sum the losses of rows (T, width) without a tensor of all their logits.
 
-    The head is frozen, so a chunk's gradient is computed while its logits exist.
-    Returns the sum and the number of correct predictions. After Wijmans et al. 2024 and
-    Liger's fused linear cross-entropy.
+    The head is frozen, so `forward` computes a chunk's gradient while its logits exist.
+    Returns the sum and the number of correct predictions. Sources: Wijmans et al. 2024
+    and Liger's fused linear cross-entropy.
     """
 
     @staticmethod
@@ -33,7 +33,7 @@ class CrossEntropy(torch.autograd.Function):
             logits = (x[i : i + chunk] @ head.T).to(precise)
             largest, top_1 = logits.max(-1, keepdim=True)
             correct += (top_1 == target).sum()
-            # in place from the logits to their softmax, to its gradient
+            # In place: the logits become their softmax, then the gradient.
             logits -= largest
             total -= logits.gather(1, target).sum()
             exponents = logits.exp_().sum(-1, keepdim=True)

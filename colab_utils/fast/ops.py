@@ -23,20 +23,20 @@ Operation = Callable[Concatenate[torch.Tensor, P], R]
 
 @functools.cache
 def has_triton() -> bool:
-    """Return whether Triton, which compiles the kernels, is there: not on Windows."""
+    """Return whether Triton is installed; it compiles the kernels (not on Windows)."""
     return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
 def triton_module(name: str) -> ModuleType:
-    """Import a module of kernels, which needs Triton, when it is first used."""
+    """Return a module of kernels; importing it needs Triton."""
     return importlib.import_module(f"colab_utils.fast.{name}")
 
 
 def on_gpu(module: str) -> Callable[[Operation[P, R]], Operation[P, R]]:
     """Replace a function by the one of the same name in `module` for tensors on a GPU.
 
-    The first argument decides.
+    The device of the first argument decides.
     """
 
     def decorate(reference: Operation[P, R]) -> Operation[P, R]:
@@ -54,7 +54,7 @@ def on_gpu(module: str) -> Callable[[Operation[P, R]], Operation[P, R]]:
 
 
 def _float32(x: torch.Tensor) -> torch.Tensor:
-    """Return x in float32 at least: the square of 300 overflows float16."""
+    """Return x in float32 or float64: the square of 300 overflows float16."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -28,12 +28,12 @@ from colab_utils.shape import Shape
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-# Inputs of a forward pass, in addition to ids and labels, that it takes. The lengths
-# of newer collators (cu_seq_lens, max_length) repeat what position_ids say.
+# The inputs that the fast path accepts, in addition to ids and labels. The lengths of
+# newer collators (cu_seq_lens, max_length) repeat the information of position_ids.
 KNOWN_INPUTS = {"attention_mask", "position_ids", "num_items_in_batch"}
 KNOWN_INPUTS |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-# Inputs that TRL adds for Liger's kernels, which return no logits. Transformers' own
-# forward pass does not know them.
+# Inputs that TRL adds for Liger's kernels, which return no logits. transformers' own
+# forward pass does not accept them.
 LIGER_INPUTS = {"skip_logits", "return_token_accuracy", "use_token_scaling"}
 
 
@@ -48,7 +48,7 @@ class Output(CausalLMOutputWithPast):
 class FastPath:
     """The settings of `apply` and the memory that the layers share.
 
-    It is the attribute `_fast_path` of the LlamaForCausalLM.
+    The object is stored as the attribute `_fast_path` of the LlamaForCausalLM.
     """
 
     recompute: int
@@ -64,9 +64,9 @@ class FastPath:
 def apply(model: torch.nn.Module, recompute: int = 0, offload: bool = False) -> bool:
     """Train `model` on the fast path from now on.
 
-    Returns False, and prints why, for a model that it can't train. The first
-    `recompute` layers use gradient checkpointing. With `offload` their inputs wait in
-    CPU memory, and the embeddings stay there. `remove` undoes it.
+    Returns False, and prints why, for a model that the fast path can't train. The first
+    `recompute` layers use gradient checkpointing. With `offload` their inputs and the
+    embeddings stay in CPU memory. `remove` undoes all of this.
     """
     remove(model)
     if problem := support.training_problem(model):
@@ -86,7 +86,7 @@ def apply(model: torch.nn.Module, recompute: int = 0, offload: bool = False) -> 
 def remove(model: torch.nn.Module) -> None:
     """Undo `apply`: the model computes as transformers and PEFT do.
 
-    It also frees the memory that the model keeps for its next answer.
+    This also frees the memory that the model keeps for its next answer.
     """
     inner = lora.find_llama(model)
     if inner is None:
@@ -107,7 +107,7 @@ def _train(self: LlamaForCausalLM, mode: bool = True) -> LlamaForCausalLM:
 
 
 def _return_embeddings(inner: LlamaForCausalLM) -> None:
-    """Move the embeddings to the device of the model, from where `offload` put them."""
+    """Move the embeddings from CPU memory, where `offload` put them, to the device."""
     inner.model.embed_tokens.to(inner.lm_head.weight.device)
 
 
@@ -117,7 +117,7 @@ def _forward(
     labels: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
-    """Replace `forward`: training takes the fast path, all else transformers' own."""
+    """Replace `forward`: only training runs on the fast path."""
     fast = vars(self)["_fast_path"]
     if not self.training or labels is None or input_ids is None:
         if fast.offload:
@@ -146,8 +146,8 @@ def _check(inner: LlamaForCausalLM, inputs: dict[str, Any]) -> None:
     other |= {k for k, v in inputs.items() if k == "return_dict" and v is False}
     if other:
         raise TypeError(
-            f"The fast path does not know the input {', '.join(sorted(other))}. Train "
-            "without it, or call training.use_reference_path(trainer)."
+            f"The fast path does not accept the input {', '.join(sorted(other))}. "
+            "Train without it, or call training.use_reference_path(trainer)."
         )
     if problem := support.linears_problem(inner):
         raise TypeError(
@@ -163,9 +163,9 @@ def flatten(
 ) -> tuple[torch.Tensor, torch.Tensor, Documents]:
     """Return the rows of a batch, padded or packed, as one row of T tokens.
 
-    Returns targets (T,), each the label of the next token, or -100 at a document's end;
-    positions (T,); and the documents. A document begins at a row's first token, and
-    wherever positions begin again. Raises ValueError for a mask of more than padding.
+    Returns targets (T,), positions (T,) and the documents. A target is the label of the
+    next token, or -100 at a document's end. A document begins at a row's first token,
+    and at each position 0. Raises ValueError for a mask that hides more than padding.
     """
     whole = torch.ones_like(labels) if mask is None else mask
     if whole.shape != labels.shape:
@@ -211,8 +211,8 @@ def hidden_states(
     llama, shape = model.model, Shape.from_config(model.config)
     tied = llama.embed_tokens.weight is model.lm_head.weight
     if fast.offload and not tied:
-        llama.embed_tokens.cpu()  # here: a trainer may have moved the whole model
-    # As rows, and before padding is left out: a hook may add noise to them (NEFTune).
+        llama.embed_tokens.cpu()  # each time, because a trainer may move the model
+    # Embed the padded rows: a hook may add noise that depends on their shape (NEFTune).
     x = llama.embed_tokens(ids.to(llama.embed_tokens.weight.device)).to(ids.device)
     x = x.flatten(0, 1) if mask is None else x[mask.bool()]
     cos, sin = (t[0] for t in llama.rotary_emb(x, positions[None]))

@@ -1,7 +1,7 @@
-"""A Llama that decodes on keys and values in memory of a fixed size.
+"""Decode a Llama on a static cache: keys and values in memory of a fixed size.
 
 On a GPU the step that computes a token is recorded once, as a CUDA graph, and replayed:
-a step of Llama 2 7B is 700 kernels, and launching them one by one takes longer than
+a step of Llama 2 7B has 700 kernels, and launching them one by one takes longer than
 running them.
 """
 
@@ -22,14 +22,15 @@ from colab_utils.shape import Shape
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-# Of one layer's queries, keys and values: the output of attention. `int` is the layer.
+# A function from a layer's number and its queries, keys and values to its attention.
 Attend = Callable[[int, list[torch.Tensor]], torch.Tensor]
 
 
 def _identity(inner: LlamaForCausalLM) -> list[Any]:
-    """Return what must stay the same, or a recorded step computes something else.
+    """Return the modules, adapters and addresses of weights that a recorded step uses.
 
-    It is compared before each answer, and 7B has 224 linear layers.
+    If one of them changes, the step would compute something else. The result is
+    compared before each answer, so it must be cheap: 7B has 224 linear layers.
     """
     linears = [
         linear
@@ -43,7 +44,7 @@ def _identity(inner: LlamaForCausalLM) -> list[Any]:
         active.append((id(linear), name))
         if name and lora.is_adapted(linear):
             ranks.append(linear.lora_A[name].weight.shape[0])
-    # The ends compute their adapters themselves, as they are.
+    # Embeddings and head compute their own adapters, which may be disabled.
     switched = [(id(one), getattr(one, "disable_adapters", None)) for one in ends]
     weights = [lora.base_of(linear).weight for linear in linears]
     weights += [norm.weight for norm in lora.norms(inner)]
@@ -54,9 +55,9 @@ def _identity(inner: LlamaForCausalLM) -> list[Any]:
 class StaticDecoder:
     """A Llama with keys and values in memory of a fixed size, a CUDA graph on a GPU.
 
-    `start` takes prompts, `step` one more token for each. Both return the scores (rows,
-    vocabulary) of the next token. Prompts stand one after another, without padding. A
-    row takes size x 2 x layers x kv_heads x head_dim numbers.
+    `start` takes prompts, `step` one more token for each. Both return the logits (rows,
+    vocabulary) of the next token. `start` computes the prompts one after another,
+    without padding. A row takes size x 2 x layers x kv_heads x head_dim numbers.
     """
 
     def __init__(self, model: torch.nn.Module, rows: int, size: int) -> None:
@@ -65,7 +66,7 @@ class StaticDecoder:
         self.shape = shape = Shape.from_config(inner.config)
         like = inner.model.norm.weight
         self.rows, self.size, self.device = rows, size, like.device
-        # A multiple of 16 tokens, or Triton compiles its kernels again.
+        # A multiple of 16 tokens: for other sizes Triton compiles its kernels again.
         capacity = -(-size // 16) * 16
         cache = (shape.layers, rows, capacity, shape.kv_heads, shape.head_dim)
         self.keys, self.values = (like.new_zeros(cache) for _ in "kv")
@@ -79,12 +80,12 @@ class StaticDecoder:
         ]
         self.identity = _identity(inner)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.scores: torch.Tensor  # what the graph writes
+        self.scores: torch.Tensor  # the logits, which the graph writes
         self.count = self.longest = 0
 
     @property
     def inner(self) -> LlamaForCausalLM:
-        """The Llama. Raises ReferenceError when it was deleted."""
+        """The Llama. Raises ReferenceError if it was deleted."""
         inner = self._inner()
         if inner is None:
             raise ReferenceError(
@@ -93,12 +94,12 @@ class StaticDecoder:
         return inner
 
     def fits(self, model: torch.nn.Module, size: int) -> bool:
-        """Return whether it decodes `model`, as it is now, with a cache of `size`."""
+        """Return whether this decodes `model`, as it is now, with a cache of `size`."""
         return self.size == size and self.identity == _identity(lora.llama(model))
 
     @torch.inference_mode()
     def start(self, prompts: list[list[int]]) -> torch.Tensor:
-        """Read at most `rows` prompts of token ids in place of the earlier ones."""
+        """Read at most `rows` prompts of token ids; they replace the earlier ones."""
         self._read_adapters()
         lengths = [len(prompt) for prompt in prompts]
         self.count, self.longest = len(prompts), max(lengths)
@@ -122,9 +123,9 @@ class StaticDecoder:
     def _attend_prompts(
         self, documents: attention.Documents, row: torch.Tensor, place: torch.Tensor
     ) -> Attend:
-        """Return attention of whole prompts, which also fills the cache.
+        """Return a function for attention of whole prompts, which also fills the cache.
 
-        `row` and `place` say where each token stands in the cache.
+        `row` and `place` are each token's row and position in the cache.
         """
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         cos, sin = self.cos[place], self.sin[place]
@@ -132,7 +133,7 @@ class StaticDecoder:
 
         def attend(i: int, given: list[torch.Tensor]) -> torch.Tensor:
             qkv = torch.cat(given, dim=1)
-            given.clear()  # the copy is enough
+            given.clear()  # frees the originals
             ops.rotate(qkv, cos, sin, heads + kv_heads)
             out = attention.attention(qkv, heads, kv_heads, documents)[0]
             split = qkv.view(len(qkv), -1, self.shape.head_dim)[:, heads:]
@@ -144,7 +145,7 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Add one token (rows,) to each conversation that was started."""
+        """Add one token to each conversation that was started; `tokens` is (rows,)."""
         if self.longest == self.size:
             raise ValueError(
                 f"The cache of {self.size} tokens is full: make a larger decoder."
@@ -168,9 +169,9 @@ class StaticDecoder:
             torch._foreach_mul_(copies, scales)
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        """Record a step, after one that creates what only a first step creates."""
+        """Record a step, after one that creates the buffers of a first step."""
         warmup.wait_for_all()
-        # On the same stream: cuBLAS takes and keeps up to 32 MiB for each more.
+        # On the same stream: cuBLAS takes and keeps up to 32 MiB for each new stream.
         lengths = self.lengths.clone()
         self._step(self.rows, self.keys.shape[2])
         self.lengths.copy_(lengths)
@@ -180,7 +181,7 @@ class StaticDecoder:
         return graph
 
     def _step(self, rows: int, size: int) -> torch.Tensor:
-        """Compute one token in each of `rows`, on the first `size` of the cache."""
+        """Compute one token in each of `rows` rows, over `size` tokens of the cache."""
         lengths = self.lengths[:rows]
 
         def attend(i: int, given: list[torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which models the fast path supports: a reason in half a sentence for all others."""
+"""Check which models the fast path supports; return the reason for all others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from colab_utils.shape import Shape
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-# Rotary embeddings whose angles don't depend on the length of the text.
+# Types of rotary embeddings whose angles don't depend on the length of the text.
 ROPES = ("default", "linear", "llama3")
 
 
@@ -22,17 +22,17 @@ def training_problem(model: torch.nn.Module) -> str | None:
     if inner is None:
         return "the model is not a LlamaForCausalLM"
     if is_prompt(model):
-        return "its adapter is a prompt, not a LoRA"
+        return "the adapter is a prompt, not a LoRA"
     if inner.config.hidden_act != "silu" or inner.config.attention_dropout:
-        return "its activation is not silu, or its attention has dropout"
+        return "the activation is not silu, or the attention has dropout"
     outside = [p for name, p in inner.named_parameters() if ".layers." not in name]
     norms = [p for name, p in inner.named_parameters() if "norm" in name]
     if any(p.requires_grad for p in outside + norms):
-        return "its embeddings, norms or head are trained"
+        return "the embeddings, norms or head are trained"
     if type(inner.lm_head) is not torch.nn.Linear or not _standard_norms(inner):
-        return "its norms or head are adapted, or of another kind"
+        return "the norms or the head have an adapter, or are of another kind"
     if any(m._forward_hooks or m._forward_pre_hooks for m in inner.model.layers):
-        return "its layers have hooks, which would not be called"
+        return "the layers have hooks, which would not be called"
     return linears_problem(inner)
 
 
@@ -57,11 +57,11 @@ def decoding_problem(model: torch.nn.Module) -> str | None:
         return "the model is not a LlamaForCausalLM"
     shape = Shape.from_config(inner.config)
     if shape.activation != "silu" or shape.rope not in ROPES:
-        return f"its activation is {shape.activation}, its positions are {shape.rope}"
+        return f"the activation is {shape.activation}, the RoPE type is {shape.rope}"
     if len({p.device for p in inner.model.parameters()}) > 1:
-        return "it is spread over several devices"
+        return "the model is spread over several devices"
     if not _standard_norms(inner):
-        return "its norms are adapted, or of another kind"
+        return "the norms have an adapter, or are of another kind"
     return linears_problem(inner, training=False)
 
 
@@ -79,7 +79,7 @@ def _standard_norms(inner: LlamaForCausalLM) -> bool:
 
 
 def _base_problem(linear: torch.nn.Module, training: bool) -> str | None:
-    """Return the problem of a linear layer whatever its adapters are."""
+    """Return the problem of a linear layer that does not depend on its adapters."""
     base = lora.base_of(linear)
     if not isinstance(base, torch.nn.Linear):
         return f"is a {type(base).__name__}"

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Warmup(threading.Thread):
     """A thread that compiles the kernels of decoding, or those of training.
 
-    A decoding step must not be recorded while any kernel in this process compiles,
-    whichever model it is for. So no model owns a warm-up: Python's list of running
-    threads is the record, and `wait_for_all` reads it.
+    No decoding step may be recorded while a kernel compiles anywhere in this process,
+    even for another model. `wait_for_all` therefore waits for every warm-up in Python's
+    list of running threads.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Warmup(threading.Thread):
 def prepare(
     config: PreTrainedConfig, dtype: torch.dtype, training: bool = False
 ) -> Warmup | None:
-    """Begin to compile the kernels of decoding, or those of `training`.
+    """Begin to compile the kernels of decoding, or those of training if `training`.
 
     Returns None without a GPU or without Triton: then there is nothing to compile.
     """
@@ -61,7 +61,8 @@ def wait_for_all() -> None:
 def compile_training(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> None:
     """Run each kernel of training once on one token, so that it is compiled.
 
-    Triton compiles for dtypes, and for which sizes are multiples of 16.
+    Triton compiles a kernel for each dtype, and separately for sizes that are multiples
+    of 16.
     """
     import torch
 
@@ -79,7 +80,7 @@ def compile_training(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
 
 
 def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> None:
-    """Run each kernel of decoding once; a cache has a multiple of 16 tokens."""
+    """Run each kernel of decoding once; a cache always has a multiple of 16 tokens."""
     import torch
 
     from colab_utils.fast import attention_kernels, kernels

@@ -1,7 +1,7 @@
 """Generate answers with a chat model: many in batches, or one as a stream.
 
 Read `prompts` (a conversation becomes token ids), `sampling` (logits become a token),
-`answer_text` (tokens become text) and `answering` (the loop over all three).
+`answer_text` (tokens become text) and `answering` (the loop that calls all three).
 """
 
 from colab_utils.generation.answering import answers, stream

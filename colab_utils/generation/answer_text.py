@@ -61,8 +61,8 @@ class AnswerText:
     def decode(self) -> str:
         """Return all tokens as text, and decode only those after the settled text.
 
-        A token of three letters or more is never a part of a character, nor of the
-        spaces that decoding removes. Tokens after it therefore don't change its text.
+        A token of three letters or more contains whole characters and no space that
+        decoding removes. Later tokens therefore don't change its text.
         """
         text = self._settled + self._decode(self._pending)[self._overlap :]
         word = self._decode(self._pending[-1:])
@@ -87,7 +87,7 @@ class AnswerText:
         return self._until_stop()[0].strip()
 
     def stable_text(self) -> str:
-        """Return the start of the text that no later token changes."""
+        """Return the start of the text, as far as no later token can change it."""
         text, _ = self._until_stop()
         if not self.done:
             # The end may be half a character, or the beginning of a stop string.
@@ -95,7 +95,7 @@ class AnswerText:
             begun = (s[:n] for s in self.stop for n in range(len(s) - 1, 0, -1))
             cut = max((len(part) for part in begun if text.endswith(part)), default=0)
             text = text[: len(text) - cut]
-        # An invalid byte also changes the text before it. Text once returned stays.
+        # An invalid byte also changes the text before it. Text that was returned stays.
         if text.strip().startswith(self._shown):
             self._shown = text.strip()
         return self._shown

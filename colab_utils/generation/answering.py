@@ -40,8 +40,9 @@ def answers(
 
     Decoding is greedy, unless do_sample=True is given with temperature, top_k or top_p.
     An answer ends at the EOS token, before a string in `stop`, or after
-    `max_new_tokens`. A conversation that is too long loses its oldest turns, and a line
-    reports it. Raises ValueError for a prompt that is longer than the model's context.
+    `max_new_tokens`. A conversation that is too long loses its oldest turns, and a
+    printed line reports it. Raises ValueError for a prompt that is longer than the
+    model's context.
     """
     from colab_utils.fast.decoder import make_decoder
 
@@ -84,8 +85,9 @@ def stream(
 ) -> Iterator[str]:
     """Yield one answer piece by piece; the arguments are those of `answers`.
 
-    Each token yields a piece, "" if it adds no text yet. Closing the generator stops
-    the model. On a GPU the memory for `CONTEXT` tokens is kept for the next answer.
+    Each token yields a piece, which is "" while the token adds no text. Closing the
+    generator stops the model. On a GPU the model keeps the memory for `CONTEXT` tokens
+    until the next answer.
     """
     from colab_utils.fast.decoder import borrow_decoder
 

@@ -15,8 +15,8 @@ CONTEXT = 2048  # tokens of a conversation: 1 GiB of keys and values for Llama 2
 def as_messages(prompt: str | Messages, system: str = "") -> Messages:
     """Return a conversation that ends with a user turn, after the system prompt.
 
-    A string becomes the only user turn. Raises ValueError for anything else that is not
-    a conversation, or that ends with another turn.
+    A string becomes the only user turn. Raises ValueError for a value that is neither a
+    string nor a conversation, and for a conversation that ends with another turn.
     """
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     good = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
@@ -53,9 +53,9 @@ def prompt_tokens(
     """Return the token ids of a conversation, with its oldest turns left out if needed.
 
     The ids leave space in the context for `new_tokens`, or for half the context if that
-    is less. The system prompt and the last turns stay. A line reports the turns left
-    out. Raises ValueError if the chat template rejects the turns, or if the prompt is
-    too long even so.
+    is less. The system prompt and the last turns stay. A printed line reports the turns
+    left out. Raises ValueError if the chat template rejects the turns, or if the prompt
+    is still too long.
     """
     new_tokens = min(new_tokens, context // 2)
     system = [turn for turn in messages[:1] if turn["role"] == "system"]

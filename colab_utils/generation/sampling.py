@@ -27,11 +27,11 @@ def sampler(
     top_p: float | None = None,
     **unknown: object,
 ) -> Sampler:
-    """Return a function that chooses tokens (rows,) from logits (rows, vocabulary).
+    """Return a function from logits (rows, vocabulary) to the next tokens (rows,).
 
-    The default is greedy decoding. With do_sample=True the temperature comes first,
-    then top_k (0 means no limit), then top_p. Raises ValueError for a setting that is
-    unknown, out of range or without effect.
+    The default is greedy decoding. With do_sample=True the function applies the
+    temperature first, then top_k (0 means no limit), then top_p. Raises ValueError for
+    a setting that is unknown, out of range or without effect.
     """
     if not isinstance(do_sample, bool | None):
         raise ValueError(f"do_sample = {do_sample!r}, but it must be True or False.")

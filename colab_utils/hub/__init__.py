@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: the token, errors in plain words, cards, and the push.
+"""The Hugging Face Hub: find a token, explain an error, write a card, and push.
 
-Read in this order: `tokens` finds the reader's token and keeps it out of every text;
+Read in this order: `tokens` finds the user's token and keeps it out of every text;
 `errors` turns the Hub's errors into sentences that say what to do next; `cards` writes
 the README.md of a dataset or model and uploads the folder.
 """

@@ -12,7 +12,7 @@ from colab_utils.hub.errors import hub_errors
 from colab_utils.hub.tokens import MAKE, STORE, token
 
 REPOSITORY = "Repository, "
-# How a card describes a number whose name in the recipe says too little.
+# A card's label for a measure whose name in the recipe is too short to understand.
 MEASURES = {
     "agreement": "same top-1 token from adapter and merged model",
     "difference": "relative difference of their logits",
@@ -25,7 +25,7 @@ LLAMA2 = (
     "(https://ai.meta.com/llama/license/), Copyright (c) Meta Platforms, Inc. All "
     "Rights Reserved"
 )
-# How to ask a whole model; run it in the folder that contains the model's folder.
+# Code that asks a whole model; run it in the folder that contains the model's folder.
 ASKING = """\
 ```python
 from transformers import pipeline
@@ -43,11 +43,12 @@ IGNORED += ["*.part", ".*", "*/.*"]  # leftovers of a killed run, and secrets in
 
 @dataclass(frozen=True)
 class Trained:
-    """What the card of an adapter (`kind` "adapter") or a whole model ("model") says.
+    """The facts on the card of an adapter (`kind` "adapter") or whole model ("model").
 
     `results` maps a measure to its value, or to named values: {"loss": {"base": 2.0}}.
-    `tested` is the number of test rows if not all were used, `merged_into` the kind of
-    weights that an adapter was merged into, `losses` the held-out loss of each kind.
+    `tested` is the number of test rows if not all were used. `merged_into` is the kind
+    of weights ("original" or "dequantized") that an adapter was merged into, `losses`
+    the held-out loss after merging into each kind.
     """
 
     kind: str
@@ -82,7 +83,7 @@ def write_card(folder: Path, header: dict[str, Any], title: str, text: str) -> N
     course, url = "the free-GPU Llama course", address()
     if url is None:
         print(
-            "card: without a link to the course, because colab_utils is not installed"
+            "the card has no link to the course, because colab_utils is not installed"
         )
     made_with = f"Made with [{course}]({url})." if url else f"Made with {course}."
     (folder / "README.md").write_text(
@@ -92,20 +93,20 @@ def write_card(folder: Path, header: dict[str, Any], title: str, text: str) -> N
 
 
 def _is_local(name: str) -> bool:
-    """Whether a name is a path on this machine."""
+    """Return whether a name is a path on this machine."""
     path = Path(name).expanduser()
     return path.is_absolute() or path.exists()
 
 
 def public_name(name: str) -> str:
-    """Return the name of a file, model or dataset without the folders it lies in."""
+    """Return the name of a file, model or dataset without its parent folders."""
     return Path(name).name if _is_local(name) else name
 
 
 def card_header(trained: Trained) -> dict[str, Any]:
     """Return the Hub's YAML header for a trained model, as a dictionary."""
     base = trained.base_model
-    # The Hub knows models by name; neither the demo nor a local folder has one.
+    # The demo and a local folder have no name on the Hub.
     named = base != "demo" and not _is_local(base)
     return {
         "library_name": "transformers" if _is_whole(trained) else "peft",
@@ -129,7 +130,7 @@ def card_text(trained: Trained, name: str, dataset: dict[str, Any]) -> str:
     tested = rows["test"] if trained.tested is None else trained.tested
     into = trained.merged_into
     merged = f" Merged into the {into} weights." if into else ""
-    asked = f" Ask it so:\n\n{ASKING.format(name)}" if _is_whole(trained) else ""
+    asked = f" For example:\n\n{ASKING.format(name)}" if _is_whole(trained) else ""
     license = LLAMA2 if _is_llama2(base) else f"that of {model}"
     license += " (Apache-2.0)" if base == "demo" else ""
     return (
@@ -143,7 +144,7 @@ def card_text(trained: Trained, name: str, dataset: dict[str, Any]) -> str:
 
 
 def _is_whole(trained: Trained) -> bool:
-    """Whether the folder holds a whole model, not an adapter."""
+    """Return whether the folder holds a whole model, not an adapter."""
     return trained.kind == "model" or trained.method == "full"
 
 
@@ -152,7 +153,7 @@ def _is_llama2(base: str) -> bool:
 
 
 def _table(trained: Trained) -> str:
-    """One line of a Markdown table for each result."""
+    """Return one line of a Markdown table for each result."""
     lines = []
     losses = {"losses": trained.losses} if trained.losses is not None else {}
     for measure, found in (trained.results | losses).items():
@@ -179,14 +180,14 @@ def write_trained(folder: Path, trained: Trained, dataset: Path, **extra: Any) -
 def push(
     folder: Path, repo_id: str, kind: str = "model", files: list[str] | None = None
 ) -> str | None:
-    """Upload an artifact to a private repository on the Hub; nothing without a name.
+    """Upload an artifact to a private repository on the Hub, unless `repo_id` is blank.
 
     `kind` is "model" or "dataset". All files of the folder are uploaded except those in
     `IGNORED`, or only the given `files`, such as a GGUF with its Modelfile. Returns the
     page's address. An interrupted push continues at the next call: files that the Hub
-    has are not sent again. Raises PermissionError if there is no token, if it cannot
-    write, or if the repository is public already, and ConnectionError if the connection
-    breaks.
+    has are not sent again. Raises PermissionError if there is no token, if the token
+    has no write permission, or if the repository is public already. Raises
+    ConnectionError if the connection breaks.
     """
     if not repo_id.strip():
         print("not pushed: HUB_NAME is empty")

@@ -1,4 +1,4 @@
-"""What the Hub's errors mean, in a sentence that says what to do next."""
+"""Explain the Hub's errors in a sentence that says what to do next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """`error` and all that caused it, the outermost first."""
+    """Return `error` and all errors that caused it, the outermost first."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -24,14 +24,14 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """A failed access to the Hub, as the rules below look at it."""
+    """A failed access to the Hub, with the properties that the rules below check."""
 
     causes: list[BaseException]
     repo_id: str
     token_given: bool
 
     def has(self, *types: type[BaseException]) -> bool:
-        """Whether the error, or one of its causes, is of one of these types."""
+        """Return whether the error, or one of its causes, is of one of these types."""
         return any(isinstance(error, types) for error in self.causes)
 
     @property
@@ -54,12 +54,12 @@ class _Failure:
         return f"https://huggingface.co/{kind}{self.repo_id}"
 
 
-# Whether a rule applies, the built-in error that it becomes, and the sentence.
+# A function that returns whether the rule applies, the built-in error, the sentence.
 _Rule = tuple[Callable[[_Failure], bool], type[OSError], str]
 
 
 def _rules() -> list[_Rule]:
-    """The rules by which a failure is explained; the first that applies decides."""
+    """Return the rules that explain a failure; the first that applies decides."""
     import httpx
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
@@ -79,7 +79,7 @@ def _rules() -> list[_Rule]:
             ),
             ConnectionError,
             "{repo} is not on this machine, and HF_HUB_OFFLINE forbids downloading it. "
-            "Unset HF_HUB_OFFLINE, or use a model that is here.",
+            "Unset HF_HUB_OFFLINE, or use a model that is on this machine.",
         ),
         (
             token_unsendable,
@@ -136,8 +136,8 @@ def _rules() -> list[_Rule]:
         (
             lambda f: f.status == 403,
             PermissionError,
-            "This token may not do that with {repo}: publishing needs a token with the "
-            f"role `write`, of an account that owns the name. Next: {MAKE}; {STORE}.",
+            "The Hub denied access to {repo}: publishing needs a token with the role "
+            f"`write`, of an account that owns the name. Next: {MAKE}; {STORE}.",
         ),
         (
             lambda f: f.status == 429,
@@ -148,8 +148,8 @@ def _rules() -> list[_Rule]:
         (
             lambda f: f.status >= 500,
             ConnectionError,
-            "The Hub answered {status} (trouble on its side) for {repo}. Try again in "
-            "a minute.",
+            "The Hub answered {status} (a server error) for {repo}. Try again in a "
+            "minute.",
         ),
         (
             lambda f: f.has(absent),
@@ -174,7 +174,7 @@ def _rules() -> list[_Rule]:
 def _explanation(
     error: BaseException, repo_id: str, token_given: bool
 ) -> tuple[type[OSError], str] | None:
-    """What an error of the Hub means, as a built-in error type and a sentence."""
+    """Return the meaning of a Hub error: a built-in error type and a sentence."""
     failure = _Failure(_chain(error), repo_id, token_given)
     for applies, kind, text in _rules():
         if applies(failure):
@@ -195,7 +195,7 @@ def explain(error: BaseException, repo_id: str, token_given: bool) -> str:
 
 
 def _hub_types() -> tuple[type[BaseException], ...]:
-    """What an access to the Hub may raise; transformers raises OSError."""
+    """Return the errors that an access to the Hub may raise (transformers: OSError)."""
     import httpx
     from huggingface_hub.errors import HFValidationError
 
@@ -203,12 +203,12 @@ def _hub_types() -> tuple[type[BaseException], ...]:
 
 
 def can_read(repo_id: str, token: str | None) -> bool:
-    """Return whether the Hub lets this token read a model; if not, print the reason."""
+    """Return whether the token gives access to a model; if not, print the reason."""
     from huggingface_hub import constants, utils
 
     try:
         utils.validate_repo_id(repo_id)
-        # Not `auth_check`: it has no timeout, and waits forever where packets are lost.
+        # Not `auth_check`: it has no timeout, and waits forever if packets are lost.
         answer = utils.get_session().get(
             f"{constants.ENDPOINT}/api/models/{repo_id}/auth-check",
             headers=utils.build_hf_headers(token=token or False),
@@ -226,9 +226,9 @@ def hub_errors(repo_id: str, token: str | None, before: str = "") -> Iterator[No
     """Turn the Hub's errors into built-in ones that say what to do next.
 
     Raises PermissionError (no token, a wrong one, or no license), FileNotFoundError (no
-    such repository or file) or ConnectionError. Other errors pass unchanged, or become
-    an OSError if there is a text `before`, which then begins every message. No message
-    contains the token.
+    such repository or file) or ConnectionError. Every message begins with the text
+    `before`. Other errors pass unchanged; with a text `before`, or if they contain the
+    token, they become an OSError. No message contains the token.
     """
     types: tuple[type[BaseException], ...] = _hub_types()
     if before:  # an upload's threads raise RuntimeError; the reason is among its causes
@@ -241,5 +241,5 @@ def hub_errors(repo_id: str, token: str | None, before: str = "") -> Iterator[No
         if known is None and not leaks and not before:
             raise
         kind, text = known or (OSError, f"{type(error).__name__}: {error}")
-        # A traceback also shows the original error, unless that contains the token.
+        # The traceback also shows the original error, unless it contains the token.
         raise kind(scrub(before + text, token)) from (None if leaks else error)

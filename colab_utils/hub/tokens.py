@@ -11,10 +11,10 @@ from pathlib import Path
 from colab_utils import runtime
 
 NAMES = ("HF_TOKEN", "huggingface")
-MAKE = "make a token at https://huggingface.co/settings/tokens"
+MAKE = "create a token at https://huggingface.co/settings/tokens"
 STORE = "on Colab store it as the secret `huggingface`, elsewhere as HF_TOKEN in .env"
 
-NO_ANSWER = "Colab's secrets did not answer: they work in the Colab page only"
+NO_ANSWER = "Colab's secrets did not answer: they work only in Colab's web page"
 
 
 @functools.cache
@@ -42,17 +42,17 @@ def scrub(text: str, token: str | None) -> str:
 
 
 def _clean(value: str | None) -> str:
-    """`value` without the spaces, newlines and quotes that copying adds."""
+    """Return `value` without the spaces, newlines and quotes that copying adds."""
     return (value or "").strip().strip("\"'").strip()
 
 
 class _ColabSecrets:
-    """Colab's secrets; once they have not answered, they are not asked again."""
+    """Colab's secrets; after a timeout, they are not asked again."""
 
-    silent = False  # each try would wait ten seconds
+    silent = False  # True after a timeout: each further try would wait ten seconds
 
     def find(self) -> tuple[str, str] | None:
-        """The token among the secrets, and where it was."""
+        """Return the token among the secrets, and where it was."""
         try:
             from google.colab import errors, userdata
         except ImportError:
@@ -90,7 +90,7 @@ class _ColabSecrets:
 
 @functools.cache
 def _colab_secrets() -> _ColabSecrets:
-    """The secrets of this process."""
+    """Return the secrets of this process."""
     return _ColabSecrets()
 
 
@@ -134,7 +134,7 @@ def _from_login() -> tuple[str, str] | None:
 
 
 def _candidates() -> Iterator[tuple[str, str]]:
-    """Each token that is found, and where, in the order of preference."""
+    """Yield each token that is found, and where, in the order of preference."""
     for name in NAMES:
         if value := _clean(os.environ.get(name)):
             yield value, f"the environment variable {name}"
@@ -147,9 +147,9 @@ def _candidates() -> Iterator[tuple[str, str]]:
 
 
 def token() -> str | None:
-    """Return the reader's Hugging Face token or None; print once where it was found.
+    """Return the user's Hugging Face token or None; print once where it was found.
 
-    Searched are the environment (HF_TOKEN, huggingface), Colab's secrets (huggingface,
+    This searches the environment (HF_TOKEN, huggingface), Colab's secrets (huggingface,
     HF_TOKEN; not in a headless run), `.env` and the login of `hf auth login`. The token
     itself is never printed.
     """

@@ -1,4 +1,4 @@
-"""Compute, before anything is loaded, what a model takes; measure it afterwards.
+"""Compute a model's memory before anything is loaded; measure it afterward.
 
 Read in this order: `costs` (bytes of weights, adapters, generation), `activations` and
 `step` (bytes of a training step), `planning` (the fastest way to train that fits, and

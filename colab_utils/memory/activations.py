@@ -1,6 +1,6 @@
-"""Bytes of the tensors that a training step makes: formulas for a layer and the loss.
+"""Bytes of the tensors in a training step: formulas for a layer and for the loss.
 
-`size` is the number of bytes of a number in the compute dtype; `fast` is the fast path.
+`size` is the bytes per number in the compute dtype; `fast` selects the fast path.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ def activation_bytes(
 ) -> float:
     """Return the bytes per token that a decoder layer keeps for the backward pass.
 
-    In `size` bytes a number: queries, keys, values and the output of attention; four
-    tensors of the MLP (two on the fast path); the other inputs of the linears; the
+    These have `size` bytes a number: queries, keys, values and the output of attention;
+    four tensors of the MLP (two on the fast path); the other inputs of the linears; the
     output of each LoRA A. The reference path repeats keys and values for every query
-    head where sequences are padded. It also keeps the inputs of the two norms in
-    float32, and the normalized tensors where the norms are trained.
+    head if sequences are padded. It also keeps the inputs of the two norms in float32,
+    and the normalized tensors if the norms are trained.
     """
     width, inner, queries = shape.width, shape.inner, shape.queries
     if fast:
         kept = 2 * width + 2 * queries + 2 * shape.keys + 2 * inner + 7 * rank
         return size * kept + 4 * shape.heads
-    # q, k and v share an input, as do gate and up, unless each casts it for itself. In
-    # mixed precision PEFT's LoRA on unquantized weights casts all of them (o's too),
-    # autocast all except o's.
+    # q, k and v share an input, as do gate and up, unless each layer keeps its own cast
+    # of it. In mixed precision, PEFT's LoRA on unquantized weights casts the input of
+    # every layer, and autocast that of every layer except o.
     inputs = 2 if size == 4 else {"qlora": 2, "lora": 6, "full": 5}[method]
     kept = 4 * queries + 4 * inner + inputs * width
     kept += 0 if method == "full" else 7 * rank
@@ -36,8 +36,8 @@ def activation_bytes(
 def attention_bytes(shape: Shape, tokens: int) -> float:
     """Return the bytes per token of attention weights, kept on the reference path.
 
-    They are 0 where each query head has a key head of its own. With grouped heads torch
-    has only its "math" attention on GPUs without flash attention; it keeps all weights.
+    The result is 0 if each query head has its own key head. With grouped heads and
+    without flash attention, torch uses its "math" attention, which keeps all weights.
     """
     return 4.0 * shape.heads * tokens if shape.kv_heads != shape.heads else 0.0
 
@@ -47,11 +47,11 @@ def loss_bytes(
 ) -> tuple[float, float]:
     """Return the bytes that the loss keeps, and those of its temporary tensors."""
     width, vocab = shape.width, shape.vocab
-    if fast:  # the last norm's input and the gradient; logits of one chunk
+    if fast:  # kept: the last norm's input and the gradient; logits of one chunk
         return 2.0 * size * width * tokens, (
             size * width * tokens + (4.0 + size) * vocab * min(LOGIT_ROWS, tokens)
         )
-    # the last norm and a float32 softmax over the vocabulary; its gradient and logits
+    # kept: the last norm, and a float32 softmax; temporary: its gradient, and logits
     norm = 4.0 * width * (3 if method == "full" else 1)
     return (norm + 4.0 * vocab) * tokens, (4.0 + size) * vocab * tokens
 

@@ -1,6 +1,6 @@
 """Bytes of a Llama: its weights, its adapters, generation, loading and merging.
 
-A training step, whose activations need more arithmetic, is in `step`.
+`step` has the bytes of a training step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Memory:
     """Bytes at one moment, by purpose."""
 
     weights: float = 0.0
-    scales: float = 0.0  # of the quantization (absmax)
+    scales: float = 0.0  # quantization scales (absmax)
     adapters: float = 0.0
     gradients: float = 0.0
     optimizer: float = 0.0
@@ -42,7 +42,7 @@ class Memory:
     activations: float = 0.0
     logits: float = 0.0
     working: float = 0.0  # temporary tensors of one layer or of the loss
-    reserve: float = 0.0  # what torch reserves beyond its tensors
+    reserve: float = 0.0  # memory that torch reserves beyond its tensors
 
     @property
     def peak(self) -> float:
@@ -117,10 +117,10 @@ def inference(
 ) -> Memory:
     """Return the bytes at the peak of generation on a GPU.
 
-    The KV cache, which is `activations`, has `tokens` tokens in all its sequences. The
-    weights are NF4 for "qlora", else float16 or bfloat16. The adapter is counted twice,
-    as PEFT holds it and as the decoder copies it. The peak is reached when a prompt of
-    `tokens` tokens is read.
+    The field `activations` is the KV cache, with `tokens` tokens in all its sequences.
+    The weights are NF4 for "qlora", else float16 or bfloat16. The adapter is counted
+    twice: PEFT holds it, and the decoder copies it. The peak is reached when a prompt
+    of `tokens` tokens is read.
     """
     check(method=method, rank=rank, tokens=tokens)
     shape, full = Shape.from_config(config), method == "full"
@@ -145,6 +145,6 @@ def ram_to_load(config: PreTrainedConfig | Shape) -> float:
 def ram_to_merge(config: PreTrainedConfig | Shape, rank: int = 16) -> float:
     """Return the bytes of RAM for a merge: Python, torch, the adapter, row blocks.
 
-    They do not depend on the model's size: a merge reads its weights in row blocks.
+    The base adds nothing to them: a merge reads its weights in row blocks.
     """
     return 0.5 * GIB + 4.0 * adapter_parameters(config, rank)

@@ -1,4 +1,4 @@
-"""Measure the memory of this process: the peak of the GPU, or of RAM."""
+"""Measure the peak memory of this process, on the GPU or in RAM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from colab_utils.runtime import GIB
 
 
 def release() -> None:
-    """Free the memory of deleted objects, and restart the GPU's `peak`."""
+    """Free the memory of deleted objects, and reset the GPU's `peak`."""
     gc.collect()
     import torch
 
@@ -21,9 +21,9 @@ def release() -> None:
 
 
 def peak() -> float:
-    """Return the peak in GiB.
+    """Return the peak memory in GiB.
 
-    On a GPU it is that of torch's tensors since `release`, else that of `ram`.
+    On a GPU this is the peak of torch's tensors since `release`; else it is `ram()`.
     """
     import torch
 
@@ -33,7 +33,7 @@ def peak() -> float:
 
 
 def ram() -> float:
-    """Return the most GiB of RAM that this process has held since it began."""
+    """Return the peak RAM in GiB of this process since it began."""
     if sys.platform == "linux":  # where `resource` may return the parent's peak
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         if found := re.search(r"VmHWM:\s+(\d+) kB", status):

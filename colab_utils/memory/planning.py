@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # A T4 sustains about 24 TFLOP/s in float16 and 260 GB/s. Only the ratio decides a plan.
 FLOPS, BANDWIDTH = 24e12, 260e9
-SMALLEST = 256  # tokens of a micro-batch: below, most time goes to dequantizing
+SMALLEST = 256  # tokens of a micro-batch: with fewer, dequantizing takes most time
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Plan:
     cost: Memory
 
     def __str__(self) -> str:
-        """Say the plan in one line."""
+        """Return the plan in one line."""
         times = f"{self.accumulation} x " if self.accumulation > 1 else ""
         layers = f"{self.recompute or 'no'} layer{'s' * (self.recompute != 1)}"
         offload = ", inputs and embeddings in RAM" if self.offload else ""
@@ -55,9 +55,9 @@ class Plan:
 def seconds(
     config: PreTrainedConfig | Shape, method: str, tokens: int, recompute: int
 ) -> float:
-    """Return about how many seconds a T4 needs for a micro-batch of `tokens` tokens.
+    """Return roughly the seconds that a T4 needs for a micro-batch of `tokens` tokens.
 
-    Per weight and token the forward pass has 2 operations, the backward pass 2 (4 where
+    Per weight and token the forward pass has 2 operations, the backward pass 2 (4 if
     all weights are trained), and a checkpointed layer 2 more. QLoRA dequantizes every
     weight once per pass.
     """
@@ -86,9 +86,9 @@ def plan(
     """Return the fastest way to train that fits a budget of `budget` bytes.
 
     `longest` is the longest row in tokens, `update` the number of tokens that one
-    update should see. Micro-batches from `longest` to `update` tokens are tried, each
-    with as few checkpointed layers as fit. On the fast path of a GPU the inputs of all
-    layers may also be in RAM.
+    update should train on. This tries micro-batches from `longest` to `update` tokens,
+    each with as few checkpointed layers as fit. On the fast path of a GPU the inputs of
+    all layers may also be in RAM.
 
     Raises MemoryError, with the numbers and what to change, when nothing fits.
     """
@@ -123,7 +123,7 @@ def plan(
 def candidates(step: Step, longest: int, update: int, budget: float) -> Iterator[Plan]:
     """Yield the best plan for each number of micro-batches in an update.
 
-    A plan that does not fit `budget` bytes is the leanest for its number.
+    If none fits `budget` bytes, the best plan is the one with the least memory.
     """
     for times in range(1, max(1, update // max(longest, SMALLEST)) + 1):
         tokens = max(longest, -(-update // times))
@@ -137,15 +137,15 @@ def candidates(step: Step, longest: int, update: int, budget: float) -> Iterator
 def save_memory(step: Step, budget: float) -> Step:
     """Return the step with as few checkpointed layers as fit `budget` bytes.
 
-    Where checkpointing all of them is not enough, their inputs are in RAM, if the step
-    runs on the fast path of a GPU.
+    If checkpointing all layers is not enough, and the step runs on the fast path of a
+    GPU, their inputs are in RAM.
     """
     layers = step.shape.layers
 
     def fits(recompute: int) -> bool:
         return replace(step, recompute=recompute).peak().total <= budget
 
-    # The more layers are checkpointed the less memory it takes, except for the last.
+    # Each checkpointed layer saves memory, except the last one.
     fewest = bisect.bisect_left(range(layers), True, key=fits)
     if fewest < layers or fits(layers):
         return replace(step, recompute=fewest)
@@ -159,10 +159,10 @@ class Need(NamedTuple):
     needed: float
     free: float
     total: float
-    advice: str  # what to change where even `total` is too little
+    advice: str  # what to change if even `total` is too small
 
     def __str__(self) -> str:
-        """Say in one line what is needed and what is free."""
+        """Return in one line what is needed and what is free."""
         return (
             f"{self.name}: needs {self.needed / GIB:.1f} GiB of "
             f"{self.free / GIB:.1f} free"
@@ -185,9 +185,9 @@ def preflight(config: PreTrainedConfig, model: str, cost: Memory) -> None:
     """Check GPU, RAM, disk and access before a download; print the numbers.
 
     `model` is a folder or a Hub id, `cost` a result of `estimate` or of `plan`. Raises
-    MemoryError with everything that is missing: what is needed, what is free, what to
-    change. Raises PermissionError for a model that can't be downloaded, and
-    FileNotFoundError for a name that does not exist.
+    MemoryError if memory or disk space is too small; the message lists what is needed,
+    what is free and what to change. Raises PermissionError for a model that can't be
+    downloaded, and FileNotFoundError for a name that does not exist.
     """
     shape = Shape.from_config(config)
     needs, denied = _memory_needs(shape, cost), None
@@ -197,7 +197,7 @@ def preflight(config: PreTrainedConfig, model: str, cost: Memory) -> None:
         if not downloaded:
             needs.append(_disk_need(shape))
             if not hub.can_read(model, hub.token()):
-                denied = f"{model} can't be downloaded (a line above says why)"
+                denied = f"{model} can't be downloaded (the reason is printed above)"
     for need in needs:
         print(need)
     problems = [problem for need in needs if (problem := need.problem())]
@@ -209,7 +209,7 @@ def preflight(config: PreTrainedConfig, model: str, cost: Memory) -> None:
 
 
 def _memory_needs(shape: Shape, cost: Memory) -> list[Need]:
-    """What the GPU, if there is one, and RAM must have free."""
+    """Return the memory that the GPU, if there is one, and RAM must have free."""
     import psutil
     import torch
 
@@ -227,15 +227,15 @@ def _memory_needs(shape: Shape, cost: Memory) -> list[Need]:
 
 
 def _disk_need(shape: Shape) -> Need:
-    """What the disk must have free for the files of a model."""
+    """Return the space that the disk must have free for a model's files."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
     folder = next(one for one in (cache, *cache.parents) if one.exists())
     free = shutil.disk_usage(folder).free
     files = costs.weights(shape, "qlora" if shape.quantized else "lora", 2).total
-    # all there can be is what is free: a restart frees no disk space
-    return Need("disk", files, free, free, f"delete files, of which some in {folder}")
+    # `total` is `free`, because a restart frees no disk space.
+    return Need("disk", files, free, free, f"delete files, for example in {folder}")
 
 
 def _downloaded(model: str) -> bool:

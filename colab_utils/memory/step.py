@@ -49,7 +49,7 @@ def at_loss(
 ) -> Memory:
     """Return the bytes held when the loss is known, as `training.memory_held` counts.
 
-    Gradients of an earlier micro-batch exist. Temporary tensors are not counted.
+    The result includes gradients of an earlier micro-batch, and no temporary tensors.
     """
     options["accumulating"] = True
     step = Step(Shape.from_config(config), method, rank, tokens, **options)
@@ -60,10 +60,10 @@ def at_loss(
 class Step:
     """A training step on one micro-batch of `tokens` tokens.
 
-    `method` is "qlora", "lora" or "full" (in float32). With gradient checkpointing the
-    first `recompute` layers keep only their input; with `offload` that input, and the
-    embeddings, are in RAM. `fast` is the fast path, which full fine-tuning does not
-    have. `accumulating`: gradients of an earlier micro-batch exist. With `gpu`
+    `method` is "qlora", "lora" or "full" (in float32). The first `recompute` layers use
+    gradient checkpointing and keep only their input. With `offload` that input and the
+    embeddings are in RAM. `fast` is the fast path, which full fine-tuning does not
+    have. With `accumulating`, gradients of an earlier micro-batch exist. With `gpu`
     activations are float16 or bfloat16, and cuBLAS and torch's cache take memory; on a
     CPU activations are float32.
 
@@ -112,7 +112,7 @@ class Step:
 
     @cached_property
     def fixed(self) -> Memory:
-        """What is held throughout the step."""
+        """The bytes held throughout the step."""
         shape = self.shape
         optimizer = costs.OPTIMIZER_BYTES[self.optimizer]
         states = optimizer * self.trained
@@ -196,7 +196,10 @@ class Step:
         logits: float = 0.0,
         temporary: float = 0.0,
     ) -> Memory:
-        """`waiting` layers have yet to run backward; the running one holds `own`."""
+        """Return a moment at which `waiting` layers have not run backward yet.
+
+        The layer that runs holds `own` bytes.
+        """
         kept = self.layer_keeps * max(waiting - self.recompute, 0)
         accumulated = 4.0 * self.trained if self.accumulating else 0.0
         buffer = activations.dequantized_bytes(

@@ -1,7 +1,7 @@
 """Find a model and load it: config, tokenizer, weights, and an adapter with its base.
 
-`sources` says where a model's files are: bundled, in a folder or on the Hub. `loading`
-reads them with transformers and PEFT.
+`sources` finds a model's files: bundled, in a folder or on the Hub. `loading` reads
+them with transformers and PEFT.
 """
 
 from colab_utils.models.loading import (

@@ -28,7 +28,7 @@ def torch_dtype() -> torch.dtype:
 
 
 def quantization_config() -> BitsAndBytesConfig:
-    """Return the NF4 configuration that `02_finetune_qlora` writes out and explains.
+    """Return the NF4 configuration that `02_finetune_qlora` spells out and explains.
 
     Source: Dettmers et al. 2023, "QLoRA".
     """
@@ -61,7 +61,8 @@ def load_tokenizer(name: str) -> Tokenizer:
 
     A tokenizer without a chat template gets Llama 2's. The pad token stays, unless it
     is the EOS token or has no embedding; then `<unk>` replaces it. Padding is on the
-    right. Raises what `load_config` raises, and ValueError without a pad token.
+    right. Raises the errors of `load_config`, and ValueError if there is no token to
+    pad with.
     """
     from transformers import AutoTokenizer
     from transformers.utils.hub import cached_file
@@ -115,7 +116,7 @@ def load_model(
     """Load a causal language model onto this machine's device, in its compute dtype.
 
     With `quantization` the linear layers are stored in 4 bits. A repository that is
-    already quantized keeps its own settings. Raises what `load_config` raises.
+    already quantized keeps its own settings. Raises the errors of `load_config`.
     """
     config, dtype = load_config(name), torch_dtype()
     if getattr(config, "quantization_config", None):
@@ -158,7 +159,7 @@ def _correct_quantized(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Set the compute dtype of 4-bit layers, and keep their gradients right on CPUs."""
     for module in model.modules():
         linear = cast("Linear4bit", module)
-        if hasattr(module, "quant_state"):  # its repository may name another dtype
+        if hasattr(module, "quant_state"):  # the repository may name another dtype
             linear.compute_dtype = dtype
         # On CPUs with AVX512-BF16 bitsandbytes repacks a weight at its first inference.
         # After that, the gradients that pass through the layer are wrong.
@@ -199,7 +200,7 @@ def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
 
 @contextmanager
 def in_mode(model: PreTrainedModel, training: bool) -> Iterator[None]:
-    """Put the model into training or evaluation mode, and restore its mode after."""
+    """Put the model into training or evaluation mode; restore its mode at the end."""
     if model.training == training:  # train() walks all modules, which is slow for 7B
         yield
         return
@@ -213,7 +214,7 @@ def in_mode(model: PreTrainedModel, training: bool) -> Iterator[None]:
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     """Return the trainable and the total parameter count.
 
-    A 4-bit weight counts with the shape it has when dequantized.
+    A 4-bit weight counts with the shape that it has when dequantized.
     """
     trainable = total = 0
     for parameter in model.parameters():

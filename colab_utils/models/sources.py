@@ -16,7 +16,7 @@ OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
 
 @dataclass(frozen=True)
 class Source:
-    """The place of a model's files: `name` is "demo", a folder or a Hub id."""
+    """The location of a model's files: `name` is "demo", a folder or a Hub id."""
 
     name: str
 
@@ -33,7 +33,7 @@ class Source:
 
     @contextmanager
     def access(self) -> Iterator[str | None]:
-        """Yield the Hub token, None for a folder, and explain errors of the Hub.
+        """Yield the Hub token, or None for a folder, and explain errors of the Hub.
 
         Raises PermissionError, FileNotFoundError or ConnectionError, each with the next
         step.
@@ -52,7 +52,7 @@ class Source:
             )
 
     def download(self, weights: str) -> Path:
-        """Return the local folder, downloaded from the Hub if it is not here.
+        """Return the local folder; download it from the Hub if it is not there yet.
 
         `weights` is the pattern of the weight files. Raises FileNotFoundError if the
         repository has no such files.

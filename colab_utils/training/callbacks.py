@@ -27,7 +27,7 @@ class CheckFloat32(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Raise TypeError for another dtype than float32."""
+        """Raise TypeError if a trainable parameter is not float32."""
         named = kwargs["model"].named_parameters()
         trainable = [(name, p.dtype) for name, p in named if p.requires_grad]
         wrong = [(name, dtype) for name, dtype in trainable if dtype != torch.float32]
@@ -58,12 +58,12 @@ class CheckLoss(TrainerCallback):
     """Stop when a weight is NaN, or the loss is NaN or 0 three times in a row.
 
     Such a run would only waste GPU time. Infinite counts as NaN. The trainer must log
-    NaN as it is (logging_nan_inf_filter=False). Once or twice is harmless with float16
-    loss scaling, which skips such a step.
+    NaN as it is (logging_nan_inf_filter=False). One or two NaN losses are harmless with
+    float16 loss scaling, which skips such a step.
     """
 
     def __init__(self) -> None:
-        self.nans = self.zeros = 0  # logged losses in a row
+        self.nans = self.zeros = 0  # consecutive logged losses that are NaN, or 0
 
     def on_log(
         self,
@@ -73,7 +73,7 @@ class CheckLoss(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Raise FloatingPointError when training makes no sense any more."""
+        """Raise FloatingPointError when the loss or a weight shows a failed run."""
         loss = (logs or {}).get("loss")
         if loss is None:
             return
@@ -103,8 +103,8 @@ class CheckLoss(TrainerCallback):
 class LivePlot(TrainerCallback):
     """A plot of the loss that is updated during training, with the time left.
 
-    It replaces the trainer's own tables. Headless, it prints ten lines and shows the
-    finished plot.
+    It replaces the trainer's own tables. In a headless run it prints ten lines and
+    shows the finished plot.
     """
 
     def __init__(self, every: float = 2.0) -> None:
@@ -133,7 +133,7 @@ class LivePlot(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Update the plot or, headless, print a line after each tenth of the steps."""
+        """Update the plot; if headless, print a line after each tenth of the steps."""
         if "loss" not in (logs or {}):
             return
         if runtime.headless():
@@ -192,7 +192,7 @@ class LivePlot(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """Save a checkpoint every few minutes, the most that a disconnect can cost."""
+    """Save a checkpoint every few minutes: a disconnect loses at most this time."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes

@@ -13,7 +13,7 @@ from colab_utils import workspace
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
-INPUTS = "inputs.json"  # the note of what a run was made from
+INPUTS = "inputs.json"  # identifies the run: its data and parameters
 REQUIRED = {"trainer_state.json", "optimizer.pt", "scheduler.pt"}
 
 
@@ -21,8 +21,8 @@ def resume_point(checkpoints: Path, inputs: dict[str, Any]) -> str | None:
     """Return the newest complete checkpoint of the same run, or None for a new start.
 
     `inputs` identifies the run (data hash, method, rank, ...) and is written to
-    inputs.json. Checkpoints of another run are removed, incomplete ones are skipped; a
-    line reports both.
+    inputs.json. Checkpoints of another run are removed, and incomplete ones are
+    skipped; a printed line reports either.
     """
     note = checkpoints / INPUTS
     text = json.dumps(inputs, indent=2, sort_keys=True)
@@ -44,7 +44,7 @@ def resume_point(checkpoints: Path, inputs: dict[str, Any]) -> str | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether a checkpoint has all files for resuming, each to its end."""
+    """Return whether a checkpoint has all files for resuming, and each is complete."""
     files = [file for file in folder.iterdir() if file.is_file()]
     return (
         {file.name for file in files} >= REQUIRED

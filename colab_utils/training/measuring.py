@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class StorageCounter:
-    """Counts the bytes of tensors; a storage that several of them share counts once."""
+    """Counts the bytes of tensors; a storage that several tensors share counts once."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
-        self.alive: list[torch.Tensor] = []  # so that no address is used again
+        self.alive: list[torch.Tensor] = []  # so that torch reuses no address
 
     def add(self, tensors: Iterable[torch.Tensor]) -> int:
         """Return the bytes of the storages that were not counted before."""
@@ -39,8 +39,8 @@ def memory_held(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory
     Weights, gradients and optimizer states are counted tensor by tensor. Activations
     are the storages that autograd saves; checkpoints and logits are among them.
     Temporary tensors are not counted: on a GPU see `memory.peak`. `batch` is the
-    trainer's first one unless given. Call it after training: before, there are no
-    optimizer states.
+    trainer's first one unless given. Call this after training: there are no optimizer
+    states before.
     """
     import torch
 
@@ -77,7 +77,7 @@ def memory_held(trainer: Trainer, batch: dict[str, Any] | None = None) -> Memory
 
 
 def quantization_scales(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Return the tensors with which bitsandbytes dequantizes a model's weights."""
+    """Return the scales and code tables with which bitsandbytes dequantizes weights."""
     found = []
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)

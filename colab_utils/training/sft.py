@@ -11,8 +11,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 class FastSFTTrainer(SFTTrainer):
     """TRL's `SFTTrainer`, unchanged until `training.use_fast_path` is called.
 
-    The fast path never has the logits of all tokens, from which TRL computes its
-    metrics after each step. There, this class logs `num_tokens` and
+    TRL computes its metrics after each step from the logits of all tokens, which the
+    fast path never has. On the fast path, this class logs `num_tokens` and
     `mean_token_accuracy` from the fast path's own output, and no `entropy`.
     """
 
@@ -31,7 +31,7 @@ class FastSFTTrainer(SFTTrainer):
             return super().compute_loss(
                 model, inputs, return_outputs, num_items_in_batch
             )
-        # the loss of transformers' trainer, without what TRL does with the logits
+        # transformers' trainer computes the loss; TRL's own method needs the logits.
         loss, outputs = super(SFTTrainer, self).compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
@@ -39,7 +39,7 @@ class FastSFTTrainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _log_step(self, inputs: dict[str, Any], accuracy: torch.Tensor) -> None:
-        """Add to the metrics that TRL 0.29 logs, which it would compute from logits."""
+        """Log the metrics that TRL 0.29 would compute from the logits."""
         if "attention_mask" in inputs:
             count = inputs["attention_mask"].sum()
         else:  # packed rows, which have no padding

@@ -1,4 +1,4 @@
-"""Prepare a trainer: its precision, the fast path, and what it shows."""
+"""Prepare a trainer: its precision, the fast path, and its live plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def model_of(trainer: Trainer) -> PreTrainedModel:
-    """Return the trainer's model; a PeftModel has the attributes of the model in it."""
+    """Return the trainer's model; a PeftModel has the attributes of its base model."""
     return cast("PreTrainedModel", trainer.model)
 
 
@@ -28,7 +28,7 @@ def precision() -> dict[str, bool]:
 
 
 def float32_adapters(trainer: Trainer) -> None:
-    """Make every trainable parameter float32, and check it when training begins.
+    """Cast every trainable parameter to float32, and check them when training begins.
 
     TRL casts the adapters of a quantized model to bfloat16 while it builds the trainer;
     float16 loss scaling then fails at the first step. Call this after the trainer is
@@ -43,9 +43,9 @@ def float32_adapters(trainer: Trainer) -> None:
 
 
 def prepare_fast_path(config: LlamaConfig) -> None:
-    """Start to compile the fast path's GPU kernels; call it before the model is loaded.
+    """Start to compile the fast path's GPU kernels; call this before loading the model.
 
-    On a CPU it does nothing.
+    On a CPU this does nothing.
     """
     from colab_utils import models
     from colab_utils.fast import warmup
@@ -55,11 +55,11 @@ def prepare_fast_path(config: LlamaConfig) -> None:
 
 
 def use_fast_path(trainer: Trainer, plan: Plan) -> None:
-    """Train as `memory.plan` decided; `use_reference_path` undoes it.
+    """Train as `memory.plan` decided; `use_reference_path` undoes this.
 
     A Llama with LoRA runs on the fast path. Any other model stays on the reference
-    path, and a line prints why; then the planned layers use gradient checkpointing, or
-    all layers if the plan was for the fast path.
+    path, and a printed line says why. There, the planned layers use gradient
+    checkpointing, or all layers if the plan was for the fast path.
 
     Raises TypeError if the model could run on the fast path, but the trainer is not a
     `FastSFTTrainer`.
@@ -91,7 +91,7 @@ def use_fast_path(trainer: Trainer, plan: Plan) -> None:
 
 
 def use_reference_path(trainer: Trainer) -> None:
-    """Compute as transformers and PEFT do, without gradient checkpointing."""
+    """Let the model compute as in transformers and PEFT, without checkpointing."""
     from colab_utils.fast import patch
     from colab_utils.training.sft import FastSFTTrainer
 
@@ -116,7 +116,7 @@ def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
 
     for kind in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
         trainer.remove_callback(kind)
-    trainer.args.logging_nan_inf_filter = False  # else a loss of NaN is averaged away
+    trainer.args.logging_nan_inf_filter = False  # or the trainer replaces NaN losses
     trainer.add_callback(CheckLoss())
     trainer.add_callback(LivePlot())
     trainer.add_callback(SaveEvery(save_minutes))

@@ -1,7 +1,7 @@
 """Weights on disk: read, merge, verify and export them, one block at a time.
 
-`merge` adds a LoRA adapter to its base, `verify` compares the merged model with base
-and adapter, `write_gguf` and `write_modelfile` export it for llama.cpp and Ollama. None
+`merge` adds a LoRA adapter to its base. `verify` compares the merged model with base
+and adapter. `write_gguf` and `write_modelfile` export it for llama.cpp and Ollama. None
 of them holds a whole model in memory. Read the files in this order: shards
 (safetensors), adapters (LoRA), nf4 (QLoRA's base); merge_blocks, merge_inputs, merging;
 verifying; gguf_layout, gguf_blocks, gguf_tokenizer, gguf, modelfile.

@@ -21,7 +21,7 @@ UNSUPPORTED = (
     "alora_invocation_tokens",
     "trainable_token_indices",
 )
-# Initializations of A and B that leave the base's weights as they are.
+# Initializations of A and B that do not change the base's weights.
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -47,7 +47,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tenso
     """
     config, tensors = _read(folder)
     unsupported = [name for name in UNSUPPORTED if config.get(name)]
-    if config.get("bias", "none") != "none":  # PEFT trains it, and may not save it
+    if config.get("bias", "none") != "none":  # PEFT trains biases, may not save them
         unsupported.append("bias")
     if config.get("init_lora_weights") not in INITS:
         unsupported.append(f"init_lora_weights={config['init_lora_weights']}")
@@ -148,7 +148,7 @@ def check_fit(
         raise ValueError(
             "The base's head is its embeddings (they are tied), and this adapter has "
             f"changed {' and '.join(sorted({EMBEDDINGS, HEAD} & adapted))}: the merged "
-            "model would be a different one. Train without these layers, or on an "
+            "model would compute other logits. Train without these layers, or on an "
             "untied base."
         )
     missing = sorted(adapted - set(stored))

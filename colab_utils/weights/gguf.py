@@ -27,12 +27,12 @@ def write_gguf(
 ) -> Path:
     """Write a model folder (safetensors) as a GGUF file, and return the file.
 
-    `kind` "q8_0" keeps 8.5 bits of a weight, "f16" all 16. `out` is
-    `<model>/<name>-Q8_0.gguf` (or F16) unless it is given. Reads and writes some rows
-    at a time, so memory does not grow with the model. The file is written under a
-    hidden name and renamed at the end. Raises ValueError for a model that llama.cpp
-    would not run as transformers does, and OSError when the disk is too small. Format:
-    the GGUF specification of ggml.
+    `kind` "q8_0" takes 8.5 bits a weight, "f16" takes 16. `out` is
+    `<model>/<name>-Q8_0.gguf` (or F16) unless it is given. This reads and writes some
+    rows at a time, so memory does not grow with the model. The file has a hidden name
+    until it is complete. Raises ValueError for a model that llama.cpp would not compute
+    as transformers does, and OSError when the disk is too small. Format: the GGUF
+    specification of ggml.
     """
     if str(kind).lower() not in KINDS:
         raise ValueError(f"kind = {kind!r}; it can be: {', '.join(KINDS)}.")
@@ -99,11 +99,11 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
         head, embeddings = named.get("output.weight"), named.get("token_embd.weight")
         if head and embeddings and equal_bytes(head, embeddings):
             tensors.remove(head)
-        elif head:  # whatever config.json says, transformers uses a head that differs
+        elif head:  # transformers uses a head that differs, even if config.json ties it
             print("the head differs from the embeddings: the GGUF file holds both")
     f16 = [tensor.name for tensor in tensors if tensor.kind == "F16"]
     if f16 and kind == "Q8_0":
-        print(f"f16: {len(f16)} weights, with rows not a multiple of 32 ({f16[0]})")
+        print(f"in f16: {len(f16)} weights with rows not a multiple of 32 ({f16[0]})")
     return tensors
 
 
@@ -159,7 +159,7 @@ def _rope(writer: GGUFWriter, config: LlamaConfig) -> np.ndarray:
     wavelengths = 2 * math.pi * rope["rope_theta"] ** steps  # in tokens
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = rope["original_max_position_embeddings"] / wavelengths
-    # 0: a long wave, slowed down by the factor; 1: a short wave, kept.
+    # 0: long waves, which the factor slows down; 1: short waves, which stay.
     smooth = ((turns - low) / (high - low)).clip(0, 1)
     factors = (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32)
     writer.add_tensor_info(
@@ -169,7 +169,7 @@ def _rope(writer: GGUFWriter, config: LlamaConfig) -> np.ndarray:
 
 
 def _write_data(part: Path, tensors: list[Tensor], factors: np.ndarray) -> None:
-    """Append the data of all weights to a file that has its header."""
+    """Append the data of all weights to a file that contains only its header."""
     from gguf import GGUF_DEFAULT_ALIGNMENT as ALIGNMENT
 
     total = sum(tensor.size for tensor in tensors)

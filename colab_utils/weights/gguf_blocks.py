@@ -22,7 +22,7 @@ WORKERS = 2
 def converted(tensor: Tensor) -> Iterator[np.ndarray]:
     """Yield a weight as the GGUF file stores it, some rows at a time.
 
-    Raises ValueError for numbers that the type of the GGUF file can't hold.
+    Raises ValueError for numbers that the type in the GGUF file can't represent.
     """
     pending: deque[Future[np.ndarray]] = deque()
     with tensor.path.open("rb") as file, ThreadPoolExecutor(WORKERS) as pool:
@@ -64,7 +64,7 @@ def convert(tensor: Tensor, data: bytearray) -> np.ndarray:
         rows = np.frombuffer(data, DTYPES[tensor.dtype])
     rows = rows.reshape(-1, *tensor.shape[1:])
     if tensor.head_rows > 1:
-        # transformers rotates entry i with i + half, llama.cpp 2 i with 2 i + 1.
+        # transformers rotates entry i with i + half, llama.cpp entry 2 i with 2 i + 1.
         halves = rows.reshape(-1, 2, tensor.head_rows // 2, *tensor.shape[1:])
         rows = halves.swapaxes(1, 2).reshape(rows.shape)
     if tensor.kind != "F16":
@@ -73,8 +73,9 @@ def convert(tensor: Tensor, data: bytearray) -> np.ndarray:
         out = gguf.quants.quantize(rows, gguf.GGMLQuantizationType[tensor.kind])
     if not _is_finite(out, tensor.kind):
         raise ValueError(
-            f"{tensor.name} holds a number that {tensor.kind} cannot (NaN, infinite or "
-            "too large): " + ("try q8_0." if tensor.kind == "F16" else "train again.")
+            f"{tensor.name} holds a number that does not fit {tensor.kind} (NaN, "
+            "infinite or too large): "
+            + ("try q8_0." if tensor.kind == "F16" else "train again.")
         )
     return out
 

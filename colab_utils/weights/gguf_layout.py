@@ -34,7 +34,7 @@ MODULES = {
 }
 # The layers whose outputs get the rotary embedding.
 ROTATED = ("q_proj", "k_proj")
-# Older checkpoints store these frequencies, which config.json determines.
+# Older checkpoints store these frequencies; config.json determines them.
 UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -44,7 +44,7 @@ class Expected:
 
     name: str
     shape: tuple[int, ...]
-    head_rows: int = 1  # rows of an attention head, where these are reordered
+    head_rows: int = 1  # rows of an attention head if llama.cpp orders them differently
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def stored_weights(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
             if source not in expected:
                 raise ValueError(
                     f"{shard} holds {source}, which is not a weight of this Llama, or "
-                    "is there twice. Merge a model in 4 bits, or one with an adapter, "
+                    "is stored twice. Merge a model in 4 bits, or one with an adapter, "
                     "before you export it."
                 )
             weight = expected.pop(source)
@@ -134,19 +134,21 @@ def stored_weights(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
 def _check_entry(name: str, entry: Entry, shape: tuple[int, ...]) -> None:
     if tuple(entry["shape"]) != shape:
         raise ValueError(
-            f"{name} is {tuple(entry['shape'])}, but {shape} by config.json."
+            f"{name} has the shape {tuple(entry['shape'])}, but config.json asks for "
+            f"{shape}."
         )
     if entry["dtype"] not in DTYPES:
         raise ValueError(
-            f"{name} is stored as {entry['dtype']}, it can be {', '.join(DTYPES)}: "
-            "export weights in float16, bfloat16 or float32."
+            f"{name} is stored as {entry['dtype']}, but it must be one of "
+            f"{', '.join(DTYPES)}: export weights in float16, bfloat16 or float32."
         )
 
 
 def _kind(shape: tuple[int, ...], kind: str) -> str:
     """Return how a weight is stored: norms and biases in float32, others as `kind`.
 
-    Q8_0 has blocks of 32 weights: with rows of any other length, a weight is F16.
+    Q8_0 has blocks of 32 weights. A weight whose row length is not a multiple of 32 is
+    stored as F16.
     """
     if len(shape) == 1:
         return "F32"

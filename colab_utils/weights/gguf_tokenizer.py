@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-# Llama 3's pattern for splitting text before BPE. Among the byte-level tokenizers of
-# Llamas, llama.cpp has a name only for the one with this pattern.
+# Llama 3's pattern for splitting text before BPE. Of the byte-level tokenizers that
+# Llamas have, llama.cpp has a name only for the one with this pattern.
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -27,8 +27,8 @@ EOS_IDS = "tokenizer.ggml.eos_token_ids"  # the key that Ollama reads
 def write_tokenizer(writer: GGUFWriter, model: Path, size: int) -> None:
     """Add a model folder's tokenizer to a GGUF file; the model has `size` embeddings.
 
-    Raises ValueError for a tokenizer that llama.cpp would not follow. It knows BPE over
-    characters with a fallback to bytes (Llama 2), and BPE over bytes (Llama 3).
+    llama.cpp supports BPE over characters with a fallback to bytes (Llama 2), and BPE
+    over bytes (Llama 3). Raises ValueError for any other tokenizer.
     """
     from transformers import GenerationConfig
 
@@ -70,12 +70,14 @@ def _load(model: Path) -> PreTrainedTokenizerFast:
         )
     tokenizer = AutoTokenizer.from_pretrained(model)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError("The tokenizer has no tokenizer.json, which is exported.")
+        raise ValueError(
+            "The tokenizer has no tokenizer.json, and only that file is exported."
+        )
     return tokenizer
 
 
 def _tokens(state: dict[str, Any], size: int) -> list[str]:
-    """Return the token of each id below `size`; a [PAD] token where there is none."""
+    """Return the token of each id below `size`; a [PAD] token for an unused id."""
     tokens = {i: token for token, i in state["model"]["vocab"].items()}
     if max(tokens) >= size:
         raise ValueError(
@@ -122,12 +124,13 @@ def _types(state: dict[str, Any], tokens: list[str], tokenizer: Tokenizer) -> li
 
 
 def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
-    """Return scores by which llama.cpp merges in the order of the list of merges.
+    """Return scores with which llama.cpp merges in the order of the list of merges.
 
     llama.cpp merges the pair whose token has the highest score. It merges any pair that
-    gives a token, transformers only the pairs of its list. The results differ where
-    transformers leaves a pair that is a token: SentencePiece's lists hold every pair,
-    the demo's does not. `make test-export` compares the demo's on thousands of texts.
+    forms a token; transformers merges only the pairs of its list. The results differ if
+    a pair forms a token and is not in the list. SentencePiece's lists hold every pair;
+    the demo's list does not. `make test-export` compares the demo's tokens in llama.cpp
+    and transformers on thousands of texts.
     """
     last = -float(len(merges))
     scores: dict[str, float] = {}
@@ -145,7 +148,7 @@ def _check_bytes(bpe: dict[str, Any]) -> None:
             f"tokens (the first is <0x{missing[0]:02X}>)."
         )
     if bpe.get("ignore_merges"):
-        raise ValueError("The tokenizer ignores merges, which llama.cpp follows.")
+        raise ValueError("The tokenizer ignores merges, but llama.cpp follows them.")
 
 
 def _space_prefix(state: dict[str, Any], tokenizer: Tokenizer) -> bool:
@@ -165,9 +168,9 @@ def _space_prefix(state: dict[str, Any], tokenizer: Tokenizer) -> bool:
         )
     if pre["prepend_scheme"] == "never":
         return False
-    # "first" adds a space before the first word of a text; llama.cpp would also add it
-    # after each special token. A template that begins with one gets no space in
-    # training, so llama.cpp must add none.
+    # "first" adds a space before the first word of a text; llama.cpp would also add one
+    # after each special token. In training, a template that begins with a special token
+    # gets no space, so llama.cpp must add none.
     prefix = not _begins_with_bos(tokenizer)
     print(
         f"add_space_prefix: {str(prefix).lower()}, because the chat template begins "
@@ -226,7 +229,8 @@ def _add_eos_ids(
 ) -> None:
     """Add the tokens that end an answer, in addition to the tokenizer's EOS token.
 
-    llama.cpp knows two more, the end of a turn and of a message; Ollama knows a list.
+    llama.cpp reads two more, the end of a turn and the end of a message. Ollama reads a
+    list.
     """
     others = [i for i in ids if i is not None and i != tokenizer.eos_token_id]
     for number, name in zip(others, ("eot", "eom"), strict=False):

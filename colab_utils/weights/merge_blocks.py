@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
 
-BLOCK = 2 << 20  # bytes that are read, changed and written at a time: they fit a cache
+BLOCK = 2 << 20  # bytes that are read, changed and written at a time; fits a CPU cache
 AHEAD = 16 << 20  # bytes that may wait to be written
 
 
@@ -35,7 +35,7 @@ class Changes:
     """The changes that a merge makes to the weights of the base.
 
     With `quantized_in` the base's linear weights are first quantized to NF4 in that
-    dtype and dequantized: QLoRA trained on these.
+    dtype and dequantized, because QLoRA trained on the dequantized weights.
     """
 
     updates: dict[str, Update]
@@ -59,7 +59,7 @@ def merged_weight(weight: torch.Tensor, update: Update, first: int = 0) -> torch
 
 
 def merge_shard(source: Path, target: Path, changes: Changes, bar: tqdm) -> None:
-    """Write the safetensors file `source` with its weights merged to `target`.
+    """Write the safetensors file `target`: `source` with its weights merged.
 
     Raises ValueError when a merged weight is not finite or `source` is cut short.
     """
@@ -84,7 +84,7 @@ def merge_shard(source: Path, target: Path, changes: Changes, bar: tqdm) -> None
         for write, _ in pending:
             write.result()
         new.flush()
-        os.fsync(new.fileno())  # it counts as finished, so it must survive a power cut
+        os.fsync(new.fileno())  # a finished file must survive a power cut
 
 
 def _write(file: BufferedWriter, place: int, data: bytearray | memoryview) -> None:
@@ -130,7 +130,7 @@ def _changed_rows(
     first, last = entry["data_offsets"]
     size, dtype, shape = last - first, entry_dtype(entry), entry["shape"]
     row_size = size // shape[0]
-    # Parts of equal size: a product of very few rows would be summed in another order.
+    # Parts of equal size: torch sums a product of very few rows in another order.
     parts = math.ceil(shape[0] / max(64, BLOCK // row_size))
     step = math.ceil(shape[0] / parts)
     block, row, scales = step * row_size, 0, torch.empty(0)
@@ -163,9 +163,9 @@ def _scales(
     dtype: torch.dtype,
     quantized_in: torch.dtype,
 ) -> torch.Tensor:
-    """Return the quantization scales of a weight; `file` then stands at it again.
+    """Return the quantization scales of a weight; keep the position in `file`.
 
-    They are quantized together, so the whole weight is read for them.
+    The scales are quantized together, so this reads the whole weight.
     """
     import torch
 
@@ -179,11 +179,11 @@ def _scales(
 
 
 def _check_finite(name: str, merged: torch.Tensor) -> None:
-    # The sum is the quicker test: if it is finite, every number is. It may also
-    # overflow though all numbers are finite.
+    # The sum is the faster test: if it is finite, every number is. It may overflow even
+    # if every number is finite, so an infinite sum leads to the slower test.
     if not (merged.sum().isfinite() or merged.isfinite().all()):
         raise ValueError(
-            f"{name} is not finite once merged: the adapter holds NaN or infinity, or "
+            f"{name} is not finite when merged: the adapter holds NaN or infinity, or "
             f"numbers that are too large for {merged.dtype}. Train it again (a lower "
             "LEARNING_RATE?), or merge into a base in float32."
         )

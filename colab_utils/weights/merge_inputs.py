@@ -1,4 +1,4 @@
-"""Record what a merged model was made of, and resume a merge that was stopped."""
+"""Record the inputs of a merged model, and resume a merge that was stopped."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import torch
 
 INPUTS = "inputs.json"  # in the merged model's folder
-# The base's files that a merged model keeps, next to its weights.
+# The base's files that a merged model keeps in addition to its weights.
 KEPT = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "LICENSE*", "USE_POLICY*")
 
 
 def other_files(base: Path, adapter: Path) -> dict[str, Path]:
     """Return, by name, the base's config and license and the adapter's tokenizer."""
     found = {file.name: file for kind in KEPT for file in base.glob(kind)}
-    # Not kept: the notes on how the base was made, an adapter, an index of other files.
+    # Not kept: the base's recipe and inputs, an adapter, an index of other files.
     left_out = ["recipe.json", INPUTS, "adapter_", "pytorch_model"]
     if (base / "model.safetensors").exists():
         left_out.append("model.safetensors.index")
@@ -43,7 +43,7 @@ def describe_inputs(
 ) -> str:
     """Return all that a merge depends on, as a text that two runs can compare."""
     base = []
-    for shard in shards:  # too large to be hashed each time
+    for shard in shards:  # by path, size and time: too large to be hashed each time
         path, state = shard.resolve(), shard.stat()
         # The Hub's cache names a file by its hash: a new download is the same file.
         hashed = re.fullmatch("[0-9a-f]{64}", path.name)
@@ -70,12 +70,12 @@ def is_merged(
 def finished_shards(part: Path, inputs: str, shards: list[Path]) -> list[Path]:
     """Return the shards that an earlier run has merged into the folder `part`.
 
-    Deletes what can't be used: the folder of a run with other inputs, and the content
-    of a file that was not finished.
+    Deletes the folder of a run with other inputs, and the content of a file that was
+    not finished.
     """
     if part.exists() and not _made_of(part, inputs):
         workspace.discard(part)
-    if (part / "unfinished").exists():  # empty, it takes no space in Drive's trash
+    if (part / "unfinished").exists():  # an empty file takes no space in Drive's trash
         os.truncate(part / "unfinished", 0)
     finished = [shard for shard in shards if (part / shard.name).exists()]
     if finished:

@@ -30,16 +30,16 @@ def merge(
 ) -> Path:
     """Write the model folder `out`: `base` with `adapter` merged, config, tokenizer.
 
-    `weights` are the base's "original" ones, or "dequantized": the base's weights after
-    NF4, on which QLoRA trained. Safetensors are read and written some rows at a time,
-    so memory does not grow with the model. The model is written to a hidden folder
-    next to `out` and moved there at the end. A stopped run resumes after its last
-    finished file; a model that is merged already stays.
+    The adapter is added to the base's "original" `weights`, or to the "dequantized"
+    ones: the base's weights after NF4, on which QLoRA trained. Safetensors are read and
+    written some rows at a time, so memory does not grow with the model. The model is
+    written to a hidden folder next to `out` and moved there at the end. A stopped run
+    resumes after its last finished file; a model that is already merged stays.
 
     Raises ValueError when the adapter does not fit the base or a merged weight is not
     finite, FileExistsError when `out` holds the base or anything other than a model
-    merged here, RuntimeError when another process merges there, and OSError when the
-    disk is too small.
+    that `merge` wrote, RuntimeError when another process merges into the same folder,
+    and OSError when the disk is too small.
     """
     if weights not in ("original", "dequantized"):
         raise ValueError(f"weights = {weights!r}; it can be: original, dequantized.")
@@ -87,7 +87,7 @@ def _write_model(
     except KeyboardInterrupt:
         print(f"stopped: the next run resumes from {part}; or delete that folder")
         raise
-    except Exception:  # for instance a full disk, which gets its space back
+    except Exception:  # for instance on a full disk: free its space again
         workspace.discard(part, ignore_errors=True)
         raise
 
@@ -101,7 +101,7 @@ def _merge_shards(
     size, done = total_size(shards), total_size(finished)
     options = {"total": size, "initial": done, "unit": "B", "unit_scale": True}
     threads = torch.get_num_threads()
-    # torch's waiting threads keep their cores busy, and the writing thread needs one.
+    # torch's idle threads keep their cores busy, and the writing thread needs a core.
     torch.set_num_threads(threads if changes.quantized_in else 1)
     try:
         with runtime.progress(None, "merging", **options) as bar:

@@ -20,9 +20,9 @@ def write_modelfile(file: Path | str) -> Path:
     """Write Ollama's Modelfile next to a GGUF file: `ollama create NAME -f Modelfile`.
 
     The course's chat template is written in Ollama's own language, Go's text/template.
-    For any other template Ollama converts the GGUF file's, and a printed line says so.
-    Answers are greedy, as the course measures them. Raises ValueError when the model
-    has no EOS token, or one that a Modelfile can't hold.
+    With any other template, Ollama converts the one in the GGUF file, and a printed
+    line says so. Decoding is greedy, as in the course's measurements. Raises ValueError
+    when the model has no EOS token, or one that a Modelfile can't hold.
     """
     import gguf
 
@@ -33,14 +33,14 @@ def write_modelfile(file: Path | str) -> Path:
         stops += [_token(fields, i) for i in fields[EOS_IDS].contents()]
     template = fields.get("tokenizer.chat_template")
     if template is None:
-        print("Modelfile: no chat template: Ollama gives the model the plain text")
+        print("Modelfile: no chat template; Ollama sends the model the text as it is")
     elif template.contents() == without_generation_marks(CHAT_TEMPLATE):
         text = OLLAMA_TEMPLATE.replace("BOS", _special_token(fields, "bos", file))
         text = text.replace("EOS", stops[0])
         lines.append(f'TEMPLATE """{text}"""')
         stops.insert(0, "[INST]")
     else:
-        print("Modelfile: not the course's chat template: Ollama converts the GGUF's")
+        print("Modelfile: another chat template; Ollama converts the GGUF file's own")
     lines += [f"PARAMETER stop {_quoted(stop)}" for stop in stops]
     lines.append("PARAMETER temperature 0")
     out = file.with_name("Modelfile")
@@ -59,7 +59,7 @@ def _special_token(fields: dict[str, ReaderField], name: str, file: Path) -> str
 
 
 def _token(fields: dict[str, ReaderField], number: int) -> str:
-    """Return the token with an id; raise ValueError if no Modelfile can hold it."""
+    """Return the token of an id; raise ValueError if a Modelfile can't hold it."""
     token = fields["tokenizer.ggml.tokens"].contents(number)
     if '"""' in token or not token.isprintable():
         raise ValueError(f"A Modelfile cannot hold the token {token!r}.")

@@ -20,8 +20,8 @@ QUANTIZED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 def trained_dtype(shards: list[Path], adapter: Path) -> torch.dtype:
     """Return the dtype in which the base was loaded when QLoRA quantized it.
 
-    The adapter's recipe.json records it. Without a record it is taken to be the dtype
-    of the files; a printed line says so.
+    The adapter's recipe.json records this dtype. Without a record, the function assumes
+    the dtype of the files and prints a line.
     """
     import torch
 
@@ -32,7 +32,7 @@ def trained_dtype(shards: list[Path], adapter: Path) -> torch.dtype:
     entries = all_entries(shards).items()
     dtypes = (entry_dtype(e) for name, e in entries if QUANTIZED.fullmatch(name))
     dtype = next(dtypes, torch.float16)
-    print(f"no recipe.json records the dtype of the QLoRA base: taken to be {dtype}")
+    print(f"no recipe.json records the dtype of the QLoRA base: {dtype} is assumed")
     return dtype
 
 
@@ -41,10 +41,10 @@ def dequantized(
 ) -> torch.Tensor:
     """Return the weight that QLoRA trained on: W in `dtype`, to NF4 and back.
 
-    The result equals bitsandbytes' for the whole weight bit for bit (blocks of 64,
-    double quantization), and is computed a part at a time. `weight` may be some rows
-    of W: `scales` then holds the quantization scales of their blocks. It is computed
-    on the GPU if there is one, because QLoRA quantized the weight there.
+    The function computes a part at a time, and the result equals bitsandbytes' result
+    for the whole weight bit for bit (blocks of 64, double quantization). `weight` may
+    be some rows of W: `scales` then holds the quantization scales of their blocks. The
+    computation runs on the GPU if there is one, because QLoRA quantized W there.
     """
     import bitsandbytes.functional as bnb
     import torch
@@ -77,7 +77,8 @@ def block_maxima(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def quantize_scales(absmax: torch.Tensor) -> torch.Tensor:
     """Return a whole weight's scales after quantization to 8 bits and back.
 
-    QLoRA stores them so (double quantization, Dettmers et al. 2023, section 3).
+    QLoRA stores the scales in 8 bits: double quantization (Dettmers et al. 2023,
+    section 3).
     """
     import bitsandbytes.functional as bnb
 

@@ -112,7 +112,7 @@ def convert_bin(folder: Path) -> None:
 def exclusive_lock(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process; raise RuntimeError when another holds the lock.
 
-    The lock ends with the process. On Windows it does nothing.
+    The lock ends with the process. On Windows this does nothing.
     """
     if sys.platform == "win32":
         yield
@@ -146,7 +146,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], int]:
         text = file.read(length) if 8 + length <= size else b""
     try:
         entries = dict(json.loads(text).items())
-    except (ValueError, AttributeError) as error:  # empty, cut short, or of Git LFS
+    except (ValueError, AttributeError) as error:  # empty, truncated, a Git LFS pointer
         raise ValueError(
             f"{path} is not a safetensors file ({size:,} bytes): download it again "
             "(after `git clone`, `git lfs pull`)."

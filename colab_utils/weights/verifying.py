@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-    # From the input x of a linear layer and W x to the output with the adapter.
+    # From x and W x of a linear layer to its output with the adapter.
     AddUpdate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-ROWS = 1024  # of the head and of its logits, computed at a time
-# Config fields in which two models may differ and compute the same.
+ROWS = 1024  # rows of the head whose logits are computed at a time
+# Config fields that may differ between two models that compute the same.
 IRRELEVANT = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 IRRELEVANT |= {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The distance of a merged model from base with adapter, over all positions.
+    """How far a merged model is from base with adapter, over all positions.
 
     `difference` is |merged - adapted| / |adapted| of the logits, `same_top_1` the share
     of positions with the same top-1 token, `layers` the relative difference of each
@@ -75,7 +75,7 @@ class _Model:
         return tensor
 
     def weight(self, name: str) -> torch.Tensor:
-        """Return the tensor that the adapter has in place of a stored one, or that."""
+        """Return the stored tensor, or the one with which the adapter replaces it."""
         return self.replaced[name] if name in self.replaced else self.stored(name)
 
     def embedded(self, ids: list[int]) -> torch.Tensor:
@@ -91,8 +91,8 @@ class _Model:
     ) -> AddUpdate | None:
         """Return the function that computes W x + scale B (A x) from x and W x.
 
-        `weight` holds the `rows` of W. PEFT computes so; `merge` adds B A to W instead.
-        None if the adapter does not update this weight.
+        `weight` holds the `rows` of W. PEFT computes in this order; `merge` adds B A to
+        W instead. Returns None if the adapter does not update this weight.
         """
         import torch
 
@@ -124,10 +124,10 @@ def verify(
 ) -> Comparison:
     """Run token ids through base with adapter and through the merged model.
 
-    Computes in float32 and holds one decoder layer at a time: 1 GiB for Llama 2 7B.
-    `weights` is the argument of that name given to `merge`. Raises ValueError for
-    another architecture than Llama, for a merged model whose config computes otherwise
-    than the base's, and for conversations without tokens.
+    This computes in float32 and holds one decoder layer at a time: 1 GiB for Llama 2
+    7B. Pass the same `weights` as to `merge`. Raises ValueError for another
+    architecture than Llama, for a merged model whose config differs from the base's in
+    a way that changes the logits, and for conversations without tokens.
     """
     import torch
     from transformers import AutoConfig
@@ -154,7 +154,7 @@ def verify(
 
 
 def _check_alike(base_config: LlamaConfig, merged_config: LlamaConfig) -> None:
-    """Raise ValueError unless base and merged model are Llamas that compute alike."""
+    """Raise ValueError unless both are Llamas whose configs compute the same."""
     base, merged = base_config.to_dict(), merged_config.to_dict()
     if base["model_type"] != "llama":
         raise ValueError(
@@ -164,7 +164,7 @@ def _check_alike(base_config: LlamaConfig, merged_config: LlamaConfig) -> None:
     for name in sorted((base.keys() | merged.keys()) - IRRELEVANT):
         if base.get(name) != merged.get(name):
             raise ValueError(
-                f"The merged model computes otherwise: its config says {name} = "
+                f"The merged model computes differently: its config says {name} = "
                 f"{merged.get(name)}, the base's {base.get(name)}. Merge again."
             )
 
@@ -172,7 +172,7 @@ def _check_alike(base_config: LlamaConfig, merged_config: LlamaConfig) -> None:
 def _run_layers(
     config: LlamaConfig, models: tuple[_Model, ...], states: list[list[torch.Tensor]]
 ) -> list[float]:
-    """Take both models' states through all layers; return the relative differences."""
+    """Run both models' states through all layers; return the relative differences."""
     import torch
     from transformers.models.llama import modeling_llama as llama
 

@@ -1,7 +1,8 @@
-"""The notebooks' widgets: a chat box and a memory planner, for ipywidgets 7 and 8.
+"""The notebooks' widgets, for ipywidgets 7 and 8: talk to a model, plan its memory.
 
 Read `conversation` (the turns, no widgets), `chat_layout` (the widgets), `chat` (their
-behavior) and `planner`. In a headless run the `show_` functions print text instead.
+behavior) and `planner` (sliders and a figure). In a headless run the `show_` functions
+print text instead.
 """
 
 from colab_utils.widgets.chat import ChatBox, show_chat

@@ -17,7 +17,7 @@ EMPTY = "(an empty answer)"
 BUSY = "Not sent yet: the model is still answering. Send again when it is done."
 STOPPED = "Stopped. The answer so far stays in the conversation."
 REDRAW_SECONDS = 0.1  # browsers and Colab's channel are too slow for every token
-ENTER_SECONDS = 0.3  # the text arrives within this time after Enter
+ENTER_SECONDS = 0.3  # a changed text arrives within this time after Enter
 
 
 class ChatBox:
@@ -41,9 +41,9 @@ class ChatBox:
         self.layout.clear.on_click(self._clear)
 
     def _on_message(self, _: object, content: dict[str, object], __: object) -> None:
-        """Handle the Enter key. It arrives first, then the text if it has changed.
+        """Handle the Enter key. The key arrives first, then the text if it has changed.
 
-        A new text without Enter means that the reader left the field, perhaps to move a
+        A new text without Enter means that the user left the field, perhaps to move a
         slider.
         """
         if content.get("event") == "submit":
@@ -99,7 +99,7 @@ class ChatBox:
             self._answering.release()
 
     def _must_stop(self) -> bool:
-        """Return whether the reader stopped the answer, or the kernel is ending."""
+        """Return whether the user stopped the answer, or the kernel is ending."""
         return self._stopped.is_set() or not threading.main_thread().is_alive()
 
     def _clear(self, _: object) -> None:
@@ -116,7 +116,7 @@ class ChatBox:
 
 
 class _TurnView:
-    """Shows the current turn: the message, the answer so far, and printed notes."""
+    """Shows the current turn: the message, the answer so far, and printed lines."""
 
     def __init__(self, layout: ChatLayout, text: str) -> None:
         self.layout, self.question = layout, bubble("user", text)
@@ -137,10 +137,10 @@ class _TurnView:
 
 
 class _ThreadOutput:
-    """A standard output that passes what this thread prints to a function.
+    """A standard output that passes the text printed by this thread to a function.
 
-    Output of a thread belongs to no cell, so a notebook may not show it. Other threads
-    print as before.
+    Output of a thread belongs to no cell, so a notebook may not show it. The output of
+    other threads does not change.
     """
 
     def __init__(self, receive: Callable[[str], object]) -> None:
@@ -158,7 +158,7 @@ class _ThreadOutput:
 
 
 def _explain(error: Exception) -> str:
-    """Return what went wrong, and what the reader can do next."""
+    """Return what went wrong, and what the user can do next."""
     message = f"{type(error).__name__}: {error}"
     memory = ("out of memory", "allocate memory")  # torch's words on a GPU, on a CPU
     if isinstance(error, MemoryError) or any(words in message for words in memory):
@@ -180,7 +180,7 @@ def show_chat(
     """Show a chat box, and return its conversation.
 
     `reply(messages, tuned, temperature, max_new_tokens)` yields an answer piece by
-    piece. The numbers are the start values of the controls. With `base` the reader can
+    piece. The numbers are the start values of the controls. With `base` the user can
     also choose the base model (tuned=False). A headless run sends the messages in
     `first` instead, and prints the conversation.
     """

@@ -39,12 +39,12 @@ class ChatLayout:
         """Build the log of past turns and of the current turn."""
         import ipywidgets as widgets
 
-        # In reversed order the browser keeps the box scrolled to its first child, the
+        # With column-reverse the browser keeps the box scrolled to its first child, the
         # newest turn. The last child is at the top.
         self.past, self.current = widgets.HTML(), widgets.HTML()
         self.past.layout.flex = self.current.layout.flex = "0 0 auto"
         self.past.layout.margin = "0"
-        self.current.layout.margin = "0 0 auto"  # short ones begin at the top
+        self.current.layout.margin = "0 0 auto"  # a short log begins at the top
         self.log = widgets.Box([self.current, self.past])
         self.log.layout = widgets.Layout(
             flex_flow="column-reverse",

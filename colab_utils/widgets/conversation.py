@@ -30,11 +30,11 @@ class Chat:
         """Send `text`, and return the whole answer.
 
         `show` is called with the answer so far after each piece. `settings` go to
-        `reply`. When `stopped()` becomes true, the answer so far is kept; without any
-        text the user turn is removed, and the result is "". An answer that the model
-        itself ends without text is kept.
+        `reply`. When `stopped()` becomes true, the answer so far is kept. If it has no
+        text yet, the user turn is removed and the result is "". An empty answer that
+        the model ended itself is kept.
         """
-        messages = self.messages  # `clear` starts a new list
+        messages = self.messages  # `clear` replaces the list, perhaps during the answer
         messages.append({"role": "user", "content": text})
         system = [{"role": "system", "content": self.system}] if self.system else []
         answer, cut = "", False

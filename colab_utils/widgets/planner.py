@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import LlamaConfig
 
-METHOD, RANK, LENGTH, ROWS = "qlora", 16, 512, 16  # the first position of the sliders
+METHOD, RANK, LENGTH, ROWS = "qlora", 16, 512, 16  # the start values of the sliders
 
 
 def show_planner(config: LlamaConfig, budget: float) -> VBox | Figure:
     """Show sliders for a training setup, and a figure of its peak memory.
 
-    They are method, rank, tokens in the longest row, and rows in an optimizer step.
-    `budget` is the GPU memory in bytes. Returns the box of widgets. A headless run
-    prints the plan of the first position and returns its figure.
+    The sliders set the method, the rank, the tokens in the longest row, and the rows in
+    an optimizer step. `budget` is the GPU memory in bytes. Returns the box of widgets.
+    A headless run prints the plan for the start values and returns its figure.
     """
     if runtime.headless():
         figure, line = draw_plan(config, budget, METHOD, RANK, LENGTH, ROWS)

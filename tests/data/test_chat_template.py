@@ -11,13 +11,13 @@ QUIET = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
-# Any text without surrogates, the vocabulary's sign for a space, and the
+# Any text without surrogates, the vocabulary's symbol for a space, and the
 # angle brackets of special tokens.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁<>"))
 
 
 def turns(*texts: str, system: str | None = None) -> list[dict[str, str]]:
-    """A conversation from the texts of user and assistant in turn."""
+    """Return a conversation from the texts of user and assistant in turn."""
     roles = ("user", "assistant")
     conversation = [
         {"role": roles[i % 2], "content": text} for i, text in enumerate(texts)

@@ -146,7 +146,7 @@ def test_to_row_any_label_is_text_or_none(group, category):
         )
 
 
-def test_prompt_of_answer_of_short_answers():
+def test_prompt_of_and_answer_of_and_short_answers():
     row = {"messages": [SYSTEM, *DIALOG, {**USER, "content": "Why?"}, ASSISTANT]}
     assert data.prompt_of(row) == "Who?\nMe.\nWhy?"
     assert data.answer_of(row) == "Me."

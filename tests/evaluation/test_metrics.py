@@ -84,7 +84,7 @@ def test_agreement_with_itself_and_another_model(model, tokenizer, demo_rows, tr
 def test_agreement_refuses_different_rows():
     one = evaluation.Score(1.0, torch.tensor([1, 2, 3]))
     other = evaluation.Score(1.0, torch.tensor([1]))
-    with pytest.raises(ValueError, match="of 3 tokens, the other of 1"):
+    with pytest.raises(ValueError, match="has 3 tokens, the other 1"):
         one.agreement(other)
 
 

@@ -176,7 +176,7 @@ def adalora():
 
 
 UNSUPPORTED = {
-    "norms that are adapted": (norms_adapted, "its norms are adapted"),
+    "norms that are adapted": (norms_adapted, "the norms have an adapter"),
     "AdaLoRA": (adalora, "another kind of adapter"),
     "DoRA": (lambda: with_lora(small_llama(), use_dora=True), "kind of LoRA"),
     "biases": (lambda: small_llama(attention_bias=True), "q_proj has a bias"),
@@ -189,7 +189,7 @@ UNSUPPORTED = {
                 "rope_theta": 10000.0,
             }
         ),
-        "positions are dynamic",
+        "RoPE type is dynamic",
     ),
 }
 

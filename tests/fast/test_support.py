@@ -1,4 +1,4 @@
-"""The answers of `support` that no test of `patch` or `decoder` asks for."""
+"""The results of `support` that the tests of `patch` and `decoder` don't check."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_answers_of_an_unsupported_model(gelu, tokenizer, capsys):
     prompts = [p for p in PROMPTS if isinstance(p, str)]
     expected = [reference_answer(gelu, tokenizer, p, "", 12) for p in prompts]
     assert generation.answers(gelu, tokenizer, prompts, 12) == expected
-    assert "reference decoding: its activation is gelu" in capsys.readouterr().out
+    assert "reference decoding: the activation is gelu" in capsys.readouterr().out
     assert streamed(gelu, tokenizer, prompts[1], 12) == expected[1]
 
 

@@ -23,7 +23,7 @@ MINE = ("HF_", "HUGGING", "huggingface", "COLAB", "KAGGLE", "CI", "HEADLESS")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The answers of the Hub for public, gated, missing and troubled repositories."""
+    """Answers as the Hub does for public, gated, missing and failing repositories."""
 
     def answer(self, status: int, code: str = "", message: str = "", body: bytes = b""):
         self.send_response(status)
@@ -41,7 +41,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         parts = self.path.removeprefix("/api/models/").strip("/").split("/")
         repo = "/".join(parts[:2])
-        if repo == "echo/token":  # a server that repeats what it was given
+        if repo == "echo/token":  # a server that repeats the token in its message
             self.answer(403, message=f"forbidden for {token}")
         elif repo == "bad/gateway":
             self.answer(502)

@@ -14,7 +14,7 @@ from pathlib import Path
 import colab_utils
 from colab_utils import demo
 
-# A library that is not there everywhere, and the reason to go on without it.
+# A library that some systems lack, and the reason to continue without it.
 OPTIONAL = {"triton": "Triton has no build for this system"}
 
 

@@ -1,4 +1,4 @@
-"""A Hub on this machine."""
+"""A fixture with a stand-in for the Hub on this machine."""
 
 from __future__ import annotations
 

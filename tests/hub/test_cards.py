@@ -57,15 +57,15 @@ def test_write_card_is_read_by_the_hub(tmp_path):
     assert DatasetCard(text).data.tags == ["a: b", "#c"]
 
 
-# --- pushing, to a hub on this machine ------------------------------------------------
+# --- pushing to a stand-in for the Hub on this machine --------------------------------
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as creates a repository and takes a commit.
+    """Answers the Hub's requests for creating a repository and for a commit.
 
-    Weights go beside it, by their hash (git LFS). `server.large` are those that are
-    there; at one of the size `server.cut` something happens: it is refused, or only
-    half of it is read, `server.half` is set and nothing is answered.
+    Weights are uploaded separately, by their hash (Git LFS); `server.large` holds the
+    uploaded ones. An upload of `server.cut` bytes fails: the server denies it if
+    `server.refused`. Otherwise it reads half, sets `server.half` and does not answer.
     """
 
     def do_POST(self):
@@ -126,7 +126,7 @@ def mode(file: dict) -> str:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """What a hub remembers."""
+    """The state of the stand-in: requests, uploaded weights, and a planned failure."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Hub)
@@ -135,7 +135,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.private = True
 
     def action(self, file: dict) -> dict:
-        """How to send a file; nothing is said of one that is there."""
+        """Return how to upload a file; a file that the server has needs no upload."""
         if file["oid"] in self.large:
             return file
         url = f"http://127.0.0.1:{self.server_port}/large/{file['oid']}"
@@ -154,7 +154,7 @@ def hub():
 
 
 def pushing(folder: Path, name: str, hub, *files: str, **env: str) -> subprocess.Popen:
-    """A fresh interpreter that pushes `folder`/mine, or some files of it."""
+    """Start a new interpreter that pushes `folder`/mine, or some files of it."""
     (folder / "mine" / "checkpoints").mkdir(parents=True, exist_ok=True)
     local = ["rejected.jsonl", "checkpoints/a.bin", "inputs.json", "a.gguf"]
     local += ["Modelfile", ".a-Q8_0.gguf.part", "recipe.json.part", ".env"]
@@ -177,7 +177,7 @@ def pushing(folder: Path, name: str, hub, *files: str, **env: str) -> subprocess
 
 
 def push(folder: Path, name: str, hub, *files: str, **env: str) -> list[str]:
-    """What the push prints; never the token."""
+    """Return the lines that a push prints; assert that none contains a token."""
     process = pushing(folder, name, hub, *files, **env)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
@@ -247,7 +247,7 @@ def test_write_trained_names_the_demo(tmp_path):
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "qlora on the course's demo model, trained on 2 rows from" in text
     assert "from the course's demo questions (Apache-2.0) and measured" in text
-    assert "`demo`" not in text and "pipeline(" not in text  # an adapter is no model
+    assert "`demo`" not in text and "pipeline(" not in text  # an adapter is not a model
 
 
 def test_write_trained_example_code_runs(tmp_path, monkeypatch, capsys):
@@ -359,10 +359,10 @@ def test_push_refuses_a_public_repository(tmp_path, hub):
     assert [path for path, _ in hub.taken] == ["/api/repos/create"]
 
 
-# --- a push that is cut ---------------------------------------------------------------
+# --- an interrupted push --------------------------------------------------------------
 
-# Files of weights go by hash, which the server here understands. (Where hf_xet is
-# installed, the Hub takes chunks instead, and knows those that it has, too.)
+# Without Xet, weights are uploaded by their hash, as this server expects. With hf_xet
+# the Hub takes chunks instead, and also skips those that it has.
 LARGE = {"HF_TOKEN": RIGHT, "HF_HUB_DISABLE_XET": "1"}
 
 
@@ -379,7 +379,7 @@ def large(tmp_path) -> dict[str, bytes]:
 
 
 def committed(hub) -> set[tuple[str, str]]:
-    """Path and hash of each weight file in the only commit."""
+    """Return path and hash of each weight file in the only commit."""
     (commit,) = (lines for path, lines in hub.taken if "/commit/" in path)
     files = (line["value"] for line in commit if line["key"] == "lfsFile")
     return {(file["path"], file["oid"]) for file in files}
@@ -390,7 +390,7 @@ def test_push_resumes_after_a_kill(tmp_path, hub, large):
     hub.cut = len(large[last])
     process = pushing(tmp_path, "me/mine", hub, **LARGE)
     assert hub.half.wait(60)
-    while len(hub.large) < 2:  # they are sent side by side
+    while len(hub.large) < 2:  # the files are sent in parallel
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
@@ -403,7 +403,7 @@ def test_push_resumes_after_a_kill(tmp_path, hub, large):
     assert sorted(hub.sent) == sorted(large), "a file was sent twice"
     paths = {(f"model-{n}.safetensors", oid) for n, oid in enumerate(large, 1)}
     assert committed(hub) == paths
-    # Once more: everything is there.
+    # A third push sends no weights, because all are on the server.
     hub.taken.clear()
     push(tmp_path, "me/mine", hub, **LARGE)
     assert len(hub.sent) == 3 and committed(hub) == paths
@@ -414,7 +414,7 @@ def test_push_resumes_after_a_refusal(tmp_path, hub, large):
     hub.cut, hub.refused = len(large[last]), True
     line = push(tmp_path, "me/mine", hub, **LARGE)[-1]
     assert line.startswith(
-        "PermissionError: mine is saved, but not pushed to me/mine: This token may not"
+        "PermissionError: mine is saved, but not pushed to me/mine: The Hub denied"
     )
     hub.cut = None
     assert push(tmp_path, "me/mine", hub, **LARGE)[-1].startswith("pushed: http")

@@ -16,7 +16,7 @@ ASK = Path(__file__).resolve().parents[1] / "helpers" / "ask_hub.py"
 
 
 def ask(folder: Path, cases: list[tuple], **env: str):
-    """Outcomes of the cases, printed lines, and standard error."""
+    """Return the outcomes of the cases, the printed lines, and standard error."""
     result = run_without_token([str(ASK), json.dumps(cases)], folder, **env)
     assert result.returncode == 0, result.stderr
     *printed, last = result.stdout.splitlines()
@@ -51,7 +51,7 @@ CASES = {
         ["no/such does not exist", "not open to this token's owner"],
     ),
     ("check", "mine/readonly", PLAIN): ("PermissionError", ["`write`", SETTINGS]),
-    ("check", "echo/token", PLAIN): ("PermissionError", ["may not do that"]),
+    ("check", "echo/token", PLAIN): ("PermissionError", ["denied access"]),
     ("check", "bad/gateway", None): ("ConnectionError", ["502", "Try again"]),
     ("check", "too/many", None): ("ConnectionError", ["429", "too many"]),
     ("check", "some/public", PLAIN + "\r\nX: y"): (
@@ -98,11 +98,11 @@ def test_hub_errors_explains_each_answer(answers, case):
 
 def test_hub_errors_never_shows_the_token(answers):
     results, printed, stderr = answers
-    # The traceback shows the original error as well, so this looks at that too.
+    # Standard error has the traceback, which also shows the original error.
     everything = json.dumps([list(results.values()), printed, stderr])
     for token in TOKENS:
         assert token not in everything
-    # It is there to be shown: only the echo's original error is withheld.
+    # The original error is shown unless it contains the token, as that of the echo.
     shown = [case[1] for case in CASES if "direct cause" in results[case][2]]
     assert "some/gated" in shown and "echo/token" not in shown
 
@@ -115,7 +115,7 @@ def test_can_read(endpoint, tmp_path):
         ("some/gated", None): (False, "no token was given"),
         ("some/public", WRONG): (False, "wrong, expired or revoked"),
         ("no/such", None): (False, "does not exist"),
-        ("echo/token", PLAIN): (False, "may not do that"),
+        ("echo/token", PLAIN): (False, "denied access"),
         ("bad/gateway", None): (False, "502"),
         ("not a name", None): (False, "owner/name"),
         ("some/public", PLAIN + "\nx"): (False, "copy it whole"),

@@ -54,11 +54,11 @@ def digest(token: str | None) -> str:
 
 
 def find(folder: Path, expected: str | None, *path: Path, **env: str) -> list[str]:
-    """What `token()` printed; that it found `expected`, and showed no token."""
+    """Return the lines that `token()` printed; assert that they show no token."""
     result = run_without_token([str(FIND)], folder, *path, **env)
     *lines, found, shown = result.stdout.splitlines()
     lines, again = lines[: lines.index("again")], lines[lines.index("again") + 1 :]
-    # Nothing is told a second time, and no answer is waited for again.
+    # A second call prints nothing, and does not ask secrets that did not answer.
     assert all(line.startswith("asked for ") for line in again)
     assert not (again and tokens.NO_ANSWER in lines)
     assert found == digest(expected), result.stdout + result.stderr
@@ -163,8 +163,8 @@ def test_token_survives_any_dotenv(text):
 
 # --- Colab's secrets -----------------------------------------------------------------
 
-# What google.colab offers here, with its exception classes: NotebookAccessError is no
-# errors.Error, and get() tells a missing secret from a closed one by the type.
+# A stand-in for google.colab with its exception classes. NotebookAccessError is not an
+# errors.Error. get() raises one type for a missing secret, another for a closed one.
 USERDATA = """
 import json, os
 from google.colab import errors
@@ -242,7 +242,7 @@ def test_token_colab_closed_secret(colab):
 def test_token_colab_waits_for_a_timeout_once(colab):
     asked, told, line = colab(None, {"huggingface": "TimeoutException"})
     assert asked == "asked for huggingface"
-    assert "Colab page only" in told and "none" in line
+    assert "only in Colab's web page" in told and "none" in line
 
 
 def test_token_colab_unknown_error(colab):

@@ -45,7 +45,7 @@ def test_check_names_what_is_unknown(seven_b):
         memory.estimate(seven_b(), "lora", -8, 1)
     with pytest.raises(ValueError, match=r"tokens = 0, but it must be at least 1"):
         memory.plan(seven_b(), "lora", 8, longest=0, update=0, budget=14e9)
-    with pytest.raises(ValueError, match=r"Llama's layers, and this one is a gpt2"):
+    with pytest.raises(ValueError, match=r"Llama's layers, but this one is a gpt2"):
         memory.estimate(AutoConfig.for_model("gpt2"), "lora", 8, 1)
     with pytest.raises(ValueError, match=r"'sgd' is unknown; .* adamw_8bit"):
         memory.estimate(seven_b(), "lora", 16, 1, optimizer="sgd")

@@ -43,7 +43,7 @@ def test_plan_fits_and_is_the_fastest_that_does(seven_b):
                     assert cost.total > budget * memory.GIB
 
 
-def test_plan_of_2048_tokens_on_a_t4_recomputes_nothing(seven_b):
+def test_plan_of_2048_tokens_on_a_t4_checkpoints_no_layer(seven_b):
     found = memory.plan(seven_b(), "qlora", 16, longest=512, update=2048, budget=T4)
     assert (found.tokens, found.accumulation) == (2048, 1)
     assert (found.recompute, found.offload, found.fast) == (0, False, True)
@@ -60,7 +60,7 @@ def test_plan_offloads_on_a_small_gpu(seven_b):
 
 
 def test_plan_offloads_only_where_nothing_else_fits(seven_b):
-    """Offloading recomputes all layers and copies: all other plans are faster."""
+    """Offloading checkpoints all layers and copies inputs: other plans are faster."""
     for budget in (5.3, 6.0, 8.0, 10.0, 14.2):
         size = {"longest": 512, "update": 8192, "budget": budget * memory.GIB}
         assert not memory.plan(seven_b(), "qlora", 16, **size).offload

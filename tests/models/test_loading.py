@@ -135,7 +135,7 @@ def test_load_adapter_equals_the_trained_model(trained, tokenizer, method):
     with torch.inference_mode():
         expected = trainer.model.eval()(prompt).logits
         found = loaded(prompt).logits
-    # The base is read from the same 16-bit file; full fine-tuning saves all weights.
+    # The base is read from the same float16 file; full fine-tuning saves all weights.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not loaded.training
     assert its_tokenizer.chat_template == CHAT_TEMPLATE

@@ -113,8 +113,11 @@ VIOLATIONS = {
         change(8, "def f():\n    from os import sep\n\n    return sep"),
         ":8: `from os import sep` is not in",
     ),
-    "if False": (change(8, "if False:\n    print(1)"), ":8: `if False:` decides"),
-    "if 0": (change(8, "if 0:\n    print(1)"), ":8: `if 0:` decides"),
+    "if False": (
+        change(8, "if False:\n    print(1)"),
+        ":8: `if False:` has a constant",
+    ),
+    "if 0": (change(8, "if 0:\n    print(1)"), ":8: `if 0:` has a constant"),
     "undefined": (change(8, "print(nobody)"), ":8: Undefined name `nobody`"),
     "unused import": (change(4, "import json\nimport math"), ":4: `json` imported"),
     "does not parse": (change(8, "print("), ":8: "),

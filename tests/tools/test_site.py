@@ -44,7 +44,7 @@ def found(site: Path) -> list[str]:
 
 
 def plant(site: Path, html: str) -> list[str]:
-    """The problems after this HTML was added to the home page."""
+    """Add this HTML to the home page, and return the problems."""
     with (site / "index.html").open("a") as file:
         file.write(html)
     return found(site)
@@ -168,8 +168,8 @@ def test_notebook_page_links(executed: Path, tmp_path: Path) -> None:
     assert "[on](https://colab.research.google.com/github/someone/" in other
 
 
-def test_notebook_page_pictures(executed: Path, tmp_path: Path) -> None:
-    """An attached picture becomes a file; one of the repository is on the site."""
+def test_notebook_page_images(executed: Path, tmp_path: Path) -> None:
+    """An attached image becomes a file; an image of the repository is on the site."""
     nb = json.loads(executed.read_text())
     raw = f"https://raw.githubusercontent.com/{ADDRESS}/main/docs/images/p.svg"
     nb["cells"][0] |= {

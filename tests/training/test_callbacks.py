@@ -78,7 +78,7 @@ def break_a_weight(trainer) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("minutes", [0, 10])
 def test_save_every_never_saves_nan(make_trainer, headless, tmp_path, minutes):
-    """Also in a short run of which no step is logged."""
+    """This also holds for a short run that logs no step."""
     short = {"max_steps": 3, "logging_steps": 5, "output_dir": str(tmp_path)}
     trainer = make_trainer("qlora", **short)
     training.float32_adapters(trainer)
@@ -100,7 +100,7 @@ def test_save_every_never_saves_nan(make_trainer, headless, tmp_path, minutes):
         {"train_loss": float("nan")},
     ],
 )
-def test_check_loss_passes_once(logs):
+def test_check_loss_accepts_one_bad_loss(logs):
     state, model = SimpleNamespace(global_step=1), torch.nn.Linear(2, 2)
     callbacks.CheckLoss().on_log(None, state, None, logs=logs, model=model)
 

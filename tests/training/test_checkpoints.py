@@ -13,7 +13,7 @@ RUN = {"data": "abc", "rank": 8, "rate": 1e-3}
 
 
 def checkpoint(parent: Path, step: int) -> Path:
-    """A checkpoint as the trainer writes it: weights, optimizer, state."""
+    """Write a checkpoint as the trainer does: weights, optimizer, state."""
     from safetensors.torch import save_file
 
     folder = parent / f"checkpoint-{step}"

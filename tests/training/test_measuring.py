@@ -10,7 +10,7 @@ RANK = 8  # of the trainers that conftest makes
 
 
 def batch_of(rows: int, tokens: int, padded: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of random tokens; the first ends with `padded` tokens of padding."""
+    """Return rows of random tokens; the first ends with `padded` tokens of padding."""
     ids = torch.randint(3, 1024, (rows, tokens))
     mask = torch.ones_like(ids)
     mask[0, tokens - padded :] = 0
@@ -19,14 +19,17 @@ def batch_of(rows: int, tokens: int, padded: int = 0) -> dict[str, torch.Tensor]
 
 
 def assert_close(found: memory.Memory, measured: memory.Memory) -> None:
-    """Within 5 % in total and 10 % in each part; autograd's tensors are one part."""
+    """Assert that the totals agree to 5 % and the parts to 10 %.
+
+    All tensors that autograd saves are one part.
+    """
     assert found.total == pytest.approx(measured.total, rel=0.05)
     kept = ("checkpoints", "activations", "logits")
     saved = sum(getattr(found, name) for name in kept)
     assert saved == pytest.approx(measured.activations, rel=0.1)
     for name in ("weights", "scales", "adapters", "gradients", "optimizer"):
         value = getattr(measured, name)
-        # the tables of codes count next to the scales of so small a model
+        # In so small a model the code tables are large compared with the scales.
         rel = 0.1 if name != "scales" else 0.6
         assert getattr(found, name) == pytest.approx(value, rel=rel), name
 

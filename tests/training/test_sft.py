@@ -11,7 +11,7 @@ TIMES = {"train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
 
 def log(trainer) -> list[dict]:
-    """What a trainer has logged, without what depends on the clock."""
+    """Return a trainer's log without the entries that depend on the clock."""
     return [
         {name: value for name, value in entry.items() if name not in TIMES}
         for entry in trainer.state.log_history

@@ -90,7 +90,7 @@ class LlamaCpp:
         return self.post("/tokenize", content=text, **options)["tokens"]
 
     def complete(self, prompt: list[int], count: int, **options) -> dict[str, Any]:
-        """A greedy answer; `tokens` are its ids."""
+        """Return a greedy answer; `tokens` are its ids."""
         options |= {"temperature": 0, "cache_prompt": False, "return_tokens": True}
         return self.post("/completion", prompt=prompt, n_predict=count, **options)
 

@@ -73,14 +73,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
         ),
         (
             {"intermediate_size": 256},
-            "down_proj.weight is .192, 512., but .192, 256. by config.json",
+            "down_proj.weight has the shape .192, 512., .* asks for .192, 256",
         ),
         ({"num_hidden_layers": 3}, "lacks 9 weights .the first is model.layers.2"),
         (
             {"num_hidden_layers": 1},
             "holds model.layers.1.*, which is not a weight of",
         ),
-        ({"vocab_size": 1000}, "embed_tokens.weight is|lm_head.weight is"),
+        ({"vocab_size": 1000}, "embed_tokens.weight has|lm_head.weight has"),
     ],
     ids=str,
 )

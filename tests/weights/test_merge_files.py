@@ -1,4 +1,4 @@
-"""The files of a merged model besides its weights, and where they are written."""
+"""The files of a merged model in addition to its weights, and their folder."""
 
 from __future__ import annotations
 

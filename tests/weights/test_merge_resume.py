@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Interrupted:
-    """`merged_weight`, interrupted after a number of calls as by a reader."""
+    """`merged_weight`, interrupted after a number of calls as if by the user."""
 
     def __init__(self, calls: int) -> None:
         self.calls_left = calls

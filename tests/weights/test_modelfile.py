@@ -43,13 +43,13 @@ def test_write_modelfile_other_template(llama_3, tmp_path, capsys):
     assert text == (
         'FROM ./model-Q8_0.gguf\nPARAMETER stop "<|eot_id|>"\nPARAMETER temperature 0\n'
     )
-    assert "no chat template: Ollama gives" in capsys.readouterr().out
+    assert "no chat template; Ollama sends" in capsys.readouterr().out
     llama_3 = copy.deepcopy(llama_3)
     llama_3.chat_template = "{{ messages[0].content }}"
     folder = make_model(tmp_path / "other", llama_3, vocab_size=len(llama_3))
     text = weights.write_modelfile(weights.write_gguf(folder)).read_text()
     assert "TEMPLATE" not in text
-    assert "Ollama converts the GGUF's" in capsys.readouterr().out
+    assert "Ollama converts the GGUF file's own" in capsys.readouterr().out
 
 
 def test_write_modelfile_several_eos_tokens(llama, tmp_path):

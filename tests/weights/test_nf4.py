@@ -33,12 +33,12 @@ def test_dequantized_in_parts(monkeypatch, dtype, shape):
 
 def test_trained_dtype_without_recipe(base, adapter, tmp_path, capsys):
     out = weights.merge(base, adapter, tmp_path / "out", weights="dequantized")
-    assert "taken to be torch.float16" in capsys.readouterr().out
+    assert "torch.float16 is assumed" in capsys.readouterr().out
     other = tmp_path / "adapter"
     shutil.copytree(adapter, other)
     recipe.write(other, dtype="float16")
     recorded = weights.merge(base, other, tmp_path / "recorded", weights="dequantized")
-    assert "taken to be" not in capsys.readouterr().out
+    assert "is assumed" not in capsys.readouterr().out
     found, expected = tensors_of(out), tensors_of(recorded)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -155,7 +155,9 @@ def test_verify_other_config(tmp_path, name, value):
     out = weights.merge(base, adapter, tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {name: value}))
-    with pytest.raises(ValueError, match=f"computes otherwise: its config says {name}"):
+    with pytest.raises(
+        ValueError, match=f"computes differently: its config says {name}"
+    ):
         weights.verify(base, adapter, out, CONVERSATIONS)
     harmless = {
         "dtype": "bfloat16",

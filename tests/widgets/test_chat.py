@@ -105,7 +105,7 @@ def texts(shown: Box) -> list[str]:
     return [message["content"] for message in shown.chat.messages]
 
 
-def test_chat_box_shows_an_empty_answer(box):
+def test_log_shows_an_empty_answer(box):
     seen = []
 
     def reply(messages, **settings):
