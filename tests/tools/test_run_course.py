@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from tools import course_report, run_course
+from tools import course_report, execute, run_course
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -347,7 +347,7 @@ def test_secrets_are_removed_from_notebooks_and_html(tmp_path: Path) -> None:
 
 def test_remove_secrets_ignores_short_values(monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "demo")
-    assert run_course.remove_secrets("the demo world") == "the demo world"
+    assert execute.remove_secrets("the demo world") == "the demo world"
 
 
 def test_link_latest_without_symlinks_prints_newest_run(tmp_path: Path, capsys) -> None:

@@ -1,0 +1,121 @@
+"""Execute a notebook headless, and keep it as HTML without secrets."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from colab_utils import hub
+from colab_utils.runtime import GIB
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingface")
+
+
+@contextlib.contextmanager
+def use_this_interpreter() -> Iterator[None]:
+    """Let the kernel `python3` be this Python, whatever kernels are installed."""
+    from ipykernel.kernelspec import write_kernel_spec
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_kernel_spec(os.path.join(folder, "kernels", "python3"))
+        before = os.environ.get("JUPYTER_PATH", "")
+        os.environ["JUPYTER_PATH"] = f"{folder}{os.pathsep}{before}".strip(os.pathsep)
+        yield
+
+
+class PeakMemory(threading.Thread):
+    """Sample the resident memory of all child processes; `gib` is their peak sum."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.gib, self.stop = 0.0, threading.Event()
+
+    def run(self) -> None:
+        """Sample ten times a second until `stop` is set."""
+        import psutil
+
+        while not self.stop.wait(0.1):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # it has ended
+                    total += process.memory_info().rss
+            self.gib = max(self.gib, total / GIB)
+
+
+def run_notebook(path: Path, executed: Path, parameters: dict[str, Any]) -> dict:
+    """Execute one notebook; returns its seconds, peak memory and failure."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    memory, start, failure = PeakMemory(), time.perf_counter(), None
+    memory.start()
+    try:
+        papermill.execute_notebook(
+            path,
+            executed,
+            parameters,
+            kernel_name="python3",
+            progress_bar=sys.stderr.isatty(),
+            cwd=ROOT,
+        )
+    except papermill.PapermillExecutionError as error:
+        lines = [line for line in str(error).splitlines() if line.startswith("---->")]
+        what = f"{error.ename}: {error.evalue}".splitlines()[:12]
+        failure = "\n".join([failing_cell(path, executed), *lines[:1], *what])
+    except DeadKernelError:
+        failure = (
+            "The kernel died without an error, most often because the memory ran out: "
+            f"the peak was {memory.gib:.1f} GiB. Try a smaller model or shorter rows."
+        )
+    finally:
+        memory.stop.set()
+        memory.join()
+        seconds = round(time.perf_counter() - start, 1)
+        write_html(executed)
+    result = {"seconds": seconds, "peak_rss_gib": round(memory.gib, 2)}
+    return {**result, "failure": failure}
+
+
+def failing_cell(path: Path, executed: Path) -> str:
+    """Name the cell that raised, by its number in the original notebook."""
+    ids = [cell.get("id") for cell in json.loads(path.read_bytes())["cells"]]
+    for cell in json.loads(executed.read_bytes())["cells"]:
+        if any(out["output_type"] == "error" for out in cell.get("outputs", [])):
+            known = cell.get("id") in ids
+            number = ids.index(cell["id"]) + 1 if known else "of given parameters"
+            return f"Cell {number} of {path.name} raised:"
+    return f"{path.name} raised:"
+
+
+def write_html(executed: Path) -> None:
+    """Write the executed notebook as HTML, and remove secrets from both files."""
+    import nbconvert
+
+    if not executed.exists():
+        return
+    text = executed.read_text(encoding="utf-8")
+    if (clean := remove_secrets(text)) != text:
+        executed.write_text(clean, encoding="utf-8")
+        print(f"{executed.name} contained a token; it is replaced by ***.")
+    page, _ = nbconvert.HTMLExporter().from_filename(str(executed))
+    page = remove_secrets(page)  # HTML may escape a token differently
+    executed.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+def remove_secrets(text: str) -> str:
+    """Replace this environment's tokens, and anything like a Hub token, by ***."""
+    for secret in (os.environ.get(name, "").strip() for name in SECRETS):
+        if len(secret) >= 8:
+            for written in (secret, json.dumps(secret)[1:-1], html.escape(secret)):
+                text = text.replace(written, "***")
+    return hub.scrub(text, None)
