@@ -2,8 +2,9 @@
 
     python -m tools.site_build --run runs/latest --out site
 
-Copies the texts to .site/, writes a page for each notebook and each wing there, and
-calls MkDocs. The copy keeps the repository's folders, so most links stay as they are.
+Copies the texts to .site/, writes a page there for each notebook and each subpackage,
+and calls MkDocs. The copy keeps the repository's folders, so most links stay as they
+are.
 """
 
 from __future__ import annotations

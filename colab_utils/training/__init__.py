@@ -3,7 +3,7 @@
 Read in this order: `trainer` (precision, fast path, progress), `checkpoints` (resume,
 save), `measuring` (memory of a step, tensor by tensor). `sft` (TRL's trainer with the
 fast path) and `callbacks` subclass library classes. They load torch and transformers,
-so this wing does not re-export them: import these two by their names.
+so this subpackage does not re-export them: import these two by their names.
 """
 
 from colab_utils.training.checkpoints import remove_checkpoints, resume_point, save

@@ -1,4 +1,4 @@
-"""Rows that several tests of the data wing use."""
+"""Rows that several tests of the data subpackage use."""
 
 from __future__ import annotations
 

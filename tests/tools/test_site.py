@@ -205,27 +205,27 @@ def test_text_cell_heading_in_a_fence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package with a module and a wing, which would fail if it was imported."""
-    wing = tmp_path / "pack" / "weights"
-    wing.mkdir(parents=True)
-    (wing.parent / "__init__.py").write_text('"""A package."""')
-    (wing.parent / "runtime.py").write_text('"""The machine."""\ndef detect(): ...\n')
-    (wing / "__init__.py").write_text(
+    """A package with a module and a subpackage, which would fail if it was imported."""
+    folder = tmp_path / "pack" / "weights"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text('"""A package."""')
+    (folder.parent / "runtime.py").write_text('"""The machine."""\ndef detect(): ...\n')
+    (folder / "__init__.py").write_text(
         '"""Weights on disk.\n\nRead shards.py, then merging.py."""\n'
         "from .merging import SCALE, merge\n"
         "from pack.weights.shards import find as search\n"
         '__all__ = ["merge", "search"]\nraise RuntimeError\n'
     )
-    (wing / "arch").mkdir()
-    (wing / "arch" / "__init__.py").write_text("")
-    (wing / "arch" / "llama.py").write_text("def names(): ...\n")
-    (wing / "merging.py").write_text("def merge(): ...\ndef _hidden(): ...\n")
-    (wing / "shards.py").write_text("def find(): ...\nclass Shard: ...\n")
-    return wing.parent
+    (folder / "arch").mkdir()
+    (folder / "arch" / "__init__.py").write_text("")
+    (folder / "arch" / "llama.py").write_text("def names(): ...\n")
+    (folder / "merging.py").write_text("def merge(): ...\ndef _hidden(): ...\n")
+    (folder / "shards.py").write_text("def find(): ...\nclass Shard: ...\n")
+    return folder.parent
 
 
 def test_reference_pages(package: Path) -> None:
-    """One page a wing: what notebooks call, then the files in their reading order."""
+    """A page names what notebooks call, then the files in their reading order."""
     pages = site_reference.reference_pages(package)
     assert list(pages) == ["index.md", "runtime.md", "weights.md"]
     assert "| [`pack.weights`](weights.md) | Weights on disk. |" in pages["index.md"]
