@@ -39,7 +39,7 @@ run: $(READY) ## Run the course: DATASET=my.csv MODEL=name PARAMETERS="NAME=valu
 test: check ## Check, then run all tests and every notebook from top to bottom
 	$(PYTEST) tests
 
-test-fast: check ## Check, then run the tests that take at most 3 seconds each
+test-fast: check ## Check, then run the tests that are not marked slow
 	$(PYTEST) -m "not slow and not gpu" tests
 
 test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp and transformers

@@ -152,13 +152,17 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(make_trainer, tokenizer, tmp_path_factory) -> Trained:
     """Trained models that tests share: a test must not change them."""
+    import torch
+
     from colab_utils import recipe, training
 
     def train(method: str) -> tuple[FastSFTTrainer, Path]:
         folder = tmp_path_factory.mktemp("adapters") / method
-        trainer = make_trainer(method)
-        training.float32_adapters(trainer)
-        trainer.train()
+        # A test may ask for it inside of inference_mode, where nothing can be trained.
+        with torch.inference_mode(False), torch.enable_grad():
+            trainer = make_trainer(method)
+            training.float32_adapters(trainer)
+            trainer.train()
         training.save(trainer, tokenizer, folder)
         recipe.write(folder, method=method, base_model="demo")
         return trainer, folder

@@ -164,6 +164,7 @@ def test_progress_yields_every_item(capsys):
     assert capsys.readouterr().err == ""  # shorter than a second: no bar
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("headless", "seen"), [("0", True), ("1", False)])
 def test_progress_is_hidden_when_headless(monkeypatch, capsys, headless, seen):
     import time

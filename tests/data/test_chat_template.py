@@ -104,6 +104,7 @@ def test_chat_template_prompt_begins_the_trained_row(tokenizer, question, answer
     assert whole[: len(prompt)] == prompt
 
 
+@pytest.mark.slow
 def test_chat_template_in_the_trainers_batches(trained, tokenizer):
     trainer, _ = trained["qlora"]
     batch = next(iter(trainer.get_train_dataloader()))

@@ -126,6 +126,7 @@ def test_to_messages_any_row_gives_messages_or_reason(row):
     assert data.to_messages({"messages": messages}) == messages
 
 
+@pytest.mark.slow
 @given(any_json, any_json)
 @example("\udcff", None)
 @settings(deadline=None)

@@ -55,6 +55,7 @@ def test_split_refuses_an_empty_side(share):
 # --- all steps ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_steps_find_the_planted_flaws_and_lose_no_good_row(tmp_path, tokenizer, seed):
     good = demo.questions(seed=seed)

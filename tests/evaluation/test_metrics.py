@@ -37,6 +37,7 @@ def reference_loss(model, tokenizer, rows) -> float:
     return total / tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_score_loss_is_transformers_own(model, tokenizer, demo_rows, batch_size):
     rows = demo_rows[:10]

@@ -78,6 +78,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_borrow_decoder_of_a_changed_model(change):
     model = with_lora(small_llama(), target_modules="all-linear")
@@ -95,6 +96,7 @@ def test_borrow_decoder_of_a_model_with_a_new_adapter():
     answer(with_lora(model, target_modules="all-linear"))
 
 
+@pytest.mark.slow
 def test_borrow_decoder_nf4_merged_and_unmerged(fine_tuned_demo):
     with borrow_decoder(fine_tuned_demo, 32) as decoder:
         assert_decodes(fine_tuned_demo, decoder, LENGTHS[:1], rel=1e-4)

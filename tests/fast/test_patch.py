@@ -33,6 +33,7 @@ def assert_same_gradients(found, expected, rel: float) -> None:
         assert grad.norm() > 0 and error < rel, (name, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_apply_gradients(shape, lora):
@@ -45,6 +46,7 @@ def test_apply_gradients(shape, lora):
     assert_same_gradients(gradients(model, batch), expected, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recompute", "offload"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("tied", [False, True])
 def test_apply_with_checkpointing_and_offload(recompute, offload, tied):
@@ -104,6 +106,7 @@ def test_apply_separates_documents():
     assert_same_gradients(gradients(model, batch), first, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_apply_nf4_weights(tmp_path, grouped):
     name = "demo"

@@ -23,6 +23,7 @@ ROPE_SHAPES = {
 ALL_SHAPES = SHAPES | {name: {"rope_parameters": r} for name, r in ROPE_SHAPES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
 @pytest.mark.parametrize("shape", ALL_SHAPES.values(), ids=ALL_SHAPES)
 def test_static_decoder_scores(shape, lora):

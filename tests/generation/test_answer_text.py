@@ -57,6 +57,7 @@ def tokenizers(tokenizer, make_byte_level):
     return [tokenizer, own, make_byte_level()]
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_decode_equals_decoding_all_tokens_at_once(model, tokenizers, data):
     tokenizer = data.draw(st.sampled_from(tokenizers))

@@ -65,6 +65,7 @@ def streamed(model, tokenizer, prompt, tokens: int, **settings) -> str:
     return "".join(generation.stream(model, tokenizer, prompt, tokens, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["", "Be brief."])
 @pytest.mark.parametrize("batch_size", [2, 32])
 def test_answers_equal_generate_for_any_batch_size(
@@ -82,6 +83,7 @@ def test_answers_without_prompts(model, tokenizer):
     assert generation.answers(model, tokenizer, []) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_stream_equals_answers(model, tokenizer, prompt):
     pieces = list(generation.stream(model, tokenizer, prompt, 24))
@@ -133,6 +135,7 @@ def test_answers_of_an_unsupported_model(gelu, tokenizer, capsys):
     assert streamed(gelu, tokenizer, prompts[1], 12) == expected[1]
 
 
+@pytest.mark.slow
 def test_answers_end_before_a_stop_string(model, tokenizer):
     (whole,) = generation.answers(model, tokenizer, PROMPTS[:1], 60)
     word = whole.split()[4]
@@ -150,6 +153,7 @@ def test_answers_with_one_stop_string(model, tokenizer):
     )
 
 
+@pytest.mark.slow
 def test_stream_interleaved_with_others(fine_tuned, tokenizer):
     alone = [streamed(fine_tuned, tokenizer, p, 12) for p in PROMPTS]
     streams = [generation.stream(fine_tuned, tokenizer, p, 12) for p in PROMPTS]
@@ -161,6 +165,7 @@ def test_stream_interleaved_with_others(fine_tuned, tokenizer):
     abandoned.close()
 
 
+@pytest.mark.slow
 def test_stream_in_threads(fine_tuned, tokenizer):
     def answer(prompt) -> str:
         return streamed(fine_tuned, tokenizer, prompt, 12)
@@ -170,6 +175,7 @@ def test_stream_in_threads(fine_tuned, tokenizer):
         assert list(threads.map(answer, PROMPTS)) == alone
 
 
+@pytest.mark.slow
 def test_answers_next_to_a_long_prompt(model, tokenizer):
     long = "word " * 460
     (alone,) = generation.answers(model, tokenizer, ["Why?"], 200)
@@ -234,6 +240,7 @@ def strong_adapter(fine_tuned):
         weight.data.copy_(data)
 
 
+@pytest.mark.slow
 def test_stream_with_the_adapter_on_and_off(strong_adapter, tokenizer):
     prompt = PROMPTS[1]
     with strong_adapter.disable_adapter():
@@ -246,6 +253,7 @@ def test_stream_with_the_adapter_on_and_off(strong_adapter, tokenizer):
             assert streamed(strong_adapter, tokenizer, prompt, 12) == base
 
 
+@pytest.mark.slow
 def test_stream_after_the_adapter_changed(strong_adapter, tokenizer):
     def answer() -> str:
         return streamed(strong_adapter, tokenizer, PROMPTS[1], 12)

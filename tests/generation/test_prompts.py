@@ -70,6 +70,7 @@ def test_prompt_tokens_keep_half_of_the_context(model, tokenizer, capsys):
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_prompt_tokens_drop_the_oldest_turns(model, tokenizer, capsys):
     chat = generation.as_messages(long_chat(40), "Be brief.")
     ids = prompt_tokens(tokenizer, chat, 100, 1024)

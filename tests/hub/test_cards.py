@@ -304,6 +304,7 @@ def test_push_without_a_name(tmp_path, hub, name):
     assert hub.taken == []
 
 
+@pytest.mark.slow
 def test_push_without_a_token(tmp_path, hub):
     assert push(tmp_path, "me/mine", hub)[-1] == (
         "PermissionError: mine is saved, but not pushed to me/mine: there is no "
@@ -312,6 +313,7 @@ def test_push_without_a_token(tmp_path, hub):
     assert hub.taken == []
 
 
+@pytest.mark.slow
 def test_push_with_a_wrong_token(tmp_path, hub):
     assert push(tmp_path, "me/mine", hub, HF_TOKEN=WRONG)[-1] == (
         "PermissionError: mine is saved, but not pushed to me/mine: "
@@ -326,6 +328,7 @@ def test_push_with_an_unknown_error(tmp_path, hub):
     assert "418" in text
 
 
+@pytest.mark.slow
 def test_push_is_private_and_omits_local_files(tmp_path, hub):
     lines = push(tmp_path, "me/mine", hub, HF_TOKEN=RIGHT)
     assert lines[-1].startswith("pushed: http://127.0.0.1:")
@@ -340,6 +343,7 @@ def test_push_is_private_and_omits_local_files(tmp_path, hub):
     assert sent == {"train.jsonl", "README.md", "recipe.json"}
 
 
+@pytest.mark.slow
 def test_push_of_a_gguf_by_name(tmp_path, hub):
     lines = push(tmp_path, "me/mine", hub, "a.gguf", "Modelfile", HF_TOKEN=RIGHT)
     assert "private" in lines[-2]
@@ -348,6 +352,7 @@ def test_push_of_a_gguf_by_name(tmp_path, hub):
     assert sent == {"a.gguf", "Modelfile"}
 
 
+@pytest.mark.slow
 def test_push_refuses_a_public_repository(tmp_path, hub):
     hub.private = False
     address = f"http://127.0.0.1:{hub.server_port}/datasets/me/mine"
@@ -385,6 +390,7 @@ def committed(hub) -> set[tuple[str, str]]:
     return {(file["path"], file["oid"]) for file in files}
 
 
+@pytest.mark.slow
 def test_push_resumes_after_a_kill(tmp_path, hub, large):
     *_, last = large
     hub.cut = len(large[last])
@@ -409,6 +415,7 @@ def test_push_resumes_after_a_kill(tmp_path, hub, large):
     assert len(hub.sent) == 3 and committed(hub) == paths
 
 
+@pytest.mark.slow
 def test_push_resumes_after_a_refusal(tmp_path, hub, large):
     *_, last = large
     hub.cut, hub.refused = len(large[last]), True

@@ -86,6 +86,7 @@ def answers(endpoint, tmp_path_factory):
     return dict(zip(CASES, results, strict=True)), printed, stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[1]}")
 def test_hub_errors_explains_each_answer(answers, case):
     kind, sentence, trace = answers[0][case]
@@ -96,6 +97,7 @@ def test_hub_errors_explains_each_answer(answers, case):
     assert "\n" not in sentence
 
 
+@pytest.mark.slow
 def test_hub_errors_never_shows_the_token(answers):
     results, printed, stderr = answers
     # Standard error has the traceback, which also shows the original error.
@@ -130,6 +132,7 @@ def test_can_read(endpoint, tmp_path):
     assert not any(token in f"{printed}{stderr}" for token in TOKENS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "sentence"),
     [

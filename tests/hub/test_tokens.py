@@ -73,6 +73,7 @@ def log_in(folder: Path, token: str) -> None:
     (folder / "hf" / "token").write_text(token)
 
 
+@pytest.mark.slow
 def test_token_order_of_sources(tmp_path):
     log_in(tmp_path, WRONG)
     (tmp_path / ".env").write_text(f"HF_TOKEN={PLAIN}\n")
@@ -94,6 +95,7 @@ def test_token_none_says_how_to_get_one(tmp_path):
     assert SETTINGS in line and "`huggingface`" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blank", ["", "  ", "\n", '""', "' '"])
 def test_token_ignores_a_blank_variable(tmp_path, blank):
     log_in(tmp_path, PLAIN)
@@ -112,6 +114,7 @@ def test_token_of_an_odd_form_is_used(tmp_path):
     assert "old_style" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [f"{PLAIN} {WRONG}", f"{PLAIN}\n{WRONG}", "hf_é"])
 def test_token_ignores_a_broken_value(tmp_path, broken):
     log_in(tmp_path, GRANTED)
@@ -120,6 +123,7 @@ def test_token_ignores_a_broken_value(tmp_path, broken):
     assert "hf auth login" in second
 
 
+@pytest.mark.slow
 def test_token_reads_dotenv_up_to_the_clone_root(tmp_path):
     root, inner = tmp_path / "clone", tmp_path / "clone" / "notebooks"
     inner.mkdir(parents=True)

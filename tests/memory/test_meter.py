@@ -26,6 +26,7 @@ def test_ram_is_the_most_that_was_held():
     assert less == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is the GPU's here")
 def test_peak_grows_with_what_is_held():
     import psutil

@@ -94,6 +94,7 @@ def adapted():
     return get_peft_model(model, config)
 
 
+@pytest.mark.slow
 def test_load_model_gradients_after_generating(adapted, tokenizer, demo_rows):
     # On CPUs with AVX512-BF16 bitsandbytes would repack the weights while it generates.
     before = lora_gradients(adapted, tokenizer, demo_rows)
@@ -127,6 +128,7 @@ def test_load_model_gradients_equal_those_of_dequantized_weights(
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", memory.METHODS)
 def test_load_adapter_equals_the_trained_model(trained, tokenizer, method):
     trainer, folder = trained[method]
@@ -142,6 +144,7 @@ def test_load_adapter_equals_the_trained_model(trained, tokenizer, method):
     assert its_tokenizer.pad_token == "<unk>"
 
 
+@pytest.mark.slow
 def test_load_adapter_differs_from_the_base(trained, tokenizer, model):
     """Without this, the test above would pass for a model that ignores its adapter."""
     prompt = prompt_ids(tokenizer)
@@ -153,6 +156,7 @@ def test_load_adapter_differs_from_the_base(trained, tokenizer, model):
             assert (moved - base).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_load_adapter_in_the_dtype_of_the_base(trained, monkeypatch):
     monkeypatch.setattr(loading, "torch_dtype", lambda: torch.bfloat16)
     model, _ = models.load_adapter(trained["qlora"][1])
@@ -160,6 +164,7 @@ def test_load_adapter_in_the_dtype_of_the_base(trained, monkeypatch):
     assert dtypes == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_load_adapter_in_4_bits_only_for_qlora(trained):
     import bitsandbytes as bnb
 

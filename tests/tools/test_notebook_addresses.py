@@ -22,6 +22,7 @@ def git(root: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", str(root), *arguments], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("remote", "address", "source"),
     [
@@ -100,6 +101,7 @@ def test_badges_replace_only_own_links(project: Path) -> None:
     assert "fork/course2/blob/main" in readme.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tools import notebooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutate", "expected"),
     [

@@ -132,6 +132,7 @@ VIOLATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("violation", VIOLATIONS)
 def test_check_finds_violation_of_shape(project: Path, violation: str) -> None:
     mutate, expected = VIOLATIONS[violation]

@@ -193,6 +193,7 @@ def test_summarize_loss_without_accuracy(tmp_path: Path) -> None:
     assert "loss       merged      2.010" in course_report.table(summary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

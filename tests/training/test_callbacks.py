@@ -129,6 +129,7 @@ def test_check_loss_stops_at_the_third_0():
         check.on_log(None, state, None, logs={"loss": 0.0, "grad_norm": 0.0})
 
 
+@pytest.mark.slow
 def test_save_every_saves_nothing_before_its_time(make_trainer, headless, tmp_path):
     trainer = make_trainer("qlora", output_dir=str(tmp_path))
     training.float32_adapters(trainer)
@@ -137,6 +138,7 @@ def test_save_every_saves_nothing_before_its_time(make_trainer, headless, tmp_pa
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_check_loss_stops_on_rows_without_trained_tokens(make_trainer, headless):
     rows = [{"input_ids": [1, 5, 6, 2], "labels": [-100] * 4}] * 8
     ready = {"assistant_only_loss": False, "max_steps": 8}

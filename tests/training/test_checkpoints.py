@@ -183,6 +183,7 @@ def test_save_writes_the_log_of_the_loss(trained):
     assert log[0]["loss"] == trainer.state.log_history[0]["loss"] > 1
 
 
+@pytest.mark.slow
 def test_remove_checkpoints_after_saving_by_the_clock(make_trainer, headless, tmp_path):
     kept = {"max_steps": 3, "save_total_limit": 2}
     trainer = make_trainer("qlora", output_dir=str(tmp_path), **kept)

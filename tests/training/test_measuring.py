@@ -34,6 +34,7 @@ def assert_close(found: memory.Memory, measured: memory.Memory) -> None:
         assert getattr(found, name) == pytest.approx(value, rel=rel), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", memory.METHODS)
 @pytest.mark.parametrize("shape", [(4, 48, 6), (2, 256)])
 def test_memory_held_is_the_estimate(trained, method, shape):
@@ -43,6 +44,7 @@ def test_memory_held_is_the_estimate(trained, method, shape):
     assert_close(memory.at_loss(config, method, RANK, tokens, gpu=False), measured)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["qlora", "full"])
 @pytest.mark.parametrize("recompute", [2, 6])
 def test_memory_held_with_checkpointed_layers(make_trainer, method, recompute):
@@ -57,6 +59,7 @@ def test_memory_held_with_checkpointed_layers(make_trainer, method, recompute):
     assert_close(found, measured)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 @pytest.mark.parametrize("recompute", [0, 2, 6])
 def test_memory_held_on_the_fast_path(make_trainer, method, recompute):
@@ -102,6 +105,7 @@ def grouped(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["qlora", "full"])
 def test_memory_held_of_grouped_heads_and_tied_embeddings(
     make_trainer, grouped, method

@@ -18,6 +18,7 @@ def log(trainer) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_fast_sft_trainer_on_the_reference_path_logs_what_trl_does(make_trainer):
     ours, trls = make_trainer("lora"), make_trainer("lora", kind=SFTTrainer)
     for trainer in (ours, trls):
@@ -51,6 +52,7 @@ def test_compute_loss_on_the_fast_path_logs_all_except_entropy(make_trainer, pac
     assert output.logits is None and torch.equal(loss, output.loss)
 
 
+@pytest.mark.slow
 def test_compute_loss_of_another_loss_is_trls(make_trainer):
     """The fast path knows one loss; TRL's DFT loss is computed from logits."""
     reference, fast = (make_trainer("lora", loss_type="dft") for _ in range(2))
@@ -62,6 +64,7 @@ def test_compute_loss_of_another_loss_is_trls(make_trainer):
     assert log(fast) == log(reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False])
 def test_use_fast_path_of_trls_trainer(make_trainer, capsys, fast):
     """It can only use the reference path, with gradient checkpointing."""

@@ -32,6 +32,7 @@ def test_float32_adapters_after_trl_made_them_bfloat16(make_trainer):
     assert dtypes(trainer) == {torch.float32}
 
 
+@pytest.mark.slow
 def test_float32_adapters_checks_again_when_training_begins(make_trainer):
     trainer = make_trainer("qlora")
     training.float32_adapters(trainer)
@@ -82,6 +83,7 @@ def test_packing_trains_on_the_same_tokens(make_trainer):
     assert trained[0] == trained[1] and len(trained[0]) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["qlora", "full"])
 def test_packed_rows_do_not_see_each_other_on_the_reference_path(make_trainer, method):
     settings = {"packing": True, "max_length": 128, "per_device_train_batch_size": 1}
@@ -96,6 +98,7 @@ def test_packed_rows_do_not_see_each_other_on_the_reference_path(make_trainer, m
     assert again.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_use_reference_path_undoes_the_fast_path(make_trainer):
     trainer = make_trainer("qlora")
     training.float32_adapters(trainer)
@@ -118,6 +121,7 @@ def test_evaluate_on_the_fast_path_is_the_reference_path(make_trainer, demo_rows
         assert found[name] == pytest.approx(expected[name], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_use_fast_path_of_full_fine_tuning_is_checkpointing(make_trainer, capsys):
     trainer = make_trainer("full")
     training.use_fast_path(trainer, PLAN)
@@ -134,6 +138,7 @@ def test_use_fast_path_of_full_fine_tuning_is_checkpointing(make_trainer, capsys
     assert not any(layer.gradient_checkpointing for layer in layers) and not hooks
 
 
+@pytest.mark.slow
 def test_save_after_the_fast_path_is_an_ordinary_adapter(
     make_trainer, tokenizer, tmp_path
 ):
@@ -153,6 +158,7 @@ def test_save_after_the_fast_path_is_an_ordinary_adapter(
         torch.testing.assert_close(again(**batch).logits, expected)
 
 
+@pytest.mark.slow
 def test_show_progress_replaces_the_trainers_own(make_trainer, headless, capsys):
     trainer = make_trainer("qlora", disable_tqdm=False)
     training.float32_adapters(trainer)

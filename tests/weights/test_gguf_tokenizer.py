@@ -81,6 +81,7 @@ def test_write_tokenizer_byte_level(llama_3, tmp_path):
     assert "tokenizer.chat_template" not in fields
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "prefix"),
     [(CHAT_TEMPLATE, False), ("{{ messages }}", True), ("", True)],
@@ -153,6 +154,7 @@ TURNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", [TURNS, TURNS[1:2], TURNS[:2], TURNS[1:4]])
 def test_write_tokenizer_chat_template_renders_the_same(llama, tokenizer, turns):
     _, fields = read(weights.write_gguf(llama))

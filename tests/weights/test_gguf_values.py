@@ -31,6 +31,7 @@ from colab_utils.weights.gguf import KINDS
 from colab_utils.weights.gguf_layout import Tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("block", [1, 40_000, 2 << 20])
@@ -44,6 +45,7 @@ def test_write_gguf_equals_reference(
     assert_holds(file, expected(folder), {"q8_0": Q8_0, "f16": F16}[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -101,6 +103,7 @@ def test_write_gguf_read_by_transformers(llama, tmp_path):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("changed", [None, 0, -1])
 def test_write_gguf_tied_head_that_is_stored(
@@ -154,6 +157,7 @@ def test_write_gguf_rows_not_a_multiple_of_32(tokenizer, tmp_path, capsys):
     assert "f16: 2 weights" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.integers(1, 8), st.sampled_from([32, 64]), st.data())
 def test_convert_any_numbers(heads, half, width, data):
     rows = heads * half * 2
@@ -227,6 +231,7 @@ ROPE = {"rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
 ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 512}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("kind", ["llama3", "linear"])
 def test_write_gguf_rope_scaling(tokenizer, tmp_path, kind, older):

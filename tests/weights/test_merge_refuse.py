@@ -32,6 +32,7 @@ from colab_utils import models, weights
 from colab_utils.weights import merge_blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -118,6 +119,7 @@ def test_merge_unreadable_adapter(base, adapter, tmp_path, file, content):
         weights.merge(base, wrong, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "named"), TIED, ids=str)
 @pytest.mark.parametrize("ensure", [False, True])
 def test_merge_adapter_of_tied_layers(
@@ -130,6 +132,7 @@ def test_merge_adapter_of_tied_layers(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, 1e6])
 @pytest.mark.parametrize("replaced", [False, True])
 def test_merge_not_finite(base, tokenizer, tmp_path, older, number, replaced):

@@ -72,6 +72,7 @@ def test_merge_resumes_after_interrupt(stopped, older, capsys):
     assert not list(older.glob("unfinished*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["base", "adapter", "weights", "inputs"])
 def test_merge_starts_again_with_other_inputs(
     stopped, tokenizer, tmp_path, older, capsys, what

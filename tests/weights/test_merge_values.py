@@ -34,6 +34,7 @@ HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shard", ["1GB", "1MB"])
 def test_merge_equals_peft(tokenizer, tmp_path, dtype, shard):
@@ -46,6 +47,7 @@ def test_merge_equals_peft(tokenizer, tmp_path, dtype, shard):
     assert len(list(out.glob("*.safetensors"))) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -84,6 +86,7 @@ def test_merge_adapter_with_saved_embeddings(base, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_merge_trained_adapter(trained, tmp_path):
     _, folder = trained["qlora"]
     base = models.download("demo")
@@ -103,6 +106,7 @@ def test_merged_weight_equals_formula(adapter, base):
     torch.testing.assert_close(found.half(), expected, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [4096, 30_000, 100_000])
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
 def test_merge_any_block_size(base, tokenizer, tmp_path, monkeypatch, block, options):
@@ -122,6 +126,7 @@ def test_merge_finite_numbers_with_infinite_sum(base, tokenizer, tmp_path):
     assert (tensors_of(out)["lm_head.weight"] == 1000).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "_"), TIED, ids=str)
 def test_merge_tied_base_with_stored_head(tied, tokenizer, tmp_path, options, _):
     """Transformers ties head and embeddings that are equal; merged, they differ."""

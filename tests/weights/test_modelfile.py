@@ -68,6 +68,7 @@ def test_write_modelfile_several_eos_tokens(llama, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "written"),
     [('<"end">', '"""<"end">"""'), ("<\n>", None), ('<""">', None)],

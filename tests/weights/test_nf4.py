@@ -16,6 +16,7 @@ from colab_utils import models, recipe, weights
 from colab_utils.weights import merge_blocks, nf4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(192, 512), (40, 192), (96, 64)])
 def test_dequantized_in_parts(monkeypatch, dtype, shape):
@@ -43,6 +44,7 @@ def test_trained_dtype_without_recipe(base, adapter, tmp_path, capsys):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("block", [4096, 30_000, 1 << 21])
 def test_merge_dequantized_equals_bitsandbytes(
@@ -78,6 +80,7 @@ def test_merge_dequantized_equals_bitsandbytes(
         assert torch.equal(found[name], expected.half()), name
 
 
+@pytest.mark.slow
 def test_merge_dequantized_computes_as_trained(trained, tmp_path):
     _, folder = trained["qlora"]
     adapted, _ = models.load_adapter(folder)

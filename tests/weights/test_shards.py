@@ -56,6 +56,7 @@ def test_find_shards_index_leads_out_of_the_folder(tmp_path, name):
         weights.find_shards(index(tmp_path / "in", "a.safetensors", name))
 
 
+@pytest.mark.slow
 @given(
     st.binary()
     | st.recursive(st.none() | st.text(), st.lists).map(

@@ -59,6 +59,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("rows", [100, 4096])
 def test_verify_equals_whole_models(tmp_path, monkeypatch, options, rows):
@@ -75,6 +76,7 @@ def test_verify_equals_whole_models(tmp_path, monkeypatch, options, rows):
     assert found.difference < 2e-3 and max(found.layers) < 2e-3
 
 
+@pytest.mark.slow
 def test_verify_trained_adapter(trained, tmp_path):
     _, adapter = trained["lora"]
     base = models.download("demo")
@@ -84,6 +86,7 @@ def test_verify_trained_adapter(trained, tmp_path):
     assert found.difference < 2e-3 and found.same_top_1 > 0.9
 
 
+@pytest.mark.slow
 def test_verify_dequantized(trained, tmp_path):
     _, adapter = trained["qlora"]
     base = models.download("demo")
@@ -141,6 +144,7 @@ def test_verify_missing_weight(tmp_path):
         weights.verify(base, adapter, out, CONVERSATIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -387,6 +387,7 @@ def test_settings_without_a_base_model(box):
     assert box().model == []
 
 
+@pytest.mark.slow
 def test_answer_ends_with_the_kernel():
     environment = {**os.environ, "HEADLESS": "0", "CI": ""}
     environment["PYTHONPATH"] = str(ROOT)
@@ -400,6 +401,7 @@ def test_answer_ends_with_the_kernel():
     assert done.returncode == 0 and done.stderr.strip().endswith("closed"), done.stderr
 
 
+@pytest.mark.slow
 def test_show_chat_with_a_model(headless, capsys, model, tokenizer):
     from colab_utils import generation
 
@@ -412,6 +414,7 @@ def test_show_chat_with_a_model(headless, capsys, model, tokenizer):
     assert lines[1] == f"model: {answer}"
 
 
+@pytest.mark.slow
 def test_stop_with_a_model(box, model, tokenizer):
     from colab_utils import generation
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from colab_utils import widgets
 
 
@@ -16,6 +18,7 @@ def test_show_planner_headless(headless, capsys):
     assert "tokens an update" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_show_planner_follows_its_sliders(monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("HEADLESS", "0")
