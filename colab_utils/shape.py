@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from colab_utils.families import FAMILIES, Family
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -38,6 +40,10 @@ class Shape:
     norm_eps: float
     max_positions: int
     quantized: bool  # the model's files hold quantized weights
+    biased: tuple[str, ...] = ()  # the linear layers that have a bias
+    qk_norm: bool = False  # each head of queries and keys has an RMSNorm
+    window: int | None = None  # tokens that the narrowest attention sees, if limited
+    nope: tuple[int, ...] = ()  # layers without a rotary embedding
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig | Shape) -> Shape:
@@ -74,7 +80,20 @@ class Shape:
             norm_eps=optional("rms_norm_eps", "layer_norm_eps", default=1e-5),
             max_positions=optional("max_position_embeddings", default=0),
             quantized=bool(optional("quantization_config", default=False)),
+            biased=_biased(config),
+            qk_norm=FAMILIES.get(config.model_type, Family("")).qk_norm,
+            window=_window(config),
+            nope=tuple(
+                i
+                for i, rotated in enumerate(optional("no_rope_layers", default=()))
+                if not rotated
+            ),
         )
+
+    @property
+    def known(self) -> bool:
+        """Whether the layers are those of one of the course's families."""
+        return self.family in FAMILIES
 
     @property
     def queries(self) -> int:
@@ -97,6 +116,26 @@ class Shape:
             "up_proj": (self.width, self.inner),
             "down_proj": (self.inner, self.width),
         }
+
+
+def _biased(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the linear layers that have a bias, in the order of `linear_shapes`."""
+    found = FAMILIES.get(config.model_type, Family("")).biased
+    if not found and getattr(config, "attention_bias", False):
+        found = ("q_proj", "k_proj", "v_proj", "o_proj")
+    if getattr(config, "mlp_bias", False):
+        found += ("gate_proj", "up_proj", "down_proj")
+    return found
+
+
+def _window(config: PreTrainedConfig) -> int | None:
+    """Return the sliding window of attention, or None if no layer has one."""
+    kinds = getattr(config, "layer_types", None)
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    if kinds and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None)
 
 
 def _rope_type(parameters: dict[str, Any]) -> str:

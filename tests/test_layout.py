@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "colab_utils"
 # A file or folder imports only from the lines above its own.
 FLOORS = (
-    ("runtime", "parameters", "shape", "recipe"),
+    ("runtime", "parameters", "families", "recipe"),
+    ("shape",),
     ("workspace", "hub", "demo"),
     ("data", "memory"),
     ("fast", "weights", "plots"),

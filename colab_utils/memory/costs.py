@@ -83,11 +83,14 @@ def adapter_parameters(config: PreTrainedConfig | Shape, rank: int) -> int:
 def parameters(shape: Shape) -> tuple[int, int]:
     """Return the parameter counts of the layers' linears and of the rest of the model.
 
-    The rest is embeddings, head and norms.
+    The rest is embeddings, head, norms and biases.
     """
-    linear = shape.layers * sum(i * o for i, o in shape.linear_shapes().values())
+    shapes = shape.linear_shapes()
+    linear = shape.layers * sum(i * o for i, o in shapes.values())
     words = (1 if shape.tied else 2) * shape.vocab * shape.width
-    return linear, words + (2 * shape.layers + 1) * shape.width
+    layer = 2 * shape.width + sum(shapes[name][1] for name in shape.biased)
+    layer += 2 * shape.head_dim if shape.qk_norm else 0
+    return linear, words + shape.layers * layer + shape.width
 
 
 def weights(shape: Shape, method: str, size: int, offload: bool = False) -> Memory:
