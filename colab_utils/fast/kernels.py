@@ -128,6 +128,91 @@ def norm_backward(
 
 
 @triton.jit
+def _norm_heads(
+    x, q, k, out, heads, kv_heads, width, eps, H: tl.constexpr, D: tl.constexpr
+):
+    token, total = tl.program_id(0).to(tl.int64), heads + 2 * kv_heads
+    head = tl.arange(0, H)[:, None]
+    at = tl.arange(0, D)[None, :]
+    inside = (head < total) & (at < width)
+    place = token * total * width + head * width + at
+    value = tl.load(x + place, inside, 0)
+    wide = value.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 1) / width + eps)[:, None]
+    w = tl.load(q + at, at < width, 0).to(tl.float32)
+    w = tl.where(head < heads, w, tl.load(k + at, at < width, 0).to(tl.float32))
+    normal = (wide * scale * w).to(value.dtype)
+    tl.store(out + place, tl.where(head < heads + kv_heads, normal, value), inside)
+
+
+def norm_heads(
+    x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, kv_heads: int, eps: float
+) -> torch.Tensor:
+    """Return x with RMSNorm in each query and key head; one program for a token."""
+    out, width = torch.empty_like(x), len(q)
+    heads = x.shape[1] // width - 2 * kv_heads
+    _norm_heads[(len(x),)](
+        x,
+        q,
+        k,
+        out,
+        heads,
+        kv_heads,
+        width,
+        eps,
+        H=triton.next_power_of_2(heads + 2 * kv_heads),
+        D=triton.next_power_of_2(width),
+        num_warps=8,
+    )
+    return out
+
+
+@triton.jit
+def _norm_heads_backward(
+    grad, x, q, k, heads, kv_heads, width, eps, H: tl.constexpr, D: tl.constexpr
+):
+    token, total = tl.program_id(0).to(tl.int64), heads + 2 * kv_heads
+    head = tl.arange(0, H)[:, None]
+    at = tl.arange(0, D)[None, :]
+    inside = (head < heads + kv_heads) & (at < width)
+    place = token * total * width + head * width + at
+    value = tl.load(x + place, inside, 0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 1) / width + eps)[:, None]
+    w = tl.load(q + at, at < width, 0).to(tl.float32)
+    w = tl.where(head < heads, w, tl.load(k + at, at < width, 0).to(tl.float32))
+    g = tl.load(grad + place, inside, 0).to(tl.float32) * w
+    normal = value * scale
+    back = scale * (g - normal * (tl.sum(g * normal, 1) / width)[:, None])
+    tl.store(grad + place, back, inside)
+
+
+def norm_heads_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    kv_heads: int,
+    eps: float,
+) -> None:
+    """Overwrite `grad`, the gradient of `norm_heads`, with that of its input x."""
+    width = len(q)
+    heads = x.shape[1] // width - 2 * kv_heads
+    _norm_heads_backward[(len(x),)](
+        grad,
+        x,
+        q,
+        k,
+        heads,
+        kv_heads,
+        width,
+        eps,
+        H=triton.next_power_of_2(heads + kv_heads),
+        D=triton.next_power_of_2(width),
+        num_warps=8,
+    )
+
+
+@triton.jit
 def _rotate(x, cos, sin, stride, half, sign, heads, H: tl.constexpr, D: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, H)[:, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from dataclasses import replace
 
 import bitsandbytes.functional as bnb
 import torch
@@ -52,6 +53,19 @@ def norm_backward():
     found = kernels.norm_backward(a, x, w, residual, 1e-5)
     assert_close(found, ops.norm_backward(b, x, w, residual, 1e-5))
     assert_close(a, b)
+
+
+def norm_heads():
+    for heads, kept, width in ((6, 2, 24), (4, 1, 32)):
+        x = torch.randn(7, (heads + 2 * kept) * width) * 3
+        q, k = torch.randn(2, width)
+        given = (x, q, k, kept, 1e-5)
+        assert_close(kernels.norm_heads(*given), ops.norm_heads(*given))
+        a = torch.randn_like(x)
+        b = a.clone()
+        kernels.norm_heads_backward(a, *given)
+        ops.norm_heads_backward(b, *given)
+        assert_close(a, b)
 
 
 def rotate():
@@ -103,14 +117,15 @@ def step_on_a_cache():
 
 
 def all_kernels_of_a_model():
-    shape = Shape.from_config(AutoConfig.from_pretrained(models.location("demo")))
-    warmup.compile_training(shape, torch.float32, "cpu")
-    warmup.compile_decoding(shape, torch.float32, "cpu")
+    demo = Shape.from_config(AutoConfig.from_pretrained(models.location("demo")))
+    for shape in (demo, replace(demo, qk_norm=True)):
+        warmup.compile_training(shape, torch.float32, "cpu")
+        warmup.compile_decoding(shape, torch.float32, "cpu")
 
 
 CHECKS = (
-    *(dequantize_nf4, norm, add_norm, norm_backward, rotate, swiglu, swiglu_backward),
-    *(step_on_a_cache, all_kernels_of_a_model),
+    *(dequantize_nf4, norm, add_norm, norm_backward, norm_heads, rotate, swiglu),
+    *(swiglu_backward, step_on_a_cache, all_kernels_of_a_model),
 )
 
 
