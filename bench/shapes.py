@@ -173,6 +173,7 @@ def measure(name: str, tiny: bool) -> None:
     ]
     if path := os.environ.get("UNSLOTH_PATH"):
         ways += [("unsloth", path, {"gc": gc}) for gc in ("false", "unsloth")]
+    row: dict[str, Any] | None = None
     for way, path, keys in ways:
         if keys.get("gc") == "unsloth" and "gpu_tokens_s" in (row or {}):
             continue  # without checkpointing it fits, and is faster
