@@ -11,11 +11,10 @@ text after the placeholder is what follows the answer in the real conversation.
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from colab_utils import runtime
 
@@ -115,14 +114,16 @@ class Conversations:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         self.render(messages)  # raises the error of a template that rejects them
-        texts, spans = render_jinja_template(
+        variables: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+        variables["strftime_now"] = self._now.strftime
+        rendered: Any = render_jinja_template(
             conversations=[list(messages)],
             chat_template=self._template,
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-            strftime_now=self._now.strftime,
+            **variables,
         )
-        return texts[0], spans[0]
+        (text,), (spans,) = rendered
+        return text, spans
 
     def _answer_span(self, text: str, messages: Sequence[Message], i: int) -> Span:
         """Return the span of the answer at index `i` and of what ends it.
@@ -143,7 +144,7 @@ class Conversations:
             )
         if i + 1 < len(messages):
             _, last = self._around(messages[: i + 1], i, mark)
-            tail = os.path.commonprefix([tail, last])
+            tail = tail[: _shared(tail, last)]
         return start, end + self._end_length(tail)
 
     def _around(
@@ -173,7 +174,7 @@ class Conversations:
         if head.count(asked) != 1 or prompt.count(asked) != 1:
             raise self.cannot_mark("does not write each message exactly once")
         between, header = (t.partition(asked)[2] for t in (head, prompt))
-        return len(between) - len(os.path.commonprefix([between, header]))
+        return len(between) - _shared(between, header)
 
     def _end_length(self, tail: str) -> int:
         """Return how many characters after an answer end it.
@@ -263,8 +264,8 @@ def tokenize(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Tokens]:
     for row, tokens in zip(rows, found, strict=True):
         if not any(tokens["assistant_masks"]):
             raise ValueError(
-                f"The row of line {_line(row)} has no trained token in the chat template "
-                f"of {conversations.name}. {COURSE}"
+                f"The row of line {_line(row)} has no trained token in the chat "
+                f"template of {conversations.name}. {COURSE}"
             )
     if moved:
         print(
@@ -310,6 +311,12 @@ def _template(tokenizer: Tokenizer) -> str:
     return tokenizer.get_chat_template()
 
 
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two texts have in common at their start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def _placeholder(messages: Sequence[Message], mark: str = PLACEHOLDER) -> str:
     """Return a text that no message contains."""
     while any(mark in turn["content"] for turn in messages):
@@ -320,7 +327,7 @@ def _placeholder(messages: Sequence[Message], mark: str = PLACEHOLDER) -> str:
 def _mask(
     ids: list[int], offsets: list[Span], spans: list[Span], special: set[int]
 ) -> list[int]:
-    """Return 1 for each token of the spans, which are in order, and 0 for the others."""
+    """Return 1 for each token of the spans, which are in order, and 0 for others."""
     mask, i, past = [], 0, 0
     for token, (first, last) in zip(ids, offsets, strict=True):
         # Some tokenizers leave the space before a word out of its offsets.
