@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import copy
-import datetime
-import re
 
 import pytest
-from helpers.templates import TEMPLATES
+from helpers.templates import TEMPLATES, tagged
 from helpers.tokenizers import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
 from colab_utils.data import masking
-from colab_utils.data.chat_template import CHAT_TEMPLATE, without_generation_marks
 
 QUIET = settings(
     deadline=None,
@@ -37,6 +34,8 @@ FAMILIES = {
 }
 # These render the spaces around an answer; all others remove them.
 KEEP_SPACES = {"chatml", "qwen25", "qwen3", "zephyr", "mistral_v1", "phi3", "vicuna"}
+# These raise an error for a system message, or leave it out.
+NO_SYSTEM = {"gemma2", "mistral_v1", "mistral_v3"}
 
 
 def with_template(name: str):
@@ -97,7 +96,9 @@ def assert_trained(tokens, tokenizer, name: str, answers: list[str]) -> None:
 def test_trained_tokens_are_the_answers_and_their_ends(name, system):
     tokenizer = with_template(name)
     answers = ["Hello.", "Paris", "Hello."]
-    chat = turns("Hi?", answers[0], "And?", answers[1], "Hi?", answers[2], system=system)
+    chat = turns(
+        "Hi?", answers[0], "And?", answers[1], "Hi?", answers[2], system=system
+    )
     tokens = data.trained_tokens(chat, tokenizer)
     assert_trained(tokens, tokenizer, name, answers)
     text = tokenizer.decode(tokens["input_ids"])
@@ -135,18 +136,23 @@ ODD = st.lists(st.sampled_from(WORDS), max_size=4).map("".join) | st.text(
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 @QUIET
 @given(texts=st.lists(ODD, min_size=2, max_size=6), system=st.none() | ODD)
 def test_trained_tokens_of_odd_texts(name, texts, system):
-    """Each run of trained tokens is what the template wrote for that answer."""
+    """The mask is the one of transformers for the same template with tags."""
     texts = texts[: len(texts) // 2 * 2]
+    if name == "phi3":  # its special tokens hold the spaces after them
+        texts = [text.lstrip() for text in texts]
     tokenizer = with_template(name)
     chat = turns(*texts, system=system)
     tokens = data.trained_tokens(chat, tokenizer)
-    # The reference cuts the text at marks around the answers, which stand in the
-    # template itself.
+    if system is not None and name in NO_SYSTEM:
+        chat = turns(f"{system}\n\n{texts[0]}", *texts[1:])
     reference = copy.deepcopy(tokenizer)
-    reference.chat_template = TAGGED[name]
-    assert tokens == data.trained_tokens(chat, reference)
+    reference.chat_template = tagged(name)
+    wanted = reference.apply_chat_template(
+        chat, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert tokens["input_ids"] == wanted["input_ids"]
+    assert tokens["assistant_masks"] == wanted["assistant_masks"]

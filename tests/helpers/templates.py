@@ -230,3 +230,98 @@ TEMPLATES: dict[str, str] = {
     "phi3": PHI3,
     "vicuna": VICUNA,
 }
+
+BEGIN, END = "{%- generation -%}", "{%- endgeneration -%}"
+
+
+def _tag(before: str, trained: str, after: str = "''") -> str:
+    """Return Jinja that writes a turn, with tags around what is trained on."""
+    piece = f"{{{{- {trained} -}}}}"
+    answer = f"{BEGIN}{piece}{END}"
+    choice = f"{{%- if turn.role == 'assistant' -%}}{answer}{{%- else -%}}{piece}"
+    return f"{{{{- {before} -}}}}{choice}{{%- endif -%}}{{{{- {after} -}}}}"
+
+
+CHATML_HEADER = "'<|im_start|>' + turn.role + '\\n'"
+CHATML_TURN = f"{CHATML_HEADER} + turn.content + '<|im_end|>' + '\\n'"
+CHATML_TAGS = {
+    f"{{{{- {CHATML_TURN} -}}}}": _tag(
+        CHATML_HEADER, "turn.content + '<|im_end|>'", "'\\n'"
+    )
+}
+GEMMA_END = "(turn.content | trim) + '<end_of_turn>"
+GEMMA_ROLE = "('model' if turn.role == 'assistant' else turn.role)"
+LLAMA3_HEADER = "'<|start_header_id|>' + turn.role + '<|end_header_id|>\\n\\n'"
+LLAMA3_TEXT = "(turn.content | trim) + '<|eot_id|>'"
+PHI3_HEADER = "'<|' + turn.role + '|>\\n'"
+# For each template, the Jinja to replace so that tags enclose each answer and its end.
+TAGS: dict[str, dict[str, str]] = {
+    "llama2": {
+        "{{- ' ' + turn.content.strip() + ' ' + eos_token -}}": _tag(
+            "''", "' ' + turn.content.strip() + ' ' + eos_token"
+        )
+    },
+    "llama3": {
+        f"{{{{- {LLAMA3_HEADER}\n    + {LLAMA3_TEXT} -}}}}": _tag(
+            LLAMA3_HEADER, LLAMA3_TEXT
+        )
+    },
+    "chatml": CHATML_TAGS,
+    "qwen25": CHATML_TAGS,
+    "qwen3": {
+        "{{- '<|im_start|>assistant\\n' -}}\n{%- if loop": (
+            "{{- '<|im_start|>assistant\\n' -}}" + BEGIN + "{%- if loop"
+        ),
+        "{{- text + '<|im_end|>\\n' -}}": (
+            "{{- text + '<|im_end|>' -}}" + END + "{{- '\\n' -}}"
+        ),
+    },
+    "zephyr": {
+        "{{ '<|' + turn.role + '|>\\n' + turn.content + eos_token }}\n": (
+            _tag(PHI3_HEADER, "turn.content + eos_token", "'\\n'") + "\n"
+        )
+    },
+    "mistral_v1": {
+        "{{- turn.content + eos_token + ' ' -}}": _tag(
+            "''", "turn.content + eos_token", "' '"
+        )
+    },
+    "mistral_v3": {
+        "{{- ' ' + (turn.content | trim) + eos_token -}}": _tag(
+            "''", "' ' + (turn.content | trim) + eos_token"
+        )
+    },
+    "gemma2": {
+        f"{{{{- '<start_of_turn>' + role + '\\n' + {GEMMA_END}\\n' -}}}}": _tag(
+            "'<start_of_turn>' + role + '\\n'", f"{GEMMA_END}'", "'\\n'"
+        )
+    },
+    "gemma3": {
+        f"{{{{- '<start_of_turn>' + {GEMMA_ROLE} + '\\n'\n"
+        f"    + (system if loop.first else '') + {GEMMA_END}\\n' -}}}}": _tag(
+            f"'<start_of_turn>' + {GEMMA_ROLE} + '\\n'\n"
+            "    + (system if loop.first else '')",
+            f"{GEMMA_END}'",
+            "'\\n'",
+        )
+    },
+    "phi3": {
+        f"{{{{- {PHI3_HEADER} + turn.content + '<|end|>\\n' -}}}}": _tag(
+            PHI3_HEADER, "turn.content + '<|end|>'", "'\\n'"
+        )
+    },
+    "vicuna": {
+        "{{- 'ASSISTANT: ' + turn.content + eos_token -}}": _tag(
+            "'ASSISTANT:'", "' ' + turn.content + eos_token"
+        )
+    },
+}
+
+
+def tagged(name: str) -> str:
+    """Return a template with `generation` tags around each answer and its end."""
+    text = TEMPLATES[name]
+    for old, new in TAGS[name].items():
+        assert text.count(old) == 1, (name, old)
+        text = text.replace(old, new)
+    return text
