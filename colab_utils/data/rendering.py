@@ -23,6 +23,17 @@ Span = tuple[int, int]  # the first character, and the one after the last
 COURSE = 'Set TEMPLATE = "course" in 01_create_dataset to use the course\'s template.'
 
 
+class BadTemplate(ValueError):
+    """A chat template that can't be used for training; `why` completes "it ..."."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self.why = why
+        super().__init__(
+            f"The chat template of {name} can't be used for training, because it "
+            f"{why}. {COURSE}"
+        )
+
+
 class Conversations:
     """Render and tokenize conversations with one tokenizer, all on the same date.
 
@@ -34,7 +45,11 @@ class Conversations:
         self.tokenizer = tokenizer
         self.name = tokenizer.name_or_path or type(tokenizer).__name__
         self._now = datetime.now()
-        self._template = tokenizer.get_chat_template()  # of several, the default one
+        try:
+            self._template = tokenizer.get_chat_template()
+        except ValueError as error:
+            why = "is missing, or it is one of several without a default"
+            raise BadTemplate(self.name, why) from error
         self._takes_system: bool | None = None
         self._special = _any_of(special_tokens(tokenizer))
         self._added = _any_of(added_tokens(tokenizer))
@@ -42,7 +57,7 @@ class Conversations:
     def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
         """Return the text of a conversation; `prompt` adds the generation prompt.
 
-        Raises ValueError if the template rejects the messages.
+        Raises BadTemplate if the template rejects the messages.
         """
         try:
             text = self.tokenizer.apply_chat_template(
@@ -52,9 +67,8 @@ class Conversations:
                 strftime_now=self._now.strftime,
             )
         except Exception as error:  # a template can raise any error
-            raise ValueError(
-                f"The chat template of {self.name} rejects these messages: {error}"
-            ) from error
+            why = f"rejects these messages ({error})"
+            raise BadTemplate(self.name, why) from error
         return cast(str, text)
 
     def takes_system(self) -> bool:
@@ -67,8 +81,7 @@ class Conversations:
             system = {"role": "system", "content": PLACEHOLDER}
             try:
                 self._takes_system = PLACEHOLDER in self.render([system, *turns])
-            except ValueError:
-                self.render(turns)  # raises an error that is not about the system role
+            except BadTemplate:
                 self._takes_system = False
         return self._takes_system
 
@@ -127,8 +140,8 @@ class Conversations:
             start = len(head) - self._header_excess(messages, i, mark)
         end = len(text) - len(tail)
         if not text.endswith(tail) or text[:start] != head[:start] or start > end:
-            raise self.cannot_mark(
-                "renders an answer in a way that depends on the text"
+            raise BadTemplate(
+                self.name, "renders an answer in a way that depends on the text"
             )
         if i + 1 < len(messages):
             _, last = self._around(messages[: i + 1], i, mark)
@@ -143,14 +156,21 @@ class Conversations:
         marked[i] = {**marked[i], "content": mark}
         head, found, tail = self.render(marked).partition(mark)
         if not found or mark in tail:
-            raise self.cannot_mark("does not write each message exactly once")
+            raise BadTemplate(self.name, "does not write each message exactly once")
         return head, tail
 
     def _header_excess(self, messages: Sequence[Message], i: int, mark: str) -> int:
-        """Return how many characters before the answer are not in the prompt.
+        """Return how many characters before the answer are not in the prompt."""
+        between, prompted = self._headers(messages, i, mark)
+        return len(between) - _shared(between, prompted)
 
-        The texts between the last user turn and the answer are compared: a template may
-        render what comes before in another way when the answer is missing.
+    def _headers(
+        self, messages: Sequence[Message], i: int, mark: str
+    ) -> tuple[str, str]:
+        """Return the text before the answer at index `i`, and the end of its prompt.
+
+        Both begin after the message before: a template may render what comes before in
+        another way when the answer is missing.
         """
         asked = _placeholder(messages, "wxzquestion")
         marked = list(messages)
@@ -158,9 +178,23 @@ class Conversations:
         head, _ = self._around(marked, i, mark)
         prompt = self.render(marked[:i], prompt=True)
         if head.count(asked) != 1 or prompt.count(asked) != 1:
-            raise self.cannot_mark("does not write each message exactly once")
-        between, header = (t.partition(asked)[2] for t in (head, prompt))
-        return len(between) - _shared(between, header)
+            raise BadTemplate(self.name, "does not write each message exactly once")
+        return head.partition(asked)[2], prompt.partition(asked)[2]
+
+    def missing_header(self) -> str:
+        """Return what the template writes before an answer, but in no prompt.
+
+        It is empty if there is a generation prompt. A space before the answer belongs
+        to the answer. Raises BadTemplate if the template can't be used for training.
+        """
+        messages = probe("user", "assistant")
+        if self.render(messages[:1]) != self.render(messages[:1], prompt=True):
+            return ""
+        between, prompted = self._headers(messages, 1, PLACEHOLDER)
+        if not between.startswith(prompted):
+            return ""
+        header = between.removeprefix(prompted)
+        return header.rstrip(" ") if header.strip() else ""
 
     def _end_length(self, tail: str) -> int:
         """Return how many characters after an answer end it.
@@ -179,23 +213,16 @@ class Conversations:
     def end_of_turn(self) -> list[str]:
         """Return the special tokens that end an answer; none if there are none.
 
-        Raises ValueError if the template can't be used for training.
+        Raises BadTemplate if the template can't be used for training.
         """
         messages = probe("user", "assistant")
         text, spans = self.trained_spans(messages)
         if len(spans) != 1 or messages[1]["content"] not in text[slice(*spans[0])]:
-            raise self.cannot_mark(
-                "has `generation` tags that do not enclose an answer"
+            raise BadTemplate(
+                self.name, "has `generation` tags that do not enclose an answer"
             )
         tail = text[slice(*spans[0])].partition(messages[1]["content"])[2]
         return self._special.findall(tail) or self._added.findall(tail)
-
-    def cannot_mark(self, why: str) -> ValueError:
-        """Return the error that the template's answers can't be found."""
-        return ValueError(
-            f"The chat template of {self.name} can't be used for training, because it "
-            f"{why}. {COURSE}"
-        )
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
