@@ -62,9 +62,9 @@ def test_trained_tokens_of_a_byte_level_tokenizer():
     """The figure shows text, not the vocabulary's signs for bytes such as Ġ."""
     tokenizer = make_tokenizer("qwen2")
     tokenizer.chat_template = TEMPLATES["qwen25"]
-    html = plots.trained_tokens(row("Is it so?", "Yes, é it is."), tokenizer).data
+    html = plots.trained_tokens(row("Is it so?", "Yes, so it is."), tokenizer).data
     green = re.findall(r"#bbf7d0[^>]*>([^<]*)</span>", html)
-    assert "".join(green) == "Yes,▁é▁it▁is.&lt;|im_end|&gt;"
+    assert "".join(green) == "Yes,▁so▁it▁is.&lt;|im_end|&gt;"
     gray = re.findall(r"#f3f4f6[^>]*>([^<]*)</span>", html)
     assert gray[-1] == "↵"  # after the answer's end
 
