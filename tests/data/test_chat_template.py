@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
 from colab_utils import data
-from colab_utils.data.chat_template import CHAT_TEMPLATE, choose_template
+from colab_utils.data.chat_template import (
+    CHAT_TEMPLATE,
+    choose_template,
+    without_generation_marks,
+)
 
 QUIET = settings(
     deadline=None,
@@ -117,6 +121,16 @@ def test_choose_template_keeps_the_models_own(how, capsys):
     assert tokenizer.chat_template == TEMPLATES["llama3"]
     assert capsys.readouterr().out == (
         "chat template: the model's own, which ends an answer with <|eot_id|>\n"
+    )
+
+
+def test_choose_template_keeps_the_courses_in_a_saved_model(capsys):
+    """A model that 02_finetune_qlora trained brings the template of its training."""
+    tokenizer = choose("llama3", CHAT_TEMPLATE)
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    assert capsys.readouterr().out == (
+        "chat template: the course's, saved with the model, which ends an answer with "
+        "<|eot_id|>\n"
     )
 
 
@@ -227,6 +241,23 @@ def test_choose_template_without_an_eos_token():
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="has no EOS token"):
         choose_template(tokenizer, "nameless")
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in FAMILIES.values()}))
+def test_choose_template_course_trains_what_transformers_marks(kind):
+    tokenizer = choose(kind, None)
+    chat = turns("Hi?", "Ahoy, 🦙.", "And?", "Arr.", system="Be brief.")
+    marked = tokenizer.apply_chat_template(
+        chat, return_dict=True, return_assistant_tokens_mask=True
+    )
+    tokens = data.trained_tokens(chat, tokenizer)
+    assert tokens == {name: marked[name] for name in tokens}
+    bos = tokens["input_ids"].count(tokenizer.bos_token_id)
+    assert bos == 0 if tokenizer.bos_token is None else bos >= 2
+    # Without the tags, the same tokens are found.
+    plain = make_tokenizer(kind)
+    plain.chat_template = without_generation_marks(CHAT_TEMPLATE)
+    assert data.trained_tokens(chat, plain) == tokens
 
 
 @QUIET
