@@ -52,6 +52,7 @@ PARTS = {  # the scripts of each part; MODEL stands for the checkpoint
     "peaks": ("peaks.py",),
     "loading": ("loading.py MODEL MODEL-4bit", "loading.py MODEL-4bit"),
     "curve": ("curve.py",),
+    "shapes": ("shapes.py",),
 }
 
 
@@ -74,7 +75,9 @@ def run(script: str, *arguments: str, path: str | None = None) -> bool:
     env = os.environ | ({"PYTHONPATH": path} if path else {})
     result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     for line in result.stdout.splitlines():
-        if line.startswith(("SPEED", "DECODE", "PEAK", "LOADING", "mean", "loss")):
+        if line.startswith(
+            ("SPEED", "DECODE", "PEAK", "LOADING", "SHAPE", "mean", "loss")
+        ):
             print(line, flush=True)
     if result.returncode:
         print(f"{script} {' '.join(arguments)} failed", flush=True)

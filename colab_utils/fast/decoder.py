@@ -15,6 +15,7 @@ import torch
 from colab_utils import memory
 from colab_utils.fast import lora, support
 from colab_utils.fast.static_cache import StaticDecoder
+from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +32,7 @@ def make_decoder(
     """
     if support.is_prompt(model):
         raise ValueError("The adapter is a prompt, not a LoRA: use model.generate.")
-    if problem := support.decoding_problem(model):
+    if problem := support.decoding_problem(model) or _window_problem(model, size):
         print(f"reference decoding: {problem}")
         return ReferenceDecoder(model, rows)
     if model.device.type == "cuda":
@@ -40,6 +41,14 @@ def make_decoder(
         one = memory.kv_cache_bytes(lora.llama(model).config, size)
         rows = max(1, min(rows, int(0.6 * free / one)))
     return StaticDecoder(model, rows, size)
+
+
+def _window_problem(model: torch.nn.Module, size: int) -> str | None:
+    """Return the problem of a cache that is longer than the model's sliding window."""
+    window = Shape.from_config(lora.llama(model).config).window
+    if window is None or size <= window:
+        return None
+    return f"{size:,} tokens are more than the sliding window of {window:,}"
 
 
 class Kept:

@@ -128,6 +128,91 @@ def norm_backward(
 
 
 @triton.jit
+def _norm_heads(
+    x, q, k, out, heads, kv_heads, width, eps, H: tl.constexpr, D: tl.constexpr
+):
+    token, total = tl.program_id(0).to(tl.int64), heads + 2 * kv_heads
+    head = tl.arange(0, H)[:, None]
+    at = tl.arange(0, D)[None, :]
+    inside = (head < total) & (at < width)
+    place = token * total * width + head * width + at
+    value = tl.load(x + place, inside, 0)
+    wide = value.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 1) / width + eps)[:, None]
+    w = tl.load(q + at, at < width, 0).to(tl.float32)
+    w = tl.where(head < heads, w, tl.load(k + at, at < width, 0).to(tl.float32))
+    normal = (wide * scale * w).to(value.dtype)
+    tl.store(out + place, tl.where(head < heads + kv_heads, normal, value), inside)
+
+
+def norm_heads(
+    x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, kv_heads: int, eps: float
+) -> torch.Tensor:
+    """Return x with RMSNorm in each query and key head; one program for a token."""
+    out, width = torch.empty_like(x), len(q)
+    heads = x.shape[1] // width - 2 * kv_heads
+    _norm_heads[(len(x),)](
+        x,
+        q,
+        k,
+        out,
+        heads,
+        kv_heads,
+        width,
+        eps,
+        H=triton.next_power_of_2(heads + 2 * kv_heads),
+        D=triton.next_power_of_2(width),
+        num_warps=8,
+    )
+    return out
+
+
+@triton.jit
+def _norm_heads_backward(
+    grad, x, q, k, heads, kv_heads, width, eps, H: tl.constexpr, D: tl.constexpr
+):
+    token, total = tl.program_id(0).to(tl.int64), heads + 2 * kv_heads
+    head = tl.arange(0, H)[:, None]
+    at = tl.arange(0, D)[None, :]
+    inside = (head < heads + kv_heads) & (at < width)
+    place = token * total * width + head * width + at
+    value = tl.load(x + place, inside, 0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 1) / width + eps)[:, None]
+    w = tl.load(q + at, at < width, 0).to(tl.float32)
+    w = tl.where(head < heads, w, tl.load(k + at, at < width, 0).to(tl.float32))
+    g = tl.load(grad + place, inside, 0).to(tl.float32) * w
+    normal = value * scale
+    back = scale * (g - normal * (tl.sum(g * normal, 1) / width)[:, None])
+    tl.store(grad + place, back, inside)
+
+
+def norm_heads_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    kv_heads: int,
+    eps: float,
+) -> None:
+    """Overwrite `grad`, the gradient of `norm_heads`, with that of its input x."""
+    width = len(q)
+    heads = x.shape[1] // width - 2 * kv_heads
+    _norm_heads_backward[(len(x),)](
+        grad,
+        x,
+        q,
+        k,
+        heads,
+        kv_heads,
+        width,
+        eps,
+        H=triton.next_power_of_2(heads + kv_heads),
+        D=triton.next_power_of_2(width),
+        num_warps=8,
+    )
+
+
+@triton.jit
 def _rotate(x, cos, sin, stride, half, sign, heads, H: tl.constexpr, D: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, H)[:, None]
@@ -159,6 +244,50 @@ def rotate(
         D=triton.next_power_of_2(half),
         num_warps=8,
     )
+
+
+@triton.jit
+def _cross_entropy(logits, targets, losses, hits, vocab, N: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    target, at = tl.load(targets + row), tl.arange(0, N)
+    first = logits + row * vocab
+    wanted = tl.load(first + target).to(tl.float32)
+    # Each lane keeps its largest logit, and the sum of exponents relative to it.
+    best = tl.full((N,), -1e30, tl.float32)
+    total = tl.zeros((N,), tl.float32)
+    for start in range(0, vocab, N):
+        inside = start + at < vocab
+        x = tl.load(first + start + at, inside, -1e30).to(tl.float32)
+        top = tl.maximum(best, x)
+        total = total * tl.exp(best - top) + tl.where(inside, tl.exp(x - top), 0)
+        best = top
+    largest = tl.max(best, 0)
+    total = tl.sum(total * tl.exp(best - largest), 0)
+    tl.store(losses + row, largest - wanted + tl.log(total))
+    top_1 = tl.full((N,), vocab, tl.int32)  # the first token with the largest logit
+    for start in range(0, vocab, N):
+        inside = start + at < vocab
+        x = tl.load(first + start + at, inside, -1e30).to(tl.float32)
+        top_1 = tl.minimum(top_1, tl.where(x == largest, start + at, vocab))
+        share = tl.exp(x - largest) / total
+        share = tl.where(start + at == target, share - 1, share)
+        tl.store(first + start + at, share, inside)
+    tl.store(hits + row, tl.min(top_1, 0) == target)
+
+
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each row's loss and hit; overwrite `logits` with the gradient.
+
+    The logits are read twice and written once, in their own dtype.
+    """
+    rows, vocab = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    hits = torch.empty(rows, dtype=torch.bool, device=logits.device)
+    block = min(4096, triton.next_power_of_2(vocab))
+    _cross_entropy[(rows,)](logits, targets, losses, hits, vocab, N=block, num_warps=8)
+    return losses, hits
 
 
 @triton.jit

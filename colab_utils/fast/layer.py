@@ -41,7 +41,7 @@ class Saved:
     """
 
     x: torch.Tensor  # the layer's input (T, width)
-    qkv: torch.Tensor  # rotated
+    qkv: torch.Tensor  # rotated; with norms of the heads: before norms and rotation
     attended: torch.Tensor  # the attention's output, the input of o_proj
     h: torch.Tensor  # x plus the output of o_proj
     gate_up: torch.Tensor  # (T, 2 x inner)
@@ -76,6 +76,7 @@ class Layer:
     def __init__(
         self,
         module: LlamaDecoderLayer,
+        index: int,
         shape: Shape,
         batch: Batch,
         like: torch.Tensor,
@@ -87,7 +88,8 @@ class Layer:
         self.qkv, self.o, self.gate_up, self.down = self.groups
         self.cos, self.sin, self.documents = batch
         self.heads, self.kv_heads = shape.heads, shape.kv_heads
-        self.rotated = shape.heads + shape.kv_heads
+        self.rotated = 0 if index in shape.nope else shape.heads + shape.kv_heads
+        self.head_norms = lora.head_norms(module)
         self.norm_1 = module.input_layernorm.weight
         self.norm_2 = module.post_attention_layernorm.weight
         self.eps = shape.norm_eps
@@ -119,15 +121,34 @@ class Layer:
         n = ops.norm(x, self.norm_1, self.eps)
         qkv, qkv_low = self.qkv.forward(n, qkv_given)
         del n
-        ops.rotate(qkv, self.cos, self.sin, self.rotated)
         attended, *kept = attention.attention(
-            qkv, self.heads, self.kv_heads, self.documents
+            self._rotated(qkv), self.heads, self.kv_heads, self.documents
         )
         h, o_low = self.o.forward(attended, o_given, residual=x)
         n = ops.norm(h, self.norm_2, self.eps)
         gate_up, gate_up_low = self.gate_up.forward(n, gate_up_given)
         low = (qkv_low, o_low, gate_up_low, None)
         return Saved(x, qkv, attended, h, gate_up, *low, attention=tuple(kept))
+
+    def _rotated(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Return qkv with its heads normalized and rotated.
+
+        Rotation works in place. A norm does not: its backward pass needs its input.
+        """
+        if self.head_norms:
+            q, k = (norm.weight for norm in self.head_norms)
+            qkv = ops.norm_heads(qkv, q, k, self.kv_heads, self.eps)
+        if self.rotated:
+            ops.rotate(qkv, self.cos, self.sin, self.rotated)
+        return qkv
+
+    def _rotated_backward(self, grad: torch.Tensor, qkv: torch.Tensor) -> None:
+        """Overwrite `grad`, the gradient of `_rotated`, with that of its input."""
+        if self.rotated:
+            ops.rotate(grad, self.cos, self.sin, self.rotated, -1)
+        if self.head_norms:
+            q, k = (norm.weight for norm in self.head_norms)
+            ops.norm_heads_backward(grad, qkv, q, k, self.kv_heads, self.eps)
 
     def backward(
         self,
@@ -180,11 +201,12 @@ class Layer:
         o_b = self.o.grad_b(dh, saved.o_low)
         o_a = self.o.grad_a(d_low, saved.attended)
         where = (self.heads, self.kv_heads, self.documents)
+        qkv = self._rotated(saved.qkv) if self.head_norms else saved.qkv
         d_qkv = attention.attention_backward(
-            d_attended, saved.qkv, *where, saved.attended, *saved.attention
+            d_attended, qkv, *where, saved.attended, *saved.attention
         )
-        del d_attended
-        ops.rotate(d_qkv, self.cos, self.sin, self.rotated, -1)
+        del d_attended, qkv
+        self._rotated_backward(d_qkv, saved.qkv)
         del saved.attended, saved.h
         qkv_b = self.qkv.grad_b(d_qkv, saved.qkv_low)
         dx = None

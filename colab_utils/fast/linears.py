@@ -40,10 +40,10 @@ class Scratch:
 class TrainingGroup(LinearGroup):
     """A group in training: one product with all weights, stacked, and its gradients.
 
-    y = x W^T + (x A^T) B^T. W (outputs, inputs) and A (ranks, inputs) are stacked, and
-    A is scaled. B (outputs, ranks) is block-diagonal. `given` are the tensors of
-    `parameters` as autograd passes them. `low` is x A^T (T, ranks), or None if no layer
-    of the group has an adapter.
+    y = x W^T + bias + (x A^T) B^T. W (outputs, inputs) and A (ranks, inputs) are
+    stacked, and A is scaled. B (outputs, ranks) is block-diagonal. `given` are the
+    tensors of `parameters` as autograd passes them. `low` is x A^T (T, ranks), or None
+    if no layer of the group has an adapter.
     """
 
     def __init__(
@@ -73,6 +73,16 @@ class TrainingGroup(LinearGroup):
                 part.copy_(weight)
         return out
 
+    def bias(self) -> torch.Tensor | None:
+        """Return the biases of all layers (outputs,), 0 where a layer has none."""
+        if all(bias is None for bias in self.biases):
+            return None
+        zeros = torch.zeros(self.rows, dtype=self.dtype, device=self.device)
+        for bias, part in zip(self.biases, zeros.split(self.outputs), strict=True):
+            if bias is not None:
+                part.copy_(bias)
+        return zeros
+
     def matrices(self, given: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return A and B of the whole group in the compute dtype."""
         a = self.empty(self.rank, self.inputs)
@@ -93,8 +103,11 @@ class TrainingGroup(LinearGroup):
         residual: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return y (T, outputs), with `residual` added if given, and `low`."""
-        w = self.weight()
-        y = x @ w.T if residual is None else torch.addmm(residual, x, w.T)
+        w, bias = self.weight(), self.bias()
+        start = bias if residual is None else residual
+        y = x @ w.T if start is None else torch.addmm(start, x, w.T)
+        if residual is not None and bias is not None:
+            y += bias
         if not self.rank:
             return y, None
         a, b = self.matrices(given)
@@ -176,7 +189,8 @@ class DecodingGroup(LinearGroup):
 
     def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the output (T, outputs) of each layer."""
-        found = [_product(x, weight) for weight in self.weights]
+        pairs = zip(self.weights, self.biases, strict=True)
+        found = [_product(x, weight, bias) for weight, bias in pairs]
         if self.rank:
             low = x @ self.a.T
             for adapter, b in zip(self.adapters, self.b, strict=True):
@@ -184,16 +198,19 @@ class DecodingGroup(LinearGroup):
         return found
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return x W^T for a weight that may be quantized."""
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return x W^T + bias for a weight that may be quantized."""
     state = getattr(weight, "quant_state", None)
     if state is None:
-        return x @ weight.T
+        return torch.nn.functional.linear(x, weight, bias)
     if x.is_cuda and len(x) <= FUSED_ROWS:
         import bitsandbytes as bnb
 
         # bitsandbytes' __init__ does not declare its exports, so mypy can't find this.
-        return bnb.matmul_4bit(x, weight.data.t(), state)  # type: ignore[attr-defined]
+        product = bnb.matmul_4bit  # type: ignore[attr-defined]
+        return product(x, weight.data.t(), state, bias=bias)
     out = x.new_empty(state.shape)
     ops.dequantize(weight, out)
-    return x @ out.T
+    return torch.nn.functional.linear(x, out, bias)

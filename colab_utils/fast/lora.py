@@ -1,11 +1,17 @@
-"""Find the Llama in a model of PEFT's, its linear layers, and their adapters."""
+"""Find the Llama in a model of PEFT's, its linear layers, and their adapters.
+
+"Llama" stands for every family in `colab_utils.families`; their modules have the same
+names. The type hints name the classes of Llama itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, cast
 
 import torch
+
+from colab_utils import families
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -40,19 +46,18 @@ class LoraLinear(Protocol):
 
 
 def find_llama(model: torch.nn.Module) -> LlamaForCausalLM | None:
-    """Return the LlamaForCausalLM in a model that PEFT may have wrapped, or None."""
-    from transformers import LlamaForCausalLM
-
-    return next((m for m in model.modules() if type(m) is LlamaForCausalLM), None)
+    """Return the Llama in a model that PEFT may have wrapped, or None."""
+    found = (module for module in model.modules() if families.family_of(module))
+    return cast("LlamaForCausalLM | None", next(found, None))
 
 
 def llama(model: torch.nn.Module) -> LlamaForCausalLM:
-    """Return the LlamaForCausalLM in a model; raise TypeError if there is none."""
+    """Return the Llama in a model; raise TypeError if there is none."""
     inner = find_llama(model)
     if inner is None:
         raise TypeError(
-            f"A {type(model).__name__} contains no LlamaForCausalLM, and the fast path "
-            "computes nothing else: use the model's own `forward` and `generate`."
+            f"A {type(model).__name__} contains no model that the fast path knows "
+            f"({', '.join(families.FAMILIES)}): use its own `forward` and `generate`."
         )
     return inner
 
@@ -67,7 +72,19 @@ def norms(inner: LlamaForCausalLM) -> list[LlamaRMSNorm]:
     found = [inner.model.norm]
     for module in decoder_layers(inner):
         found += [module.input_layernorm, module.post_attention_layernorm]
+        found += head_norms(module) or ()
     return found
+
+
+def head_norms(module: LlamaDecoderLayer) -> tuple[LlamaRMSNorm, LlamaRMSNorm] | None:
+    """Return the norms of each head of the queries and of the keys, if there are any.
+
+    Qwen3 has them.
+    """
+    attention: Any = module.self_attn
+    if not hasattr(attention, "q_norm"):
+        return None
+    return attention.q_norm, attention.k_norm
 
 
 def linears(module: LlamaDecoderLayer, names: Sequence[str]) -> list[torch.nn.Module]:
@@ -124,11 +141,11 @@ class Adapter(NamedTuple):
 
 
 class LinearGroup:
-    """Linear layers that share an input x: each computes x W^T + scale (x A^T) B^T.
+    """Linear layers that share an input x: x W^T + bias + scale (x A^T) B^T.
 
-    The A of all layers are stacked, so that one product computes every x A^T. The
-    computation has the dtype and the device of `like`. `linears` has the subclasses for
-    training and for decoding.
+    Most have no bias. The A of all layers are stacked, so that one product computes
+    every x A^T. The computation has the dtype and the device of `like`. `linears` has
+    the subclasses for training and for decoding.
     """
 
     def __init__(
@@ -137,6 +154,9 @@ class LinearGroup:
         group = linears(module, names)
         bases = [base_of(linear) for linear in group]
         self.weights = [base.weight for base in bases]
+        self.biases = [
+            None if base.bias is None else base.bias.to(like.dtype) for base in bases
+        ]
         self.outputs = [base.out_features for base in bases]
         self.inputs = bases[0].in_features
         self.dtype, self.device = like.dtype, like.device

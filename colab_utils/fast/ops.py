@@ -105,6 +105,39 @@ def norm_backward(
 
 
 @on_gpu("kernels")
+def norm_heads(
+    x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, kv_heads: int, eps: float
+) -> torch.Tensor:
+    """Return x (T, (heads + 2 kv_heads) x D) with RMSNorm in each query and key head.
+
+    `q` and `k` (D,) are the weights of the two norms; the values stay.
+    """
+    parts = x.view(len(x), -1, len(q))
+    heads = parts.shape[1] - 2 * kv_heads
+    queries, keys, values = parts.split([heads, kv_heads, kv_heads], dim=1)
+    normal = norm(queries, q, eps), norm(keys, k, eps)
+    return torch.cat([*normal, values], dim=1).view_as(x)
+
+
+@on_gpu("kernels")
+def norm_heads_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    kv_heads: int,
+    eps: float,
+) -> None:
+    """Overwrite `grad`, the gradient of `norm_heads`, with that of its input x."""
+    parts, grads = (t.view(len(x), -1, len(q)) for t in (x, grad))
+    heads = parts.shape[1] - 2 * kv_heads
+    for rows, weight in ((slice(heads), q), (slice(heads, heads + kv_heads), k)):
+        g = grads[:, rows]
+        # `norm_backward` overwrites its first argument.
+        g.copy_(norm_backward(g.clone(), parts[:, rows], weight, g.new_zeros(1), eps))
+
+
+@on_gpu("kernels")
 def rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, sign: float = 1
 ) -> None:
@@ -118,6 +151,27 @@ def rotate(
     a, b = turned.clone().chunk(2, dim=-1)
     c, s = cos[:, None, : size // 2], sin[:, None, : size // 2] * sign
     turned.copy_(torch.cat([a * c - b * s, b * c + a * s], dim=-1))
+
+
+@on_gpu("kernels")
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each row's loss, and whether its top-1 token is the target (rows,).
+
+    `logits` (rows, vocabulary) is overwritten with the gradient of the sum of losses.
+    """
+    scores, place = _float32(logits), targets[:, None]
+    largest, top_1 = scores.max(-1, keepdim=True)
+    scores -= largest
+    losses = -scores.gather(1, place)
+    exponents = scores.exp_().sum(-1, keepdim=True)
+    losses += exponents.log()
+    scores /= exponents
+    scores.scatter_add_(1, place, -torch.ones_like(losses))
+    if scores is not logits:
+        logits.copy_(scores)
+    return losses[:, 0], (top_1 == place)[:, 0]
 
 
 @on_gpu("kernels")

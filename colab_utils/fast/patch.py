@@ -127,6 +127,13 @@ def _forward(
     _check(self, kwargs)
     mask = kwargs.get("attention_mask")
     targets, positions, documents = flatten(labels, mask, kwargs.get("position_ids"))
+    window = Shape.from_config(self.config).window
+    if window and documents.longest > window:
+        raise ValueError(
+            f"A row has {documents.longest:,} tokens, but this model's attention has a "
+            f"sliding window of {window:,}, and the fast path computes none: remove "
+            "longer rows, or call training.use_reference_path(trainer)."
+        )
     x = hidden_states(self, fast, input_ids, mask, positions, documents)
     trained = (targets != -100).nonzero().squeeze(1)
     total, correct = CrossEntropy.apply(
@@ -220,6 +227,7 @@ def hidden_states(
     for i, module in enumerate(lora.decoder_layers(model)):
         layer = Layer(
             module,
+            i,
             shape,
             batch,
             like=x,

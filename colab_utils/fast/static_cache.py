@@ -21,6 +21,7 @@ from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 # A function from a layer's number and its queries, keys and values to its attention.
 Attend = Callable[[int, list[torch.Tensor]], torch.Tensor]
@@ -48,6 +49,8 @@ def _identity(inner: LlamaForCausalLM) -> list[Any]:
     switched = [(id(one), getattr(one, "disable_adapters", None)) for one in ends]
     weights = [lora.base_of(linear).weight for linear in linears]
     weights += [norm.weight for norm in lora.norms(inner)]
+    biases = (lora.base_of(linear).bias for linear in linears)
+    weights += [bias for bias in biases if bias is not None]
     weights += [weight for one in ends for weight in one.parameters()]
     return [active, switched, ranks, [weight.data_ptr() for weight in weights]]
 
@@ -74,10 +77,13 @@ class StaticDecoder:
         self.tokens = torch.zeros(rows, dtype=torch.long, device=self.device)
         place = torch.arange(capacity, device=self.device)[None]
         self.cos, self.sin = (t[0] for t in inner.model.rotary_emb(like, place))
+        # A NoPE layer rotates by an angle of 0.
+        self.straight = torch.ones_like(self.cos), torch.zeros_like(self.sin)
         self.groups = [
             [DecodingGroup(module, names, like) for names in lora.GROUPS]
             for module in lora.decoder_layers(inner)
         ]
+        self.head_norms = [lora.head_norms(one) for one in lora.decoder_layers(inner)]
         self.identity = _identity(inner)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.scores: torch.Tensor  # the logits, which the graph writes
@@ -134,7 +140,11 @@ class StaticDecoder:
         def attend(i: int, given: list[torch.Tensor]) -> torch.Tensor:
             qkv = torch.cat(given, dim=1)
             given.clear()  # frees the originals
-            ops.rotate(qkv, cos, sin, heads + kv_heads)
+            if pair := self.head_norms[i]:
+                q, k = (norm.weight for norm in pair)
+                qkv = ops.norm_heads(qkv, q, k, kv_heads, self.shape.norm_eps)
+            if i not in self.shape.nope:
+                ops.rotate(qkv, cos, sin, heads + kv_heads)
             out = attention.attention(qkv, heads, kv_heads, documents)[0]
             split = qkv.view(len(qkv), -1, self.shape.head_dim)[:, heads:]
             for cache, new in zip(caches, split.chunk(2, 1), strict=True):
@@ -186,15 +196,22 @@ class StaticDecoder:
 
         def attend(i: int, given: list[torch.Tensor]) -> torch.Tensor:
             q, k, v = given
+            if pair := self.head_norms[i]:
+                q, k = self._norm_heads(q, pair[0]), self._norm_heads(k, pair[1])
             keys, values = self.keys[i, :rows, :size], self.values[i, :rows, :size]
-            attention.rotate_and_store(
-                q, k, v, self.cos, self.sin, keys, values, lengths
-            )
+            nope = i in self.shape.nope
+            cos, sin = self.straight if nope else (self.cos, self.sin)
+            attention.rotate_and_store(q, k, v, cos, sin, keys, values, lengths)
             return attention.attention_step(q, keys, values, lengths)
 
         found = self._last_norm(self.tokens[:rows], attend)
         lengths += 1
         return self.inner.lm_head(found).float()
+
+    def _norm_heads(self, x: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:
+        """Return RMSNorm of each head of x (rows, heads x D)."""
+        heads = x.view(-1, self.shape.head_dim)
+        return ops.norm(heads, norm.weight, self.shape.norm_eps).view_as(x)
 
     def _last_norm(self, ids: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Return the output of the last norm (T, width) for token ids (T,)."""

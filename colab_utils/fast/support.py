@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from colab_utils import families
 from colab_utils.fast import lora
 from colab_utils.shape import Shape
 
@@ -20,7 +21,7 @@ def training_problem(model: torch.nn.Module) -> str | None:
     """Return why the fast path can't train this model, or None if it can."""
     inner = lora.find_llama(model)
     if inner is None:
-        return "the model is not a LlamaForCausalLM"
+        return _unknown(model)
     if is_prompt(model):
         return "the adapter is a prompt, not a LoRA"
     if inner.config.hidden_act != "silu" or inner.config.attention_dropout:
@@ -33,7 +34,7 @@ def training_problem(model: torch.nn.Module) -> str | None:
         return "the norms or the head have an adapter, or are of another kind"
     if any(m._forward_hooks or m._forward_pre_hooks for m in inner.model.layers):
         return "the layers have hooks, which would not be called"
-    return linears_problem(inner)
+    return _partly_rotated(inner) or linears_problem(inner)
 
 
 def linears_problem(inner: LlamaForCausalLM, training: bool = True) -> str | None:
@@ -54,7 +55,7 @@ def decoding_problem(model: torch.nn.Module) -> str | None:
     """Return why a static cache can't decode this model, or None if it can."""
     inner = lora.find_llama(model)
     if inner is None:
-        return "the model is not a LlamaForCausalLM"
+        return _unknown(model)
     shape = Shape.from_config(inner.config)
     if shape.activation != "silu" or shape.rope not in ROPES:
         return f"the activation is {shape.activation}, the RoPE type is {shape.rope}"
@@ -62,7 +63,21 @@ def decoding_problem(model: torch.nn.Module) -> str | None:
         return "the model is spread over several devices"
     if not _standard_norms(inner):
         return "the norms have an adapter, or are of another kind"
-    return linears_problem(inner, training=False)
+    return _partly_rotated(inner) or linears_problem(inner, training=False)
+
+
+def _unknown(model: torch.nn.Module) -> str:
+    """Return the reason for a model of another family."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    return f"the fast path knows {', '.join(families.FAMILIES)}, not {kind}"
+
+
+def _partly_rotated(inner: LlamaForCausalLM) -> str | None:
+    """Return the problem of a rotary embedding for a part of each head only."""
+    size = Shape.from_config(inner.config).head_dim
+    found = 2 * inner.model.rotary_emb.inv_freq.numel()
+    return None if found == size else f"{found} of {size} numbers of a head are rotated"
 
 
 def is_prompt(model: torch.nn.Module) -> bool:
@@ -72,10 +87,11 @@ def is_prompt(model: torch.nn.Module) -> bool:
 
 
 def _standard_norms(inner: LlamaForCausalLM) -> bool:
-    """Return whether all norms are Llama's own, without an adapter."""
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-    return all(type(norm) is LlamaRMSNorm for norm in lora.norms(inner))
+    """Return whether all norms are the family's own, without an adapter."""
+    name = families.family_of(inner) or ""
+    kind = f"{families.FAMILIES[name].prefix}RMSNorm"
+    own = getattr(families.modeling(name), kind)
+    return all(type(norm) is own for norm in lora.norms(inner))
 
 
 def _base_problem(linear: torch.nn.Module, training: bool) -> str | None:
@@ -86,14 +102,14 @@ def _base_problem(linear: torch.nn.Module, training: bool) -> str | None:
     weight = base.weight
     if not (weight.is_floating_point() or hasattr(weight, "quant_state")):
         return f"holds its weight as {weight.dtype}"
-    if base.bias is not None:
-        return "has a bias"
     if base is not linear and not isinstance(
         getattr(linear, "lora_A", None), torch.nn.ModuleDict
     ):
         return "has another kind of adapter than LoRA"
     if training and weight.requires_grad:
         return "is trained as a whole"
+    if training and base.bias is not None and base.bias.requires_grad:
+        return "has a bias that is trained"
     return None
 
 

@@ -6,6 +6,7 @@ import functools
 import threading
 from typing import TYPE_CHECKING
 
+from colab_utils import families
 from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
@@ -38,13 +39,15 @@ def prepare(
 ) -> Warmup | None:
     """Begin to compile the kernels of decoding, or those of training if `training`.
 
-    Returns None without a GPU or without Triton: then there is nothing to compile.
+    Returns None without a GPU or without Triton, and for a model that the fast path
+    does not know: then there is nothing to compile.
     """
     import torch
 
     from colab_utils.fast import ops
 
-    if not torch.cuda.is_available() or not ops.has_triton():
+    known = config.model_type in families.FAMILIES
+    if not known or not torch.cuda.is_available() or not ops.has_triton():
         return None
     warmup = Warmup(config, dtype, training)
     warmup.start()
@@ -74,8 +77,15 @@ def compile_training(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     kernels.norm_backward(n, x, weight, x, shape.norm_eps)
     qkv, angles = ones(1, shape.queries + 2 * shape.keys), ones(1, shape.head_dim)
     kernels.rotate(qkv, angles, angles, shape.heads + shape.kv_heads)
+    if shape.qk_norm:
+        q = k = ones(shape.head_dim)
+        kernels.norm_heads(qkv, q, k, shape.kv_heads, shape.norm_eps)
+        kernels.norm_heads_backward(qkv, qkv, q, k, shape.kv_heads, shape.norm_eps)
     gate_up = ones(1, 2 * shape.inner)
     kernels.swiglu_backward(kernels.swiglu(*gate_up.chunk(2, -1)), gate_up)
+    kernels.cross_entropy(
+        ones(1, shape.vocab), torch.zeros(1, dtype=torch.long, device=device)
+    )
     _compile_nf4(dtype, device)
 
 
@@ -92,6 +102,10 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     qkv, angles = ones(1, shape.queries + 2 * shape.keys), ones(16, shape.head_dim)
     kernels.rotate(qkv, angles[:1], angles[:1], shape.heads + shape.kv_heads)
     kernels.swiglu(ones(1, shape.inner), ones(1, shape.inner))
+    if shape.qk_norm:
+        weight = ones(shape.head_dim)
+        kernels.norm_heads(qkv, weight, weight, shape.kv_heads, shape.norm_eps)
+        kernels.norm(ones(shape.heads, shape.head_dim), weight, shape.norm_eps)
     q, k, v = ones(1, shape.queries), ones(1, shape.keys), ones(1, shape.keys)
     keys, values = ones(2, 1, 16, shape.kv_heads, shape.head_dim)
     lengths = torch.zeros(1, dtype=torch.int32, device=device)

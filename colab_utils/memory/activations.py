@@ -49,7 +49,7 @@ def loss_bytes(
     width, vocab = shape.width, shape.vocab
     if fast:  # kept: the last norm's input and the gradient; logits of one chunk
         return 2.0 * size * width * tokens, (
-            size * width * tokens + (4.0 + size) * vocab * min(LOGIT_ROWS, tokens)
+            size * width * tokens + 1.0 * size * vocab * min(LOGIT_ROWS, tokens)
         )
     # kept: the last norm, and a float32 softmax; temporary: its gradient, and logits
     norm = 4.0 * width * (3 if method == "full" else 1)
@@ -63,7 +63,8 @@ def backward_bytes(shape: Shape, size: int, fast: bool) -> float:
         return size * (2 * width + 3 * inner)
     rows = queries + 2 * shape.keys
     repeated = 0 if shape.kv_heads == shape.heads else 5 * queries  # k, v, gradients
-    attention = width + queries + rows + repeated
+    # the heads' norms keep their input, so that attention reads a copy
+    attention = width + queries + (2 if shape.qk_norm else 1) * rows + repeated
     return size * max(width + inner, 3 * width, attention, 3 * width + rows)
 
 

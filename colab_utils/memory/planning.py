@@ -88,16 +88,24 @@ def plan(
     `longest` is the longest row in tokens, `update` the number of tokens that one
     update should train on. This tries micro-batches from `longest` to `update` tokens,
     each with as few checkpointed layers as fit. On the fast path of a GPU the inputs of
-    all layers may also be in RAM.
+    all layers may also be in RAM. The plan is for the reference path if the fast path
+    does not know the model's family, or if a row is longer than its sliding window.
 
     Raises MemoryError, with the numbers and what to change, when nothing fits.
     """
+    shape = Shape.from_config(config)
+    if shape.window and longest > shape.window:
+        print(
+            f"reference path: the longest row has {longest:,} tokens, more than the "
+            f"model's sliding window of {shape.window:,}"
+        )
+        fast = False
     step = Step(
-        Shape.from_config(config),
+        shape,
         method,
         rank,
         min(longest, update),
-        fast=fast,
+        fast=fast and shape.known,
         gpu=gpu,
         optimizer=optimizer,
     )

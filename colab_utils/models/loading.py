@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from colab_utils import recipe, runtime
 from colab_utils.data.chat_template import choose_template
+from colab_utils.fast import warmup
 from colab_utils.models.sources import Source
 
 if TYPE_CHECKING:
@@ -121,21 +122,11 @@ def load_model(
     if getattr(config, "quantization_config", None):
         print(f"{name} is already quantized: its own settings are used")
         quantization = None
-    _compile_kernels(config, dtype)
+    warmup.prepare(config, dtype)  # compiles while the weights are loaded
     model = _load_weights(Source(name), dtype, quantization)
     _correct_quantized(model, dtype)
     _reset_generation(model)
     return model
-
-
-def _compile_kernels(config: PretrainedConfig, dtype: torch.dtype) -> None:
-    """Start to compile the decoding kernels, while the weights are loaded."""
-    from transformers import LlamaConfig
-
-    if isinstance(config, LlamaConfig):
-        from colab_utils.fast import warmup
-
-        warmup.prepare(config, dtype)
 
 
 def _load_weights(

@@ -181,7 +181,6 @@ UNSUPPORTED = {
     "norms that are adapted": (norms_adapted, "the norms have an adapter"),
     "AdaLoRA": (adalora, "another kind of adapter"),
     "DoRA": (lambda: with_lora(small_llama(), use_dora=True), "kind of LoRA"),
-    "biases": (lambda: small_llama(attention_bias=True), "q_proj has a bias"),
     "gelu": (lambda: small_llama(hidden_act="gelu"), "activation is gelu"),
     "dynamic positions": (
         lambda: small_llama(

@@ -268,7 +268,6 @@ def test_apply_noise_on_the_embeddings():
 UNSUPPORTED_MODELS = {
     "dropout": ({}, {"lora_dropout": 0.1}, "q_proj has LoRA dropout"),
     "DoRA": ({}, {"use_dora": True}, "q_proj has another kind of LoRA"),
-    "bias": ({"mlp_bias": True}, {}, "gate_proj has a bias"),
     "head": ({}, {"modules_to_save": ["lm_head"]}, "the embeddings, norms or head are"),
     "activation": ({"hidden_act": "gelu"}, {}, "the activation is not silu"),
 }
@@ -318,7 +317,8 @@ def test_apply_other_model_and_full_fine_tuning(capsys):
     assert not patch.apply(GPT2LMHeadModel(small))
     assert not patch.apply(small_llama())
     assert capsys.readouterr().out.splitlines() == [
-        "reference path: the model is not a LlamaForCausalLM",
+        "reference path: the fast path knows llama, mistral, qwen2, qwen3, smollm3, "
+        "not gpt2",
         "reference path: the embeddings, norms or head are trained",
     ]
 

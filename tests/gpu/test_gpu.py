@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.families import CONFIGS, small_model
 from helpers.llamas import gradients, packed, padded, with_lora
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
@@ -203,3 +204,30 @@ def test_stream_equals_generate(tokenizer):
         )
         text = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
         assert "".join(generation.stream(model, tokenizer, prompt, 40)) == text
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_families_on_the_kernels(name):
+    """Gradients are PEFT's, and a recorded step gives the tokens of `generate`."""
+    model = small_model(name, torch.float32).cuda()
+    adapted = with_lora(model, target_modules="all-linear")
+    batch = on_gpu(packed(padded([40, 17, 64])))
+    loss, expected = gradients(adapted, batch)
+    assert patch.apply(adapted, recompute=1)
+    found_loss, found = gradients(adapted, batch)
+    assert found_loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    for key, grad in expected.items():
+        assert (found[key] - grad).norm() < 1e-4 * grad.norm(), key
+    patch.remove(adapted)
+    adapted.eval()
+    prompt = torch.arange(5, 25, device="cuda")[None]
+    wanted = adapted.generate(
+        input_ids=prompt, max_new_tokens=12, do_sample=False, eos_token_id=None
+    )
+    decoder = StaticDecoder(adapted, 1, 64)
+    scores, tokens = decoder.start(prompt.tolist()), []
+    for _ in range(12):
+        tokens.append(scores.argmax(-1))
+        scores = decoder.step(tokens[-1])
+    assert decoder.graph is not None
+    assert torch.cat(tokens).tolist() == wanted[0, 20:].tolist()

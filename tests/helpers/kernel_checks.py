@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from dataclasses import replace
 
 import bitsandbytes.functional as bnb
 import torch
@@ -54,6 +55,19 @@ def norm_backward():
     assert_close(a, b)
 
 
+def norm_heads():
+    for heads, kept, width in ((6, 2, 24), (4, 1, 32)):
+        x = torch.randn(7, (heads + 2 * kept) * width) * 3
+        q, k = torch.randn(2, width)
+        given = (x, q, k, kept, 1e-5)
+        assert_close(kernels.norm_heads(*given), ops.norm_heads(*given))
+        a = torch.randn_like(x)
+        b = a.clone()
+        kernels.norm_heads_backward(a, *given)
+        ops.norm_heads_backward(b, *given)
+        assert_close(a, b)
+
+
 def rotate():
     for heads, kept in ((6, 3), (4, 1)):
         cos, sin = torch.randn(7, 24), torch.randn(7, 24)
@@ -64,6 +78,21 @@ def rotate():
             kernels.rotate(a, cos, sin, heads, sign)
             ops.rotate(b, cos, sin, heads, sign)
             assert_close(a, b)
+
+
+def cross_entropy():
+    for vocabulary in (300, 9000):
+        a = torch.randn(6, vocabulary) * 4
+        targets = torch.randint(vocabulary, (6,))
+        a[0, targets[0]] = a[0].max() + 1  # a hit
+        a[1, 7] = a[1, 250] = a[1].max() + 1  # a tie: the first token is the top-1
+        targets[1] = 7
+        b = a.clone()
+        losses, hits = kernels.cross_entropy(a, targets)
+        expected, wanted = ops.cross_entropy(b, targets)
+        assert_close(losses, expected)
+        assert_close(a, b)
+        assert hits[:2].all() and torch.equal(hits, wanted)
 
 
 def swiglu():
@@ -103,14 +132,15 @@ def step_on_a_cache():
 
 
 def all_kernels_of_a_model():
-    shape = Shape.from_config(AutoConfig.from_pretrained(models.location("demo")))
-    warmup.compile_training(shape, torch.float32, "cpu")
-    warmup.compile_decoding(shape, torch.float32, "cpu")
+    demo = Shape.from_config(AutoConfig.from_pretrained(models.location("demo")))
+    for shape in (demo, replace(demo, qk_norm=True)):
+        warmup.compile_training(shape, torch.float32, "cpu")
+        warmup.compile_decoding(shape, torch.float32, "cpu")
 
 
 CHECKS = (
-    *(dequantize_nf4, norm, add_norm, norm_backward, rotate, swiglu, swiglu_backward),
-    *(step_on_a_cache, all_kernels_of_a_model),
+    *(dequantize_nf4, norm, add_norm, norm_backward, norm_heads, rotate, swiglu),
+    *(cross_entropy, swiglu_backward, step_on_a_cache, all_kernels_of_a_model),
 )
 
 

@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from helpers.families import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
@@ -212,3 +213,18 @@ def test_preflight_of_a_quantized_model(monkeypatch, tmp_path, capsys, seven_b):
 def test_preflight_of_a_name_that_does_not_exist(seven_b, name):
     with pytest.raises(FileNotFoundError, match="neither a folder here nor a name on"):
         memory.preflight(seven_b(), name, memory.Memory(weights=1e6))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fast", "said"),
+    [
+        ("qwen2", {}, True, ""),
+        ("gemma2", {}, False, ""),
+        ("mistral", {"sliding_window": 64}, True, ""),
+        ("mistral", {"sliding_window": 63}, False, "more than the model's sliding win"),
+    ],
+)
+def test_plan_takes_the_path_that_the_model_allows(name, changes, fast, said, capsys):
+    settings = {"longest": 64, "update": 128, "budget": 2**30, "gpu": False}
+    found = memory.plan(small(name, **changes), "qlora", 4, **settings)
+    assert found.fast == fast and said in capsys.readouterr().out

@@ -1,0 +1,85 @@
+"""Check before the download whether the course can train a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from colab_utils import families, runtime
+from colab_utils.memory import costs
+from colab_utils.shape import Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# A config with one of these fields has several MLPs in a layer.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# Families whose activations exceed float16, by what their authors and users report.
+OVERFLOWS = ("gemma3_text", "gemma3n_text", "gemma4_text")
+
+
+def check_model(config: PreTrainedConfig, name: str) -> None:
+    """Raise ValueError for a model that the course can't train; print what differs.
+
+    A family of the course passes at once. Any other model is built from its config
+    without weights: it passes if its linear layers are those of a Llama, because the
+    memory plan and the adapters are computed from them.
+    """
+    kind = config.model_type
+    if kind in families.FAMILIES:
+        return
+    if problem := _problem(config):
+        raise ValueError(
+            f"{name} is a {kind} model, and {problem}. The course trains the families "
+            f"{', '.join(families.FAMILIES)}, and others with the same linear layers: "
+            "choose another MODEL."
+        )
+    print(
+        f"{kind}: trains without the fast path. Its weights, adapter and optimizer are "
+        "planned exactly, its activations as a Llama's would be"
+    )
+    if kind in OVERFLOWS and runtime.detect().dtype == "float16":
+        print(
+            f"{kind}: its activations are known to exceed float16, which ends in NaN "
+            "on this GPU. Choose another MODEL, or a GPU with bfloat16"
+        )
+
+
+def _problem(config: PreTrainedConfig) -> str | None:
+    """Return why a model of another family can't be trained, or None."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if config.is_encoder_decoder:
+        return "it has an encoder"
+    if config.get_text_config() is not config:
+        return "it reads more than text: only models for text are trained here"
+    if any(getattr(config, name, None) for name in EXPERTS):
+        return "it is a mixture of experts"
+    try:
+        shape = Shape.from_config(config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, AttributeError, RuntimeError):  # RuntimeError: sizes vary
+        return "its layers are not a Llama's"
+    counts = costs.parameters(shape)
+    total = sum(p.numel() for p in model.parameters())
+    found, expected = _linears(model), Counter[str]()
+    for layer, (inputs, outputs) in shape.linear_shapes().items():
+        expected[f"{layer} {inputs} x {outputs}"] = shape.layers
+    if found != expected or abs(total / sum(counts) - 1) > 0.01:
+        names = {key.partition(" ")[0] for key in found - expected}
+        more = f" (it has {', '.join(sorted(names))})" if names else ""
+        return f"not all of its {total:,} parameters are where a Llama has them{more}"
+    return None
+
+
+def _linears(model: PreTrainedModel) -> Counter[str]:
+    """Return the linear layers of all decoder layers: name and size, and how many."""
+    import torch
+
+    return Counter(
+        f"{name.rpartition('.')[2]} {module.in_features} x {module.out_features}"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in name
+    )
