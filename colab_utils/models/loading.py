@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from colab_utils import recipe, runtime
-from colab_utils.data.chat_template import CHAT_TEMPLATE
+from colab_utils.data.chat_template import choose_template
 from colab_utils.fast import warmup
 from colab_utils.models.sources import Source
 
@@ -57,13 +57,13 @@ def load_config(name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(source.path, token=token)
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """Load a model's tokenizer, and fill in a chat template and a pad token.
+def load_tokenizer(name: str, template: str = "auto") -> Tokenizer:
+    """Load a model's tokenizer, and choose its chat template and its pad token.
 
-    A tokenizer without a chat template gets Llama 2's. The pad token stays, unless it
-    is the EOS token or has no embedding; then `<unk>` replaces it. Padding is on the
-    right. Raises the errors of `load_config`, and ValueError if there is no token to
-    pad with.
+    `template` is "auto", "own" or "course": see `choose_template`. The pad token stays,
+    unless it is the EOS token or has no embedding; then `<unk>` replaces it. Padding is
+    on the right. Raises the errors of `load_config` and of `choose_template`, and
+    ValueError if there is no token to pad with.
     """
     from transformers import AutoTokenizer
     from transformers.utils.hub import cached_file
@@ -78,8 +78,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             token=token,
             _raise_exceptions_for_missing_entries=False,
         )
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT_TEMPLATE
+    choose_template(tokenizer, name, template)
     embeddings = None  # unknown for an adapter's folder, which has no config.json
     if config:
         text = Path(config).read_text(encoding="utf-8")
