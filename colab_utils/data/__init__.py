@@ -3,7 +3,8 @@
 Read the files in this order. `schema` defines a row and turns known formats into it.
 `readers` reads files and the Hub. `dataset` loads, saves and reads datasets. The steps
 in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `splitting`
-(training and test rows). `chat_template` is the text format that the model reads.
+(training and test rows). `chat_template` is the text format that the model reads, and
+`masking` decides which of its tokens are trained.
 """
 
 from colab_utils.data.dataset import (
@@ -16,6 +17,12 @@ from colab_utils.data.dataset import (
 )
 from colab_utils.data.dedup import drop_exact, near_duplicates, normalize, shingles
 from colab_utils.data.filters import drop_long, drop_special_tokens, token_lengths
+from colab_utils.data.masking import (
+    Tokens,
+    end_of_turn,
+    tokenize,
+    trained_tokens,
+)
 from colab_utils.data.schema import (
     BadRow,
     Message,
@@ -35,10 +42,12 @@ __all__ = [
     "Message",
     "Rejected",
     "Row",
+    "Tokens",
     "answer_of",
     "drop_exact",
     "drop_long",
     "drop_special_tokens",
+    "end_of_turn",
     "load",
     "near_duplicates",
     "normalize",
@@ -54,5 +63,7 @@ __all__ = [
     "to_messages",
     "to_row",
     "token_lengths",
+    "tokenize",
+    "trained_tokens",
     "write_jsonl",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from colab_utils import recipe, runtime
-from colab_utils.data.chat_template import CHAT_TEMPLATE
+from colab_utils.data.chat_template import choose_template
 from colab_utils.fast import warmup
 from colab_utils.models.sources import Source
 from colab_utils.models.special_tokens import as_ids, set_padding
@@ -59,13 +59,14 @@ def load_config(name: str) -> PretrainedConfig:
         )
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """Load a model's tokenizer, and fill in a chat template and a pad token.
+def load_tokenizer(name: str, template: str = "auto") -> Tokenizer:
+    """Load a model's tokenizer, and choose its chat template and its pad token.
 
-    A tokenizer without a chat template gets Llama 2's. The pad token is one that is
-    never trained on and has an embedding, if there is one; a choice that is not the
-    authors' is printed. Padding is on the right. Raises the errors of `load_config`,
-    and ValueError for a tokenizer without special tokens.
+    `template` is "auto", "own" or "course": see `choose_template`. The pad token is one
+    that is never trained on and has an embedding; it is the EOS token only if there is
+    no other special token. A choice that is not the authors' is printed. Padding is on
+    the right. Raises the errors of `load_config` and of `choose_template`, and
+    ValueError for a tokenizer without special tokens.
     """
     from transformers import AutoTokenizer
 
@@ -75,8 +76,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(
             source.path, token=token, trust_remote_code=False
         )
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT_TEMPLATE
+    choose_template(tokenizer, name, template)
     # An adapter's folder has neither of the two files.
     config = source.read_json("config.json")
     text = config.get("text_config", config)  # Gemma 3 nests it
