@@ -115,12 +115,12 @@ class Conversations:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         self.render(messages)  # raises the error of a template that rejects them
+        variables = self._variables | self.tokenizer.special_tokens_map
         rendered: Any = render_jinja_template(
             conversations=[list(messages)],
             chat_template=self._template,
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-            **self._variables,
+            **variables,
         )
         (text,), (spans,) = rendered
         return text, spans

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from colab_utils import models, parameters, runtime
+from colab_utils.data.rendering import Conversations
 from colab_utils.generation.answer_text import AnswerText, stop_strings
 from colab_utils.generation.prompts import (
     CONTEXT,
@@ -54,8 +55,9 @@ def answers(
         return []
     _report_ignored_settings(model)
     context = context_length(model)
-    chats = [as_messages(prompt, system) for prompt in prompts]
-    ids = [prompt_tokens(tokenizer, chat, max_new_tokens, context) for chat in chats]
+    messages = [as_messages(prompt, system) for prompt in prompts]
+    chats = Conversations(tokenizer)
+    ids = [prompt_tokens(chats, turns, max_new_tokens, context) for turns in messages]
     # Prompts of similar length share a batch: their answers often end together.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in ids]
@@ -96,7 +98,7 @@ def stream(
     stop = stop_strings(stop)
     _report_ignored_settings(model)
     messages = as_messages(prompt, system)
-    ids = prompt_tokens(tokenizer, messages, max_new_tokens, context)
+    ids = prompt_tokens(Conversations(tokenizer), messages, max_new_tokens, context)
     limit = min(max_new_tokens, context - len(ids))
     ends = models.stop_tokens(model, tokenizer)
     answer = AnswerText(tokenizer, ends, stop, limit)

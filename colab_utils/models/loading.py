@@ -63,10 +63,9 @@ def load_tokenizer(name: str, template: str = "auto") -> Tokenizer:
     """Load a model's tokenizer, and choose its chat template and its pad token.
 
     `template` is "auto", "own" or "course": see `choose_template`. The pad token is one
-    that is never trained on and has an embedding; it is the EOS token only if there is
-    no other special token. A choice that is not the authors' is printed. Padding is on
-    the right. Raises the errors of `load_config` and of `choose_template`, and
-    ValueError for a tokenizer without special tokens.
+    that is never trained on and has an embedding; it is the EOS token only if every
+    special token is in use. A choice that is not the authors' is printed. Padding is on
+    the right. Raises the errors of `load_config` and of `choose_template`.
     """
     from transformers import AutoTokenizer
 
@@ -81,7 +80,7 @@ def load_tokenizer(name: str, template: str = "auto") -> Tokenizer:
     config = source.read_json("config.json")
     text = config.get("text_config", config)  # Gemma 3 nests it
     stops = source.read_json("generation_config.json").get("eos_token_id")
-    set_padding(tokenizer, name, text.get("vocab_size"), as_ids(stops))
+    set_padding(tokenizer, text.get("vocab_size"), as_ids(stops))
     return tokenizer
 
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from colab_utils import data
+from colab_utils.data.rendering import Conversations, probe, special_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-PROBE = [
-    {"role": "system", "content": "a"},
-    {"role": "user", "content": "b"},
-    {"role": "assistant", "content": "c"},
-    {"role": "user", "content": "d"},
-]
 PAD_NAMES = (re.compile("pad", re.I), re.compile("reserved|unused|extra|placeholder"))
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
     """Return the ids of the tokens that end an answer, the tokenizer's EOS first.
 
-    The others are those of the model's generation_config.
+    The others are those of the model's generation_config, and those that the chat
+    template writes at the end of an answer.
     """
     found = [tokenizer.eos_token_id, *as_ids(model.generation_config.eos_token_id)]
+    found += data.end_of_turn(tokenizer)
     return list(dict.fromkeys(i for i in found if i is not None))
 
 
@@ -32,15 +31,14 @@ def as_ids(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def set_padding(
-    tokenizer: Tokenizer, name: str, embeddings: int | None, stops: list[int]
-) -> None:
+def set_padding(tokenizer: Tokenizer, embeddings: int | None, stops: list[int]) -> None:
     """Pad on the right, with a token that is never trained on and has an embedding.
 
     The authors' pad token stays, unless it is EOS, is written by the chat template, or
     has no embedding; another choice is printed with its reason. `embeddings` is their
-    number, None if unknown; `stops` are the ids that end an answer. Raises ValueError
-    for a tokenizer without special tokens.
+    number, None if unknown; `stops` are the ids that end an answer. A tokenizer whose
+    special tokens are all in use pads with EOS: the attention mask alone then shows
+    what is padding, and packed rows have none.
     """
     tokenizer.padding_side = "right"
     embeddings = embeddings or len(tokenizer)
@@ -48,21 +46,16 @@ def set_padding(
     problem = _pad_problem(tokenizer, embeddings, written)
     if problem is None:
         return
-    unused = _unused(tokenizer, embeddings, written | set(stops))
-    last = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
-    if unused:
+    if unused := _unused(tokenizer, embeddings, written | set(stops)):
         tokenizer.pad_token = unused
         print(f"pad token: {unused}, because {problem}")
-    elif last:
-        tokenizer.pad_token = last
-        print(
-            f"pad token: {last}, because the tokenizer has no other special token. The "
-            "attention mask alone shows what is padding; packed rows have none"
-        )
     else:
-        raise ValueError(
-            f"The tokenizer of {name} has no special token, so nothing can end an "
-            "answer. Set MODEL to another model."
+        tokenizer.pad_token = tokenizer.eos_token or next(
+            iter(special_tokens(tokenizer))
+        )
+        print(
+            f"pad token: {tokenizer.pad_token}, because the tokenizer has no unused "
+            "special token; the attention mask shows what is padding"
         )
 
 
@@ -103,14 +96,8 @@ def _unused(tokenizer: Tokenizer, embeddings: int, used: set[int]) -> str | None
 
 def _written(tokenizer: Tokenizer) -> set[int]:
     """Return the ids of the special tokens that the chat template can write."""
-    from jinja2 import TemplateError
-
-    text = str(tokenizer.get_chat_template())
-    for messages in (PROBE, PROBE[1:]):
-        try:
-            text += str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError:  # for example, no system role
-            continue
-        break
+    chats = Conversations(tokenizer)
+    messages = chats.prepare(probe("system", "user", "assistant"))
+    text = str(tokenizer.get_chat_template()) + chats.render(messages)
     added = tokenizer.added_tokens_decoder.items()
     return {i for i, token in added if str(token) in text}

@@ -253,9 +253,7 @@ GEMMA_END = "(turn.content | trim) + '<end_of_turn>"
 GEMMA_ROLE = "('model' if turn.role == 'assistant' else turn.role)"
 LLAMA3_HEADER = "'<|start_header_id|>' + turn.role + '<|end_header_id|>\\n\\n'"
 LLAMA3_TEXT = "(turn.content | trim) + '<|eot_id|>'"
-QWEN3_THOUGHT = (
-    "{{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' -}}"
-)
+QWEN3_THOUGHT = "{{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' -}}"
 PHI3_HEADER = "'<|' + turn.role + '|>\\n'"
 # For each template, the Jinja to replace so that tags enclose each answer and its end.
 TAGS: dict[str, dict[str, str]] = {

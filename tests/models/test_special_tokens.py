@@ -4,10 +4,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from helpers.templates import TEMPLATES
+from helpers.tokenizers import FAMILIES, make_tokenizer
 from transformers import GenerationConfig
 
-from colab_utils import models
-from tests.helpers.tokenizers import FAMILIES, make_tokenizer
+from colab_utils import data, models
+from colab_utils.data.rendering import probe
 
 AUTHORS = None  # the authors' own pad token stays
 # The pad token of each family, and the printed reason.
@@ -47,7 +49,8 @@ def test_load_tokenizer_pads_with_a_token_that_is_never_trained(kind, tmp_path, 
         tokenizer.bos_token_id,
     )
     assert tokenizer.padding_side == "right"
-    printed = [line for line in capsys.readouterr().out.splitlines() if "pad" in line]
+    lines = capsys.readouterr().out.splitlines()
+    printed = [line for line in lines if line.startswith("pad token")]
     line = f"pad token: {expected}, because {reason}"
     assert printed == ([line] if reason else [])
     tokenizer.save_pretrained(tmp_path)  # as with an adapter: the choice is kept
@@ -66,7 +69,7 @@ def test_load_tokenizer_replaces_a_pad_token_without_an_embedding(tmp_path, caps
     for config in ({"vocab_size": size}, {"text_config": {"vocab_size": size}}):
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert models.load_tokenizer(name).pad_token == "<unk>"
-        assert capsys.readouterr().out == (
+        assert capsys.readouterr().out.endswith(
             f"pad token: <unk>, because <pad> has no embedding: its id is {size}, and "
             f"the model has {size} embeddings\n"
         )
@@ -111,7 +114,7 @@ def test_load_tokenizer_pads_with_eos_if_there_is_no_other(only_eos, tmp_path, c
     tokenizer = models.load_tokenizer(saved(only_eos, tmp_path))
     end = tokenizer.eos_token_id
     assert tokenizer.pad_token_id == end
-    assert "The attention mask alone shows" in capsys.readouterr().out
+    assert "the attention mask shows what is padding" in capsys.readouterr().out
     rows = [
         {"input_ids": [40, 41, 42, end], "assistant_masks": [0, 1, 1, 1]},
         {"input_ids": [43, end], "assistant_masks": [0, 1]},
@@ -126,12 +129,34 @@ def test_load_tokenizer_without_special_tokens(only_eos, tmp_path):
     from transformers import PreTrainedTokenizerFast
 
     state = json.loads(only_eos.backend_tokenizer.to_str()) | {"added_tokens": []}
-    bare = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state))
-    )
-    name = saved(bare, tmp_path)
-    with pytest.raises(ValueError, match=r"no special token.* Set MODEL"):
+    backend = Tokenizer.from_str(json.dumps(state))
+    name = saved(PreTrainedTokenizerFast(tokenizer_object=backend), tmp_path)
+    with pytest.raises(ValueError, match=r"has no EOS token.* Set MODEL"):
         models.load_tokenizer(name)
+
+
+CHATS = [
+    ("llama3", "llama3"),
+    ("smollm2", "chatml"),
+    ("smollm2_base", "chatml"),
+    ("qwen2", "qwen25"),
+    ("qwen2_base", "qwen25"),
+    ("phi3", "phi3"),
+    ("tekken", "mistral_v3"),
+    ("gemma", "gemma3"),
+]
+
+
+@pytest.mark.parametrize(("kind", "template"), CHATS)
+def test_load_tokenizer_trains_on_no_pad_token(kind, template, tmp_path):
+    tokenizer = make_tokenizer(kind)
+    tokenizer.chat_template = TEMPLATES[template]
+    tokenizer = models.load_tokenizer(saved(tokenizer, tmp_path))
+    roles = ("system", "user", "assistant", "user", "assistant")
+    tokens = data.trained_tokens(probe(*roles), tokenizer)
+    assert any(tokens["assistant_masks"])
+    assert tokenizer.pad_token_id not in tokens["input_ids"]
+    assert data.end_of_turn(tokenizer) != [tokenizer.pad_token_id]
 
 
 def model_with(eos) -> SimpleNamespace:
@@ -140,9 +165,12 @@ def model_with(eos) -> SimpleNamespace:
 
 def test_stop_tokens():
     tokenizer = make_tokenizer("llama3")
-    ids = tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|eom_id|>"])
+    tokenizer.eos_token = "<|end_of_text|>"
+    tokenizer.chat_template = TEMPLATES["llama3"]
+    ids = tokenizer.convert_tokens_to_ids(["<|eom_id|>", "<|python_tag|>"])
     end = tokenizer.eos_token_id
+    turn = tokenizer.convert_tokens_to_ids("<|eot_id|>")
     for eos in (None, end):
-        assert models.stop_tokens(model_with(eos), tokenizer) == [end]
-    assert models.stop_tokens(model_with([*ids, end]), tokenizer) == [end, *ids]
-    assert models.stop_tokens(model_with(ids[0]), tokenizer) == [end, ids[0]]
+        assert models.stop_tokens(model_with(eos), tokenizer) == [end, turn]
+    assert models.stop_tokens(model_with([*ids, end]), tokenizer) == [end, *ids, turn]
+    assert models.stop_tokens(model_with(ids[0]), tokenizer) == [end, ids[0], turn]

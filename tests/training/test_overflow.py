@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.llamas import small_llama
 
 from colab_utils import training
-from tests.helpers.llamas import small_llama
 
 
 def trainer_of(dtype: torch.dtype, scale: float = 1.0) -> SimpleNamespace:
