@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -69,18 +69,18 @@ def token_lengths(lengths: list[int], limit: int) -> Figure:
 
 
 def trained_tokens(row: data.Row, tokenizer: Tokenizer) -> HTML:
-    """Return the tokens of a row as HTML, with those that are trained on in green."""
+    """Return the tokens of a row as HTML, with those that are trained on in green.
+
+    `▁` is a space and `↵` a newline. A token that holds a part of a character is shown
+    as the vocabulary writes it.
+    """
     from IPython.display import HTML
 
-    # With return_dict the result for one conversation is a dictionary of lists.
-    encoded = cast(
-        "dict[str, list[int]]",
-        tokenizer.apply_chat_template(
-            row["messages"], return_dict=True, return_assistant_tokens_mask=True
-        ),
-    )
-    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    mask = encoded["assistant_masks"]
+    from colab_utils import data
+
+    found = data.trained_tokens(row["messages"], tokenizer)
+    tokens = [_readable(token, tokenizer) for token in found["input_ids"]]
+    mask = found["assistant_masks"]
     spans = [
         f'<span style="background:{LIGHT_GREEN if trained else LIGHT_GRAY};'
         "color:#111;border-radius:3px;padding:1px 3px;margin:1px;"
@@ -92,6 +92,14 @@ def trained_tokens(row: data.Row, tokenizer: Tokenizer) -> HTML:
         f"<div><small>green: {sum(mask)} of {len(spans)} tokens are trained on"
         "</small></div>"
     )
+
+
+def _readable(number: int, tokenizer: Tokenizer) -> str:
+    token = str(tokenizer.convert_ids_to_tokens(number))
+    text = str(tokenizer.decode([number]))
+    if "▁" in token or "\ufffd" in text or not text:
+        text = token  # decoding removes the space before the first word
+    return text.replace(" ", "▁").replace("\n", "↵")
 
 
 def memory(bars: dict[str, Memory], limit_gib: float | None = None) -> Figure:

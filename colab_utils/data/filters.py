@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from colab_utils import runtime
+from colab_utils.data.masking import check_offsets, end_of_turn
+from colab_utils.data.rendering import Conversations, naming, special_tokens
 from colab_utils.data.schema import Rejected, Row, reject_row
 
 if TYPE_CHECKING:
@@ -12,11 +14,19 @@ if TYPE_CHECKING:
 
 
 def token_lengths(rows: list[Row], tokenizer: Tokenizer) -> list[int]:
-    """Return each row's number of tokens in the chat template, as in training."""
+    """Return each row's number of tokens in the chat template, as in training.
+
+    Raises ValueError with the line of a row that the template rejects.
+    """
+    check_offsets(tokenizer)
+    conversations = Conversations(tokenizer)
     lengths: list[int] = []
     for start in runtime.progress(range(0, len(rows), 500), "counting tokens"):
-        chats = [row["messages"] for row in rows[start : start + 500]]
-        texts = tokenizer.apply_chat_template(chats, tokenize=False)
+        texts = []
+        for row in rows[start : start + 500]:
+            with naming(row):
+                messages = conversations.prepare(row["messages"])
+                texts.append(conversations.render(messages))
         # verbose=False: no warning about long rows, which this function has to find.
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         lengths += map(len, ids)
@@ -31,10 +41,12 @@ def drop_special_tokens(
     The tokenizer would read a `</s>` in the text as the real EOS token, and the model
     would learn to stop there.
     """
+    ends = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
+    special = [*dict.fromkeys([*special_tokens(tokenizer), *ends])]
     kept, rejected = [], []
     for row in rows:
         text = "".join(turn["content"] for turn in row["messages"])
-        found = [token for token in tokenizer.all_special_tokens if token in text]
+        found = [token for token in special if token in text]
         if found:
             rejected.append(reject_row(row, f"contains the special token {found[0]}"))
         else:

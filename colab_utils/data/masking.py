@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, TypedDict
 
 from colab_utils import runtime
 from colab_utils.data.rendering import (
-    COURSE,
+    BadTemplate,
     Conversations,
     Span,
     added_tokens,
+    naming,
 )
 
 if TYPE_CHECKING:
@@ -55,18 +56,17 @@ def tokenize(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Tokens]:
     for start in runtime.progress(range(0, len(rows), 500), "tokenizing"):
         texts, spans = [], []
         for row in rows[start : start + 500]:
-            messages = conversations.prepare(row["messages"])
+            with naming(row):
+                messages = conversations.prepare(row["messages"])
+                text, trained = conversations.trained_spans(messages)
             moved += len(messages) < len(row["messages"])
-            text, trained = _of_row(conversations, row, messages)
             texts.append(text)
             spans.append(trained)
         found += _encode(texts, spans, tokenizer)
     for row, tokens in zip(rows, found, strict=True):
-        if not any(tokens["assistant_masks"]):
-            raise ValueError(
-                f"The row of line {_line(row)} has no trained token in the chat "
-                f"template of {conversations.name}. {COURSE}"
-            )
+        with naming(row):
+            if not any(tokens["assistant_masks"]):
+                raise BadTemplate(conversations.name, "marks none of its tokens")
     if moved:
         print(
             f"the chat template takes no system message: in {moved:,} of {len(rows):,} "
@@ -91,17 +91,15 @@ def end_of_turn(tokenizer: Tokenizer) -> list[int]:
     return [ids[token] for token in ends]
 
 
-def _of_row(
-    conversations: Conversations, row: Row, messages: list[Message]
-) -> tuple[str, list[Span]]:
-    try:
-        return conversations.trained_spans(messages)
-    except ValueError as error:
-        raise ValueError(f"The row of line {_line(row)}: {error}") from error
-
-
-def _line(row: Row) -> str:
-    return str(row.get("line", "?"))
+def check_offsets(tokenizer: Tokenizer) -> None:
+    """Raise ValueError if the tokenizer can't return which characters a token holds."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path} is a slow one "
+            f"({type(tokenizer).__name__}): it does not return which characters a "
+            "token holds, so the trained tokens can't be found. Use a model whose "
+            "repository has a tokenizer.json."
+        )
 
 
 def _encode(
@@ -112,13 +110,7 @@ def _encode(
     A token that lies partly within a span is trained; an added or special token is
     trained if it begins there. No token is added: the texts hold all special tokens.
     """
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"The tokenizer of {tokenizer.name_or_path} is a slow one "
-            f"({type(tokenizer).__name__}): it does not return which characters a "
-            "token holds, so the trained tokens can't be found. Use a model whose "
-            "repository has a tokenizer.json."
-        )
+    check_offsets(tokenizer)
     encoded = tokenizer(
         texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )

@@ -8,14 +8,15 @@ text after the placeholder is what follows the answer in the real conversation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from colab_utils.data.schema import Message
+    from colab_utils.data.schema import Message, Row
 
 TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PLACEHOLDER = "qxzplaceholder"
@@ -226,6 +227,16 @@ class Conversations:
             )
         tail = text[slice(*spans[0])].partition(messages[1]["content"])[2]
         return self._special.findall(tail) or self._added.findall(tail)
+
+
+@contextmanager
+def naming(row: Row) -> Iterator[None]:
+    """Put the row's line in front of a ValueError that is raised inside."""
+    try:
+        yield
+    except ValueError as error:
+        line = row.get("line", "?")
+        raise ValueError(f"The row of line {line}: {error}") from error
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:

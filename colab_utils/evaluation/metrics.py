@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from colab_utils import data, generation, models, runtime
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BatchEncoding, PreTrainedModel
+    from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
@@ -86,12 +86,12 @@ def score(
     import torch
 
     _check_rows(rows)
-    names = _categories(rows)
+    names, tokens = _categories(rows), data.tokenize(rows, tokenizer)
     losses, top_1 = [], []
     categories: list[str] = []  # the category of each token
     for start in runtime.progress(range(0, len(rows), batch_size), "reading answers"):
-        batch = rows[start : start + batch_size]
-        logits, truth, counts = _answer_logits(model, tokenizer, batch)
+        batch = tokens[start : start + batch_size]
+        logits, truth, counts = _answer_logits(model, batch)
         loss = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
         losses.append(loss.cpu())
         top_1.append(logits.argmax(-1).cpu())
@@ -103,27 +103,29 @@ def score(
 
 
 def _answer_logits(
-    model: PreTrainedModel, tokenizer: Tokenizer, rows: list[data.Row]
+    model: PreTrainedModel, rows: list[data.Tokens]
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Return the logits and ids of the answers' tokens, and each row's token count."""
     import torch
 
-    encoded = tokenizer.apply_chat_template(
-        [row["messages"] for row in rows],
-        padding=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        return_tensors="pt",
-    )
-    batch = cast("BatchEncoding", encoded).to(model.device)  # because of return_dict
+    ids = _padded([row["input_ids"] for row in rows]).to(model.device)
+    real = _padded([[1] * len(row["input_ids"]) for row in rows]).to(model.device)
     with torch.inference_mode(), models.in_mode(model, training=False):
-        logits = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits
+        logits = model(input_ids=ids, attention_mask=real).logits
     # The logits at a position predict the next token.
-    trained = torch.as_tensor(batch["assistant_masks"]).bool().to(model.device)[:, 1:]
+    trained = _padded([row["assistant_masks"] for row in rows]).to(model.device)
+    trained = trained[:, 1:].bool()
     counts = trained.sum(dim=1).tolist()
-    return logits[:, :-1][trained].float(), batch["input_ids"][:, 1:][trained], counts
+    return logits[:, :-1][trained].float(), ids[:, 1:][trained], counts
+
+
+def _padded(rows: list[list[int]]) -> torch.Tensor:
+    """Return a tensor (rows, longest) with zeros after each shorter row."""
+    import torch
+
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True
+    )
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,14 @@ def prompt_ids(tokenizer) -> torch.Tensor:
 
 def test_load_tokenizer_keeps_its_own_chat_template(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    own = (
+        "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(own)
     loaded = models.load_tokenizer(str(tmp_path))
-    messages = [{"role": "user", "content": "Hi"}]
-    assert loaded.apply_chat_template(messages, tokenize=False) == "Hi"
+    assert loaded.chat_template == own
+    course = models.load_tokenizer(str(tmp_path), template="course")
+    assert course.chat_template == CHAT_TEMPLATE
 
 
 def lora_gradients(model, tokenizer, rows) -> dict[str, torch.Tensor]:

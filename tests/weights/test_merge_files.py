@@ -14,7 +14,7 @@ from helpers.checkpoints import (
 from peft import (
     PeftModel,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from colab_utils import models, weights
 
@@ -96,7 +96,7 @@ def test_merge_keeps_files_of_the_base(base, adapter, tmp_path):
     for name in (*texts, "notes.md"):
         (whole / name).write_text(name)
     out = weights.merge(whole, bare, tmp_path / "out")
-    assert models.load_tokenizer(str(out)).chat_template == "{{ messages[0] }}"
+    assert AutoTokenizer.from_pretrained(out).chat_template == "{{ messages[0] }}"
     assert all((out / name).read_text() == name for name in texts)
     assert not (out / "notes.md").exists()
     # An adapter with a tokenizer of its own keeps its own template.
@@ -105,7 +105,7 @@ def test_merge_keeps_files_of_the_base(base, adapter, tmp_path):
     its.save_pretrained(bare, save_jinja_files=False)
     assert not (bare / "chat_template.jinja").exists()
     out = weights.merge(whole, bare, tmp_path / "again")
-    assert models.load_tokenizer(str(out)).chat_template == "{{ messages }}"
+    assert AutoTokenizer.from_pretrained(out).chat_template == "{{ messages }}"
 
 
 def test_merge_reports_ids_without_embeddings(base, adapter, tmp_path, capsys):

@@ -19,6 +19,7 @@ from helpers.checkpoints import (
     tensors_of,
 )
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from colab_utils import models, weights
 from colab_utils.weights import merge_blocks, merge_inputs
@@ -204,7 +205,7 @@ def test_merge_keeps_merged_model(base, tokenizer, tmp_path, capsys):
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.save_pretrained(adapter)
     weights.merge(base, adapter, out)
-    assert models.load_tokenizer(str(out)).chat_template == "{{ messages }}"
+    assert AutoTokenizer.from_pretrained(out).chat_template == "{{ messages }}"
     weights.merge(base, adapter, out, "dequantized")
     assert "merged already" not in capsys.readouterr().out
 
