@@ -1,7 +1,8 @@
 """Find a model and load it: config, tokenizer, weights, and an adapter with its base.
 
 `sources` finds a model's files: bundled, in a folder or on the Hub. `loading` reads
-them with transformers and PEFT.
+them with transformers and PEFT. `special_tokens` chooses the pad token, and finds the
+tokens that end an answer.
 """
 
 from colab_utils.models.loading import (
@@ -15,6 +16,7 @@ from colab_utils.models.loading import (
     torch_dtype,
 )
 from colab_utils.models.sources import download, location, resolve_model
+from colab_utils.models.special_tokens import stop_tokens
 
 __all__ = [
     "count_parameters",
@@ -27,5 +29,6 @@ __all__ = [
     "location",
     "quantization_config",
     "resolve_model",
+    "stop_tokens",
     "torch_dtype",
 ]
