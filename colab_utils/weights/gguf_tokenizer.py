@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils.data.chat_template import without_generation_marks
+from colab_utils.weights.gguf_pretokenizer import find_name
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-# Llama 3's pattern for splitting text before BPE. Of the byte-level tokenizers that
-# Llamas have, llama.cpp has a name only for the one with this pattern.
-LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 EOS_IDS = "tokenizer.ggml.eos_token_ids"  # the key that Ollama reads
 
@@ -28,7 +23,8 @@ def write_tokenizer(writer: GGUFWriter, model: Path, size: int) -> None:
     """Add a model folder's tokenizer to a GGUF file; the model has `size` embeddings.
 
     llama.cpp supports BPE over characters with a fallback to bytes (Llama 2), and BPE
-    over bytes (Llama 3). Raises ValueError for any other tokenizer.
+    over bytes with some rules for cutting text (Llama 3, Qwen, SmolLM, Mistral Nemo).
+    Raises ValueError for any other tokenizer.
     """
     from transformers import GenerationConfig
 
@@ -47,9 +43,9 @@ def write_tokenizer(writer: GGUFWriter, model: Path, size: int) -> None:
         writer.add_token_scores(_scores(tokens, merges))
         writer.add_add_space_prefix(_space_prefix(state, tokenizer))
     else:
-        _check_byte_level(state)
+        _check_normalizer(state)
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("llama-bpe")
+        writer.add_tokenizer_pre(find_name(tokenizer.backend_tokenizer))
         writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
@@ -187,26 +183,15 @@ def _begins_with_bos(tokenizer: Tokenizer) -> bool:
     return text.startswith(tokenizer.bos_token)
 
 
-def _check_byte_level(state: dict[str, Any]) -> None:
-    """Raise ValueError unless a byte-level tokenizer splits text as Llama 3's does."""
-    steps = (state["pre_tokenizer"] or {}).get("pretokenizers", [])
-    patterns = [step["pattern"].get("Regex") for step in steps if "pattern" in step]
-    kinds = [step["type"] for step in steps]
-    reason = None
-    if state["normalizer"]:
-        reason = f"it has a normalizer ({state['normalizer']['type']})"
-    elif kinds != ["Split", "ByteLevel"] or patterns != [LLAMA_3]:
-        reason = f"it splits text by {patterns or kinds}, not as Llama 3 does"
-    elif steps[1]["add_prefix_space"] or steps[1]["use_regex"]:
-        reason = "its ByteLevel step adds a space or splits text again"
-    elif steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
-        reason = "its Split step differs from Llama 3's"
-    elif not state["model"]["ignore_merges"]:
-        reason = "it merges even where a whole word is a token (ignore_merges)"
-    if reason:
+def _check_normalizer(state: dict[str, Any]) -> None:
+    """Print a line about NFC, which changes almost no text; raise on all others."""
+    kind = (state["normalizer"] or {}).get("type")
+    if kind == "NFC":
+        print("llama.cpp does not normalize text: compose its accents (NFC) yourself")
+    elif kind:
         raise ValueError(
-            "llama.cpp would split text differently from this byte-level tokenizer: "
-            f"{reason}."
+            f"The tokenizer has a normalizer ({kind}), and llama.cpp has none for "
+            "byte-level tokenizers."
         )
 
 
