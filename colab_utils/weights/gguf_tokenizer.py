@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from colab_utils.data.chat_template import without_generation_marks
 from colab_utils.weights.gguf_pretokenizer import find_name
+from colab_utils.weights.stops import stop_tokens
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -26,8 +27,6 @@ def write_tokenizer(writer: GGUFWriter, model: Path, size: int) -> None:
     over bytes with some rules for cutting text (Llama 3, Qwen, SmolLM, Mistral Nemo).
     Raises ValueError for any other tokenizer.
     """
-    from transformers import GenerationConfig
-
     tokenizer = _load(model)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     bpe = state["model"]
@@ -50,9 +49,8 @@ def write_tokenizer(writer: GGUFWriter, model: Path, size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _add_special_tokens(writer, tokenizer, size)
-    if (model / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(model).eos_token_id
-        _add_eos_ids(writer, eos if isinstance(eos, list) else [eos], tokenizer)
+    stops = [i for i in stop_tokens(model, tokenizer) if i < size]
+    _add_eos_ids(writer, stops, tokenizer)
 
 
 def _load(model: Path) -> PreTrainedTokenizerFast:
@@ -209,15 +207,13 @@ def _add_special_tokens(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> 
         writer.add_chat_template(without_generation_marks(template))
 
 
-def _add_eos_ids(
-    writer: GGUFWriter, ids: list[int | None], tokenizer: Tokenizer
-) -> None:
+def _add_eos_ids(writer: GGUFWriter, stops: list[int], tokenizer: Tokenizer) -> None:
     """Add the tokens that end an answer, in addition to the tokenizer's EOS token.
 
     llama.cpp reads two more, the end of a turn and the end of a message. Ollama reads a
     list.
     """
-    others = [i for i in ids if i is not None and i != tokenizer.eos_token_id]
+    others = [i for i in stops if i != tokenizer.eos_token_id]
     for number, name in zip(others, ("eot", "eom"), strict=False):
         getattr(writer, f"add_{name}_token_id")(number)
     if others:
