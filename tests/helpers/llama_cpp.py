@@ -6,6 +6,9 @@ Only tests of `make test-export` import this file.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import xllamacpp
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+# Renders a template as Ollama does: system messages together, then each message.
+TEMPLATE_PROGRAM = Path(__file__).with_name("render_template.go")
 EDGES = [
     "",
     " ",
@@ -40,6 +45,20 @@ EDGES = [
     "<|begin_of_text|>hi<|eot_id|>",
     "a" * 300,
 ]
+
+
+def render_in_go(template: str, chats: list, cache: Path) -> list[str]:
+    """Render conversations with a Go template, as Ollama does."""
+    run = subprocess.run(
+        [sys.executable, "-c", "import go; go.main()", "run", TEMPLATE_PROGRAM],
+        input=json.dumps({"Template": template, "Chats": chats}),
+        env=os.environ | {"GO111MODULE": "off", "GOCACHE": str(cache)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
 
 
 class LlamaCpp:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.checkpoints import make_family
-from helpers.llama_cpp import EDGES, LlamaCpp, assert_close, compare, pieces
+from helpers.llama_cpp import (
+    EDGES,
+    LlamaCpp,
+    assert_close,
+    compare,
+    pieces,
+    render_in_go,
+)
+from helpers.templates import TEMPLATES
 from helpers.tokenizers import make_tokenizer
 from hypothesis import given, settings
 
 from colab_utils import demo, weights
+from colab_utils.data.rendering import Conversations
 from colab_utils.weights.gguf import KINDS
 
 LLAMA_3_ROPE = {
@@ -93,3 +102,56 @@ def test_tokens_of_families(kind, tmp_path):
         assert same(text)
 
     check()
+
+
+# --- chat templates ------------------------------------------------------------------
+
+SYSTEM = {"role": "system", "content": 'Be "short".'}
+TURNS = [
+    {"role": "user", "content": "What is the capital of Peru?"},
+    {"role": "assistant", "content": "Lima."},
+    {"role": "user", "content": "Et où est\nN'Djamena? {{ x }}"},
+    {"role": "assistant", "content": "In Chad, 日本 no."},
+    {"role": "user", "content": "Thanks."},
+]
+CHATS = [TURNS[:n] for n in (1, 3, 5)]
+CHATS += [[SYSTEM, *chat] for chat in CHATS]
+TOKENIZERS = {
+    "llama2": "llama2",
+    "llama3": "llama3",
+    "chatml": "smollm2",
+    "qwen25": "qwen2",
+    "qwen3": "qwen3",
+    "zephyr": "llama2",
+    "mistral_v1": "llama2",
+    "mistral_v3": "mistral_v3",
+    "vicuna": "llama2",
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Return where Go keeps what it has compiled."""
+    return tmp_path_factory.mktemp("go")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_chat_templates_in_ollama_and_llama_cpp(name, tmp_path, cache):
+    """Go renders the Modelfile as transformers does, and llama.cpp reads its tokens."""
+    tokenizer = make_tokenizer(TOKENIZERS[name])
+    tokenizer.chat_template = TEMPLATES[name]
+    folder = make_family(tmp_path / "model", "llama", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    file = weights.write_gguf(folder, kind="f16")
+    text = weights.write_modelfile(file).read_text(encoding="utf-8")
+    template = text.split('TEMPLATE """')[1].split('"""')[0]
+    found = render_in_go(template, CHATS, cache)
+    chats = Conversations(tokenizer)
+    wanted = [chats.render(chats.prepare(chat), prompt=True) for chat in CHATS]
+    ids = [tokenizer(t, add_special_tokens=False).input_ids for t in wanted]
+    bos = tokenizer.bos_token
+    if ids[0][0] == tokenizer.bos_token_id and tokenizer("a").input_ids[0] == ids[0][0]:
+        wanted = [text.removeprefix(bos) for text in wanted]  # Ollama writes it
+    assert found == wanted
+    served = LlamaCpp(file)
+    assert [served.tokenize(text) for text in found] == ids

@@ -7,16 +7,20 @@ Go's own text/template, which Ollama uses. `pytest tests` does not collect this 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.llama_cpp import EDGES, LlamaCpp, assert_close, compare, pieces
+from helpers.llama_cpp import (
+    EDGES,
+    LlamaCpp,
+    assert_close,
+    compare,
+    pieces,
+    render_in_go,
+)
 from hypothesis import given, settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
@@ -24,8 +28,6 @@ from colab_utils import demo, weights
 from colab_utils.data.chat_template import CHAT_TEMPLATE
 from colab_utils.weights.gguf import KINDS
 
-# Renders a template as Ollama does: system messages together, then each message.
-TEMPLATE_PROGRAM = Path(__file__).resolve().parents[1] / "helpers/render_template.go"
 SYSTEM = {"role": "system", "content": "Answer in one word."}
 TURNS = [
     {"role": "user", "content": "What is the capital of Peru?"},
@@ -242,14 +244,6 @@ def test_chat_template_in_ollama(folder, tokenizer, tmp_path):
         ]
         for chat in chats
     ]
-    run = subprocess.run(
-        [sys.executable, "-c", "import go; go.main()", "run", TEMPLATE_PROGRAM],
-        input=json.dumps({"Template": template, "Chats": chats + spoken}),
-        env=os.environ | {"GO111MODULE": "off", "GOCACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    found = render_in_go(template, chats + spoken, tmp_path / "cache")
     wanted = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-    assert ["<s>" + text for text in json.loads(run.stdout)] == wanted * 2
+    assert ["<s>" + text for text in found] == wanted * 2
