@@ -43,7 +43,7 @@ test-fast: check ## Check, then run the tests that are not marked slow
 	$(PYTEST) -m "not slow and not gpu" tests
 
 test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp and transformers
-	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_llama_cpp.py
+	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_*.py
 
 check: $(READY) ## Lint, check the types and the shape of the notebooks
 	$(BIN)/ruff check .
