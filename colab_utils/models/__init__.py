@@ -1,9 +1,10 @@
 """Find a model and load it: config, tokenizer, weights, and an adapter with its base.
 
 `sources` finds a model's files: bundled, in a folder or on the Hub. `loading` reads
-them with transformers and PEFT.
+them with transformers and PEFT. `identity` recognizes a model by its weights.
 """
 
+from colab_utils.models.identity import fingerprint
 from colab_utils.models.loading import (
     count_parameters,
     in_mode,
@@ -19,6 +20,7 @@ from colab_utils.models.sources import download, location, resolve_model
 __all__ = [
     "count_parameters",
     "download",
+    "fingerprint",
     "in_mode",
     "load_adapter",
     "load_config",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,19 @@ import torch
 from transformers import TrainerCallback
 
 from colab_utils import training
+from colab_utils.training.checkpoints import is_complete
 
-RUN = {"data": "abc", "rank": 8, "rate": 1e-3}
+RUN = {
+    "data": "abc",
+    "model": "some/model",
+    "weights": "w",
+    "rank": 8,
+    "rate": 1e-3,
+    "seed": 0,
+    "tokens": 100,
+    "accumulation": 4,
+    "epochs": 1,
+}
 
 
 def checkpoint(parent: Path, step: int) -> Path:
@@ -29,8 +41,9 @@ def checkpoint(parent: Path, step: int) -> Path:
 @pytest.fixture
 def saved(tmp_path):
     """Two complete checkpoints of the run `RUN`, steps 9 and 10."""
-    assert training.resume_point(tmp_path, RUN) is None
-    return tmp_path, checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    folder = tmp_path / "checkpoints"
+    assert training.resume_point(folder, RUN) is None
+    return folder, checkpoint(folder, 9), checkpoint(folder, 10)
 
 
 def test_resume_point_is_the_newest_by_number(saved, capsys):
@@ -83,32 +96,109 @@ def test_resume_point_without_a_complete_checkpoint_is_none(tmp_path):
     assert training.resume_point(tmp_path, RUN) is None
 
 
-def test_resume_point_removes_only_checkpoints_of_another_run(saved, capsys):
-    folder, older, newest = saved
+def set_aside(parent: Path) -> Path:
+    """Return the one folder of checkpoints that was set aside in `parent`."""
+    (found,) = parent.glob("checkpoints.*")
+    assert re.fullmatch(r"checkpoints\.\d{4}-\d\d-\d\d_\d{4}", found.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rank": 16}, "rank was 8 and is 16"),
+        ({"rate": 2e-3}, "rate was 0.001 and is 0.002"),
+        ({"data": "f" * 64}, "data was abc and is ffffffff..."),
+        ({"weights": "other"}, "weights was w and is other"),
+        ({"tokens": 300}, "tokens was 100 and is 300"),
+        ({"accumulation": 3}, "accumulation was 4 and is 3"),
+        ({"epochs": 2, "seed": 1}, "seed was 0 and is 1"),
+    ],
+)
+def test_resume_point_keeps_the_checkpoints_of_another_run(
+    saved, capsys, change, said
+):
+    folder, *points = saved
     (folder / "notes.txt").write_text("mine")
-    assert training.resume_point(folder, RUN | {"rank": 16}) is None
-    assert (
-        "removing the checkpoints of a run with other parameters or data"
-        in capsys.readouterr().out
-    )
-    assert not older.exists() and not newest.exists()
-    assert (folder / "notes.txt").read_text() == "mine"
-    # From now on the folder belongs to the new run.
+    assert training.resume_point(folder, RUN | change) is None
+    text = capsys.readouterr().out
+    kept = set_aside(folder.parent)
+    assert f"of a run with other inputs: {said}. Nothing is deleted" in text
+    assert f"renamed to {kept.name}" in text
+    assert re.search(r"has 1 such folder, 0\.\d\d GiB\. Delete those", text)
+    for point in points:
+        assert is_complete(kept / point.name)
+    assert (kept / "notes.txt").read_text() == "mine"
+    # From now on the folder belongs to the new run, and the old one can be resumed.
     new = checkpoint(folder, 3)
-    assert training.resume_point(folder, RUN | {"rank": 16}) == str(new)
+    assert training.resume_point(folder, RUN | change) == str(new)
+    assert training.resume_point(kept, RUN) == str(kept / "checkpoint-10")
 
 
-def test_resume_point_without_inputs_json_is_none(tmp_path):
-    unknown = checkpoint(tmp_path, 3)
-    assert training.resume_point(tmp_path, RUN) is None
-    assert not unknown.exists()
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": 1.0}, ""),
+        ({"epochs": 3}, "epochs was 1 and is 3: the learning rate of the remaining"),
+        ({"tokens": 400, "accumulation": 1}, "was 100 and is 400. Rows are packed anew"),
+        ({"tokens": 134, "accumulation": 3}, "was 100 and is 134. Rows are packed anew"),
+        ({"model": "a mirror with the same weights"}, ""),
+        ({"not recorded": 1}, ""),
+    ],
+)
+def test_resume_point_resumes_although_an_input_differs(saved, capsys, change, said):
+    folder, _, newest = saved
+    assert training.resume_point(folder, RUN | change) == str(newest)
+    text = capsys.readouterr().out
+    assert said in text if said else len(text.splitlines()) == 1
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoints"]
+    # The next start compares with the new inputs.
+    assert training.resume_point(folder, RUN | change) == str(newest)
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_resume_point_with_truncated_inputs_json_is_none(saved):
-    folder, *_ = saved
-    note = folder / "inputs.json"
-    note.write_text(note.read_text()[:10])
+@pytest.mark.parametrize("epochs", [0.5, 0.75])
+def test_resume_point_with_fewer_epochs_than_trained(saved, capsys, epochs):
+    folder, _, newest = saved
+    (newest / "trainer_state.json").write_text('{"epoch": 0.75}')
+    assert training.resume_point(folder, RUN | {"epochs": epochs}) is None
+    said = f"have trained 0.75 epochs already, and epochs = {epochs:g} now"
+    assert said in capsys.readouterr().out
+    assert is_complete(set_aside(folder.parent) / newest.name)
+
+
+def test_resume_point_of_an_earlier_version_compares_the_models_name(saved, capsys):
+    """Version 0.2.0 recorded no hash of the weights."""
+    folder, _, newest = saved
+    old = {name: value for name, value in RUN.items() if name != "weights"}
+    (folder / "inputs.json").write_text(json.dumps(old))
+    assert training.resume_point(folder, RUN) == str(newest)
+    (folder / "inputs.json").write_text(json.dumps(old))
+    assert training.resume_point(folder, RUN | {"model": "another"}) is None
+    assert "model was some/model and is another" in capsys.readouterr().out
+    assert is_complete(set_aside(folder.parent) / newest.name)
+
+
+@pytest.mark.parametrize("note", [None, '{"data": "ab', "[]", "{}", '{"x": 1}'])
+def test_resume_point_without_readable_inputs_keeps_the_checkpoints(
+    saved, capsys, note
+):
+    folder, _, newest = saved
+    (folder / "inputs.json").unlink()
+    if note is not None:
+        (folder / "inputs.json").write_text(note)
     assert training.resume_point(folder, RUN) is None
+    assert "of an unknown run: inputs.json is missing" in capsys.readouterr().out
+    assert is_complete(set_aside(folder.parent) / newest.name)
+
+
+def test_resume_point_sets_several_runs_aside_in_a_minute(saved, capsys):
+    folder, *_ = saved
+    for rank in range(1, 4):
+        training.resume_point(folder, RUN | {"rank": rank})
+        checkpoint(folder, 1)
+    assert len(list(folder.parent.glob("checkpoints.*"))) == 3
+    assert "now has 3 such folders" in capsys.readouterr().out
 
 
 def adapter_of(trainer) -> dict[str, torch.Tensor]:
