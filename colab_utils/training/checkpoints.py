@@ -8,8 +8,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from colab_utils import workspace
+from colab_utils import recipe, workspace
 
+HASHES = "sha256.json"  # of each file of a checkpoint
 INPUTS = "inputs.json"  # identifies the run: its data and parameters
 REQUIRED = {"trainer_state.json", "optimizer.pt", "scheduler.pt"}
 # A run may resume although these differ, under the conditions of `_obstacle`.
@@ -45,9 +46,22 @@ def resume_point(checkpoints: Path, inputs: dict[str, Any]) -> str | None:
     return str(point)
 
 
+def write_hashes(checkpoint: Path) -> None:
+    """Write the SHA-256 of each file of a checkpoint, for `is_complete`."""
+    files = [file for file in checkpoint.iterdir() if file.is_file()]
+    hashes = {file.name: recipe.sha256(file) for file in files}
+    (checkpoint / HASHES).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+
+
 def is_complete(folder: Path) -> bool:
-    """Return whether a checkpoint has all files for resuming, and each is complete."""
+    """Return whether a checkpoint has all files for resuming, each as it was written.
+
+    Without the hashes of `write_hashes`, only a truncated file is found.
+    """
     files = [file for file in folder.iterdir() if file.is_file()]
+    if hashes := _read(folder / HASHES):
+        found = {file.name: recipe.sha256(file) for file in files}
+        return hashes.items() <= found.items()
     return (
         {file.name for file in files} >= REQUIRED
         and any(file.suffix == ".safetensors" for file in files)
@@ -64,7 +78,7 @@ def _newest_complete(found: list[Path]) -> Path | None:
     for folder in found:
         if is_complete(folder):
             return folder
-        print(f"skipping {folder.name}: it is incomplete (interrupted while saving)")
+        print(f"skipping {folder.name}: it is incomplete or damaged")
     return None
 
 
@@ -143,10 +157,10 @@ def _epochs(checkpoint: Path) -> float:
     return float(state.get("epoch") or 0)
 
 
-def _read(note: Path) -> dict[str, Any]:
-    """Return the inputs of a run, or an empty dictionary if they can't be read."""
+def _read(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or an empty one if it can't be read."""
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

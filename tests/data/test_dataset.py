@@ -252,9 +252,11 @@ def test_save_refuses_recipe_without_training_file(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_save_killed_leaves_old_or_new_dataset(tmp_path):
+@pytest.mark.parametrize("kind", ["dataset", "adapter"])
+def test_save_killed_leaves_old_or_new(tmp_path, kind):
+    """For a dataset, and for an adapter with files of the reader in its folder."""
     result = subprocess.run(
-        [sys.executable, ROOT / "tests/helpers/kill_during_save.py"],
+        [sys.executable, ROOT / "tests/helpers/kill_during_save.py", kind],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.training import StopAt
 from transformers import TrainerCallback
 
 from colab_utils import training
-from colab_utils.training.checkpoints import is_complete
+from colab_utils.training.checkpoints import is_complete, write_hashes
 
 RUN = {
     "data": "abc",
@@ -74,6 +76,18 @@ def test_resume_point_skips_a_checkpoint_with_a_truncated_file(
     assert "skipping checkpoint-10: it is incomplete" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
+def test_resume_point_skips_a_checkpoint_with_a_changed_byte(saved, name):
+    folder, older, newest = saved
+    for point in (older, newest):
+        write_hashes(point)
+    assert training.resume_point(folder, RUN) == str(newest)
+    content = bytearray((newest / name).read_bytes())
+    content[-300] ^= 1
+    (newest / name).write_bytes(content)
+    assert training.resume_point(folder, RUN) == str(older)
+
+
 @pytest.mark.parametrize(
     "name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"]
 )
@@ -115,9 +129,7 @@ def set_aside(parent: Path) -> Path:
         ({"epochs": 2, "seed": 1}, "seed was 0 and is 1"),
     ],
 )
-def test_resume_point_keeps_the_checkpoints_of_another_run(
-    saved, capsys, change, said
-):
+def test_resume_point_keeps_the_checkpoints_of_another_run(saved, capsys, change, said):
     folder, *points = saved
     (folder / "notes.txt").write_text("mine")
     assert training.resume_point(folder, RUN | change) is None
@@ -140,8 +152,14 @@ def test_resume_point_keeps_the_checkpoints_of_another_run(
     [
         ({"epochs": 1.0}, ""),
         ({"epochs": 3}, "epochs was 1 and is 3: the learning rate of the remaining"),
-        ({"tokens": 400, "accumulation": 1}, "was 100 and is 400. Rows are packed anew"),
-        ({"tokens": 134, "accumulation": 3}, "was 100 and is 134. Rows are packed anew"),
+        (
+            {"tokens": 400, "accumulation": 1},
+            "was 100 and is 400. Rows are",
+        ),
+        (
+            {"tokens": 134, "accumulation": 3},
+            "was 100 and is 134. Rows are",
+        ),
         ({"model": "a mirror with the same weights"}, ""),
         ({"not recorded": 1}, ""),
     ],
@@ -206,18 +224,6 @@ def adapter_of(trainer) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in named if p.requires_grad}
 
 
-class StopAt(TrainerCallback):
-    """Save after a step and stop, as if disconnected."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_save = control.should_training_stop = (
-            state.global_step == self.step
-        )
-
-
 @pytest.mark.slow
 def test_resumed_run_ends_as_an_uninterrupted_one(make_trainer, tmp_path):
     def begin(name: str):
@@ -266,6 +272,33 @@ def test_save_removes_the_files_of_an_earlier_run(trained, tokenizer, tmp_path):
     assert (tmp_path / "checkpoints" / "checkpoint-3" / "optimizer.pt").exists()
 
 
+def test_save_that_fails_keeps_the_earlier_result(trained, tokenizer, tmp_path):
+    folder = tmp_path / "mine"
+    training.save(trained["lora"][0], tokenizer, folder)
+    (folder / "recipe.json").write_text("old")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(new: Path) -> None:
+        assert new.name == "mine" and (new / "model.safetensors").exists()
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        training.save(trained["full"][0], tokenizer, folder, fail)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_save_keeps_the_readers_files(trained, tokenizer, tmp_path):
+    folder = tmp_path / "mine"
+    kept = {"notes.txt", "results.json", "checkpoints.2026-11-25_2130/inputs.json"}
+    for name in kept:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    training.save(trained["lora"][0], tokenizer, folder)
+    training.save(trained["lora"][0], tokenizer, folder)
+    assert {name for name in kept if (folder / name).read_text() == "mine"} == kept
+
+
 def test_save_writes_the_log_of_the_loss(trained):
     trainer, folder = trained["qlora"]
     log = json.loads((folder / "training_log.json").read_text())
@@ -284,5 +317,27 @@ def test_remove_checkpoints_after_saving_by_the_clock(make_trainer, headless, tm
     steps = {folder.name for folder in tmp_path.glob("checkpoint-*")}
     assert steps == {"checkpoint-2", "checkpoint-3"}
     assert training.resume_point(tmp_path, RUN) == str(tmp_path / "checkpoint-3")
+    assert all((tmp_path / step / "sha256.json").exists() for step in steps)
     training.remove_checkpoints(tmp_path)
     assert not tmp_path.exists()
+
+
+@pytest.mark.slow
+def test_resume_after_the_folder_was_removed_during_training(
+    make_trainer, headless, tmp_path
+):
+    """The trainer makes the folder anew; the run is still recognized."""
+    folder = tmp_path / "checkpoints"
+    trainer = make_trainer("qlora", max_steps=4, output_dir=str(folder))
+    training.float32_adapters(trainer)
+    training.show_progress(trainer, save_minutes=0)
+    training.resume_point(folder, RUN)
+
+    class Remove(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                shutil.rmtree(folder)
+
+    trainer.add_callback(Remove())
+    trainer.train()
+    assert training.resume_point(folder, RUN) == str(folder / "checkpoint-4")
