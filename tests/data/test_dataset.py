@@ -68,6 +68,47 @@ def test_load_unknown_columns_lists_known_formats(tmp_path):
         assert words in str(caught.value)
 
 
+def test_load_unpaired_preferences_are_refused_by_name(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"prompt": "Who?", "completion": "You.", "label": false}\n'
+        '{"prompt": "Where?", "completion": "Here.", "label": true}\n'
+    )
+    with pytest.raises(ValueError, match=r"2 x unpaired preference .* Delete the rows"):
+        data.load(str(path))
+    rows = path.read_text() + '{"prompt": "When?", "completion": "Now."}\n'
+    path.write_text(rows)
+    kept, rejected = data.load(str(path))
+    assert [data.prompt_of(row) for row in kept] == ["When?"]
+    assert [r.reason.startswith("unpaired preference") for r in rejected] == [True] * 2
+
+
+@pytest.mark.parametrize(("labels", "verdicts"), [("01", True), ("012", False)])
+def test_load_labels_0_and_1_are_verdicts(tmp_path, labels, verdicts):
+    lines = [f"Who is {n}?,Me.,{n}\n" for n in labels]
+    (tmp_path / "a.csv").write_text("".join(["prompt,completion,label\n", *lines]))
+    if verdicts:
+        with pytest.raises(ValueError, match=r"unpaired preference \(all labels are 0"):
+            data.load(str(tmp_path / "a.csv"))
+    else:
+        assert len(data.load(str(tmp_path / "a.csv"))[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "advice"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "chosen to"),
+        ({"text": "a"}, "raw text", "Split each text"),
+        ({"messages": [{"role": "tool"}]}, "tool use", "not supported yet"),
+    ],
+)
+def test_load_names_the_kind_and_what_to_do(tmp_path, row, kind, advice):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError) as caught:
+        data.load(str(tmp_path / "a.jsonl"))
+    assert f"1 x {kind} (" in str(caught.value) and advice in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("a.jsonl", "\n \n"), ("a.json", "[]"), ("a.csv", "a,b\n")]
 )
