@@ -136,7 +136,7 @@ def test_to_messages_reason_of_bad_row(row, reason):
     ],
 )
 def test_to_messages_never_takes_unpaired_preferences(row, label):
-    with pytest.raises(data.BadRow, match="^unpaired preference "):
+    with pytest.raises(data.BadRow, match=r"^unpaired preference "):
         data.to_messages(row | {"label": label})
     for other in ("spam", 3, None, "", float("nan"), "truth"):
         assert data.to_messages(row | {"label": other}) == DIALOG
