@@ -24,7 +24,9 @@ IGNORED_MESSAGES = {
     "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward",
     # The notebooks set the padding token to <unk> on purpose, and say so. A changed BOS
     # or EOS token comes in the same message and would be a mistake: it is still shown.
-    "transformers.trainer_utils": r"new PAD/BOS/EOS.*tokens: \{'pad_token_id': \d+\}",
+    # A resumed run computes its logging interval, a share of the steps, anew.
+    "transformers.trainer_utils": r"new PAD/BOS/EOS.*tokens: \{'pad_token_id': \d+\}"
+    r"|checkpoint directory: \n\tlogging_steps: [^\n]*$",
     # Each packed document attends to itself only, on the fast path and with SDPA's
     # mask: a test checks both.
     "trl.trainer.sft_trainer": r"but the attention implementation is not set to a sup",
