@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 # Files of an earlier result. They do not stay next to a new one: an old adapter would
 # be loaded with the new model, and a folder with an old recipe counts as finished.
 RESULT = (
-    "adapter_*",
+    "adapter_config.json",
+    "adapter_model*",
     "model*.safetensors*",
-    "*config.json",
-    "*token*.json",
-    "tokenizer.model",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.*",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "merges.txt",
-    "vocab.*",
+    "vocab.json",
     "chat_template*",
-    "training_*",
+    "training_log.json",
+    "training_args.bin",
     "README.md",
     "recipe.json*",
-    "inputs.json",
 )
 
 

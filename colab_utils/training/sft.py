@@ -59,14 +59,13 @@ class FastSFTTrainer(SFTTrainer):
         A small update (see the class) divides the sum of its losses by the usual number
         of trained tokens. The returned loss, which is logged, is still their mean.
         """
-        usual = self.usual_tokens
-        if num_items_in_batch is None or 2 * num_items_in_batch >= usual:
-            return super().training_step(model, inputs, num_items_in_batch)
-        count = torch.as_tensor(num_items_in_batch)
-        loss = super().training_step(
-            model, inputs, torch.full_like(count, round(usual))
-        )
-        return loss * (round(usual) / count)
+        count, usual = num_items_in_batch, self.usual_tokens
+        several = self.args.n_gpu > 1  # then `count` has a number for each GPU
+        if count is None or several or 2 * count >= usual:
+            return super().training_step(model, inputs, count)
+        count = torch.as_tensor(count)
+        loss = super().training_step(model, inputs, torch.full_like(count, usual))
+        return loss * (usual / count)
 
     @functools.cached_property
     def usual_tokens(self) -> int:

@@ -53,7 +53,7 @@ class Adapter:
         """Save the adapter `name`, whose files differ from those of another name."""
 
         def save_model(folder: str) -> None:
-            for file in ("adapter_model.safetensors", f"adapter_{name}.json"):
+            for file in ("adapter_model.safetensors", f"adapter_model-{name}.bin"):
                 (Path(folder) / file).write_text(name)
 
         def save_tokenizer(folder: Path) -> None:
@@ -78,8 +78,8 @@ class Adapter:
         for file in ("adapter_model.safetensors", "tokenizer.json"):
             assert (folder / file).read_text() == name
         assert (folder / "README.md").read_text() == "mine"
-        assert [file.name for file in folder.glob("adapter_*.json")] == [
-            f"adapter_{name}.json"
+        assert [file.name for file in folder.glob("adapter_model-*")] == [
+            f"adapter_model-{name}.bin"
         ]
         return name
 

@@ -290,7 +290,12 @@ def test_save_that_fails_keeps_the_earlier_result(trained, tokenizer, tmp_path):
 
 def test_save_keeps_the_readers_files(trained, tokenizer, tmp_path):
     folder = tmp_path / "mine"
-    kept = {"notes.txt", "results.json", "checkpoints.2026-11-25_2130/inputs.json"}
+    kept = {
+        "notes.txt",
+        "results.json",
+        "training_notes.md",
+        "checkpoints.2026-11-25_2130/inputs.json",
+    }
     for name in kept:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
