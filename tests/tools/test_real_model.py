@@ -180,7 +180,7 @@ def test_build_completes_a_half_written_cache(
     cache, published, wheels, built, capsys
 ) -> None:
     (wheel,) = wheels.glob("*.whl")
-    for name in (".Tiny-1M.part", ".gguf", ".download", "Tiny-1M"):
+    for name in (".Tiny-1M.part", ".unpacked", ".download", "Tiny-1M"):
         (cache / name).mkdir(parents=True)
         (cache / name / "model.safetensors").write_bytes(b"half")
     (cache / "tiny-model-1.0.whl").write_bytes(wheel.read_bytes()[:1000])
