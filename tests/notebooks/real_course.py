@@ -7,7 +7,6 @@ DATASET names another dataset. The executed notebooks are in runs/real/latest.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from tools import real_model
 ROOT = Path(__file__).parents[2]
 DATASET = os.environ.get("DATASET") or "openai/gsm8k:main"
 METHODS = ("qlora", "lora", "full")
-SIZE = {"MAX_ROWS": 144, "TEST_SHARE": 0.25, "EPOCHS": 1}
+ROWS = {"MAX_ROWS": 96, "MAX_TOKENS": 192, "TEST_SHARE": 0.25}  # of notebook 01
 # The loss after training is lower by at least this, in nats a token. Over three seeds it
 # was lower by TODO.
 LOWER = {"qlora": 0.1, "lora": 0.1, "full": 0.1}
@@ -66,8 +65,7 @@ def run_course(workspace: Path, notebooks: list[str], **parameters: object) -> N
 def workspace() -> Path:
     """A new workspace with the dataset of notebook 01."""
     folder = ROOT / "runs" / "real" / f"workspace-{time.strftime('%Y%m%d-%H%M%S')}"
-    sizes = {name: SIZE[name] for name in ("MAX_ROWS", "TEST_SHARE")}
-    run_course(folder, ["01"], **sizes)
+    run_course(folder, ["01"], **ROWS)
     return folder
 
 
@@ -75,9 +73,7 @@ def workspace() -> Path:
 def run(request: pytest.FixtureRequest, workspace: Path) -> Run:
     method = request.param
     names = {"ADAPTER_NAME": method, "MODEL_NAME": method}
-    run_course(
-        workspace, ["02", "03", "04"], METHOD=method, EPOCHS=SIZE["EPOCHS"], **names
-    )
+    run_course(workspace, ["02", "03", "04"], METHOD=method, EPOCHS=1, **names)
     return Run(method, workspace)
 
 
@@ -108,25 +104,21 @@ def test_merged_model_equals_adapter(run: Run) -> None:
     assert abs(loss["merged"] - loss["tuned"]) < 0.05
 
 
-@pytest.mark.parametrize(("kind", "gap"), [("f16", 0.02), ("q8_0", 0.3)])
-def test_gguf_has_the_greedy_tokens_of_transformers(
-    run: Run, kind: str, gap: float, tmp_path: Path
-) -> None:
+def test_gguf_has_the_greedy_tokens_of_transformers(run: Run, tmp_path: Path) -> None:
     """llama.cpp rounds activations, so the order of almost equal tokens may differ."""
-    file = weights.write_gguf(run.model, tmp_path / f"{kind}.gguf", kind)
+    file = weights.write_gguf(run.model, tmp_path / "f16.gguf", "f16")
     tokenizer = models.load_tokenizer(str(run.model))
     prompts = [
         tokenizer.apply_chat_template(row["messages"][:-1], add_generation_prompt=True)
         for row in run.tests()[:QUESTIONS]
     ]
-    prompts = [prompt["input_ids"] for prompt in prompts]
-    served = LlamaCpp(file)
-    agreed, behind, difference = compare(served, run.model, kind, prompts, 48)
+    ids = [prompt["input_ids"] for prompt in prompts]
+    agreed, behind, _ = compare(LlamaCpp(file), run.model, "f16", ids, 48)
     print(
-        f"{run.method}, {kind}: {agreed:.0%} of the answers have the same 48 tokens; "
-        f"a token is at most {behind:.3f} nats behind the top-1 token"
+        f"{run.method}: {agreed:.0%} of the answers have the same 48 tokens; a token of "
+        f"llama.cpp is at most {behind:.3f} nats behind transformers' top-1 token"
     )
-    assert behind <= gap
+    assert agreed >= 0.8 and behind <= 0.02
 
 
 def test_gguf_stops_where_an_answer_ends(run: Run, tmp_path: Path) -> None:
@@ -136,10 +128,3 @@ def test_gguf_stops_where_an_answer_ends(run: Run, tmp_path: Path) -> None:
     found = served.complete(served.tokenize(chat), LENGTH)
     assert found["stop_type"] == "eos"
     assert "<|im_end|>" not in found["content"]
-
-
-def test_executed_notebooks_are_kept(run: Run) -> None:
-    folder = run.workspace.parent / "latest"
-    seconds = json.loads((folder / "summary.json").read_text())["notebooks"]
-    names = ["02", "03"] if run.method == "full" else ["02", "03", "04"]
-    assert [name[:2] for name in seconds] == names
