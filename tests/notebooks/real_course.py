@@ -114,8 +114,8 @@ def test_gguf_has_the_greedy_tokens_of_transformers(run: Run, tmp_path: Path) ->
     ids = [prompt["input_ids"] for prompt in prompts]
     agreed, behind, _ = compare(LlamaCpp(file), run.model, "f16", ids, 48)
     print(
-        f"{run.method}: {agreed:.0%} of the answers have the same 48 tokens; llama.cpp's "
-        f"are at most {behind:.3f} nats behind transformers' top-1 tokens"
+        f"{run.method}: {agreed:.0%} of the answers have the same 48 tokens; they"
+        f" are at most {behind:.3f} nats behind transformers' top-1 tokens"
     )
     assert agreed >= 0.8 and behind <= 0.02
 
