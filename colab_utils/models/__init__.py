@@ -2,9 +2,11 @@
 
 `sources` finds a model's files: bundled, in a folder or on the Hub. `loading` reads
 them with transformers and PEFT. `special_tokens` chooses the pad token, and finds the
-tokens that end an answer. `identity` recognizes a model by its weights.
+tokens that end an answer. `choosing` picks the model for "auto", and refuses one that
+the course can't train. `identity` recognizes a model by its weights.
 """
 
+from colab_utils.models.choosing import resolve_model
 from colab_utils.models.identity import fingerprint
 from colab_utils.models.loading import (
     count_parameters,
@@ -16,7 +18,7 @@ from colab_utils.models.loading import (
     quantization_config,
     torch_dtype,
 )
-from colab_utils.models.sources import download, location, resolve_model
+from colab_utils.models.sources import download, location
 from colab_utils.models.special_tokens import stop_tokens
 
 __all__ = [
