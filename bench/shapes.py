@@ -167,7 +167,7 @@ def measure(name: str, tiny: bool) -> None:
     folder = Path(tempfile.mkdtemp()) / "model"
     emulate.random_model(config, folder)
     models.load_tokenizer("demo").save_pretrained(folder)
-    small = {"steps": 3, "seq": 64} if tiny else {"steps": 12, "prof": 6}
+    small = {"steps": 3, "seq": 64} if tiny else {}
     ways: list[tuple[str, str | None, dict[str, Any]]] = [
         ("fast", None, {"recompute": step.recompute})
     ]

@@ -24,8 +24,10 @@ IGNORED_MESSAGES = {
     "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward",
     # `models.load_tokenizer` chooses the pad token and prints it, and some models have
     # no BOS token. Any other change of BOS or EOS would be a mistake, and is shown.
+    # A resumed run computes its logging interval, a share of the steps, anew.
     "transformers.trainer_utils": (
         r"new PAD/BOS/EOS.*: \{('bos_token_id': None)?(, )?('pad_token_id': \d+)?\}"
+        r"|checkpoint directory: \n\tlogging_steps: [^\n]*$"
     ),
     # Each packed document attends to itself only, on the fast path and with SDPA's
     # mask: a test checks both.

@@ -4,6 +4,8 @@ import itertools
 import re
 
 import pytest
+from helpers.templates import TEMPLATES
+from helpers.tokenizers import make_tokenizer
 
 from colab_utils import memory, plots
 
@@ -54,6 +56,17 @@ def test_trained_tokens_are_green(tokenizer):
     assert gray[0] == "&lt;s&gt;" and "".join(gray).endswith("[/INST]")
     total = len(green) + len(gray)
     assert f"{len(green)} of {total} tokens are trained on" in html
+
+
+def test_trained_tokens_of_a_byte_level_tokenizer():
+    """The figure shows text, not the vocabulary's signs for bytes such as Ġ."""
+    tokenizer = make_tokenizer("qwen2")
+    tokenizer.chat_template = TEMPLATES["qwen25"]
+    html = plots.trained_tokens(row("Is it so?", "Yes, so it is."), tokenizer).data
+    green = re.findall(r"#bbf7d0[^>]*>([^<]*)</span>", html)
+    assert "".join(green) == "Yes,▁so▁it▁is.&lt;|im_end|&gt;"
+    gray = re.findall(r"#f3f4f6[^>]*>([^<]*)</span>", html)
+    assert gray[-1] == "↵"  # after the answer's end
 
 
 def test_trained_tokens_escapes_html(tokenizer):

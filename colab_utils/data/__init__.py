@@ -20,6 +20,7 @@ from colab_utils.data.filters import drop_long, drop_special_tokens, token_lengt
 from colab_utils.data.masking import (
     Tokens,
     end_of_turn,
+    render,
     tokenize,
     trained_tokens,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "read",
     "read_jsonl",
     "reject_row",
+    "render",
     "resolve_dataset",
     "save",
     "shingles",

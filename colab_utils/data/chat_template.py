@@ -106,7 +106,9 @@ def choose_template(tokenizer: Tokenizer, name: str, template: str = "auto") -> 
                 raise
             _set_course(tokenizer, name, f"because the model's own {error.why}")
             return
-        print(f"chat template: the model's own, which ends an answer with {end}{added}")
+        saved = tokenizer.chat_template == CHAT_TEMPLATE  # with an adapter, for example
+        whose = "the course's, saved with the model" if saved else "the model's own"
+        print(f"chat template: {whose}, which ends an answer with {end}{added}")
 
 
 def _check(tokenizer: Tokenizer) -> list[str]:

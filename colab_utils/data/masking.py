@@ -32,6 +32,16 @@ class Tokens(TypedDict):
     assistant_masks: list[int]
 
 
+def render(messages: Sequence[Message], tokenizer: Tokenizer) -> str:
+    """Return the text of a conversation, as the model reads it in training.
+
+    A system message that the chat template does not take is put in front of the first
+    user turn. Raises ValueError if the template rejects the messages.
+    """
+    conversations = Conversations(tokenizer)
+    return conversations.render(conversations.prepare(messages))
+
+
 def trained_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> Tokens:
     """Return the token ids of a conversation, and which of them are trained.
 

@@ -51,7 +51,7 @@ class Conversations:
         try:
             self._template = tokenizer.get_chat_template()
         except ValueError as error:
-            why = "is missing, or it is one of several without a default"
+            why = "is one of several without a default"
             raise BadTemplate(self.name, why) from error
         self._takes_system: bool | None = None
         self._special = _any_of(special_tokens(tokenizer))
@@ -138,14 +138,12 @@ class Conversations:
         mark = _placeholder(messages)
         head, tail = self._around(messages, i, mark)
         prompt = self.render(messages[:i], prompt=True)
-        if head.startswith(prompt):
-            start = len(prompt)
-        else:
-            start = len(head) - self._header_excess(messages, i, mark)
-        end = len(text) - len(tail)
-        if not text.endswith(tail) or text[:start] != head[:start] or start > end:
+        start, end = len(prompt), len(text) - len(tail)
+        if not head.startswith(prompt) or not text.startswith(prompt):
+            start = self._header_end(text, head, messages, i, mark)
+        if start > end or not text.endswith(tail):
             raise BadTemplate(
-                self.name, "renders an answer in a way that depends on the text"
+                self.name, "writes an answer in a way that depends on its text"
             )
         if i + 1 < len(messages):
             _, last = self._around(messages[: i + 1], i, mark)
@@ -163,10 +161,21 @@ class Conversations:
             raise BadTemplate(self.name, "does not write each message exactly once")
         return head, tail
 
-    def _header_excess(self, messages: Sequence[Message], i: int, mark: str) -> int:
-        """Return how many characters before the answer are not in the prompt."""
+    def _header_end(
+        self, text: str, head: str, messages: Sequence[Message], i: int, mark: str
+    ) -> int:
+        """Return where a text and the prompt of the answer at index `i` part.
+
+        A generation prompt may begin the answer: some open a `<think>` there.
+        """
         between, prompted = self._headers(messages, i, mark)
-        return len(between) - _shared(between, prompted)
+        before = len(head) - len(between)  # where the message before ends
+        start = _shared(text, head[: before + _shared(between, prompted)])
+        if start < before:
+            raise BadTemplate(
+                self.name, "writes a prompt in a way that depends on the answer"
+            )
+        return start
 
     def _headers(
         self, messages: Sequence[Message], i: int, mark: str
@@ -226,7 +235,11 @@ class Conversations:
                 self.name, "has `generation` tags that do not enclose an answer"
             )
         tail = text[slice(*spans[0])].partition(messages[1]["content"])[2]
-        return self._special.findall(tail) or self._added.findall(tail)
+        found = self._special.findall(tail) or self._added.findall(tail)
+        # The tokenizer may cut an added token that it normalizes into pieces.
+        real = set(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = added_tokens(self.tokenizer)
+        return [token for token in found if ids[token] in real]
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from colab_utils.fast import ops
+
 
 class CrossEntropy(torch.autograd.Function):
     """Sum the losses of rows (T, width) without a tensor of all their logits.
@@ -29,18 +31,12 @@ class CrossEntropy(torch.autograd.Function):
         total = x.new_zeros((), dtype=precise)
         correct = torch.zeros((), dtype=torch.long, device=x.device)
         for i in range(0, len(x), chunk):
-            target = targets[i : i + chunk, None]
-            logits = (x[i : i + chunk] @ head.T).to(precise)
-            largest, top_1 = logits.max(-1, keepdim=True)
-            correct += (top_1 == target).sum()
-            # In place: the logits become their softmax, then the gradient.
-            logits -= largest
-            total -= logits.gather(1, target).sum()
-            exponents = logits.exp_().sum(-1, keepdim=True)
-            total += exponents.log().sum()
-            logits /= exponents
-            logits.scatter_add_(1, target, -torch.ones_like(target, dtype=precise))
-            torch.mm(logits.to(x.dtype), head, out=grad[i : i + chunk])
+            logits = x[i : i + chunk] @ head.T
+            losses, hits = ops.cross_entropy(logits, targets[i : i + chunk])
+            total += losses.sum()
+            correct += hits.sum()
+            # The logits have become their gradient.
+            torch.mm(logits, head, out=grad[i : i + chunk])
             del logits  # before those of the next chunk are computed
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(correct)

@@ -154,6 +154,27 @@ def rotate(
 
 
 @on_gpu("kernels")
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each row's loss, and whether its top-1 token is the target (rows,).
+
+    `logits` (rows, vocabulary) is overwritten with the gradient of the sum of losses.
+    """
+    scores, place = _float32(logits), targets[:, None]
+    largest, top_1 = scores.max(-1, keepdim=True)
+    scores -= largest
+    losses = -scores.gather(1, place)
+    exponents = scores.exp_().sum(-1, keepdim=True)
+    losses += exponents.log()
+    scores /= exponents
+    scores.scatter_add_(1, place, -torch.ones_like(losses))
+    if scores is not logits:
+        logits.copy_(scores)
+    return losses[:, 0], (top_1 == place)[:, 0]
+
+
+@on_gpu("kernels")
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) * up of rows (T, width). Shazeer 2020."""
     return (torch.nn.functional.silu(_float32(gate)) * up).to(gate.dtype)

@@ -49,7 +49,7 @@ def loss_bytes(
     width, vocab = shape.width, shape.vocab
     if fast:  # kept: the last norm's input and the gradient; logits of one chunk
         return 2.0 * size * width * tokens, (
-            size * width * tokens + (4.0 + size) * vocab * min(LOGIT_ROWS, tokens)
+            size * width * tokens + 1.0 * size * vocab * min(LOGIT_ROWS, tokens)
         )
     # kept: the last norm, and a float32 softmax; temporary: its gradient, and logits
     norm = 4.0 * width * (3 if method == "full" else 1)

@@ -13,9 +13,6 @@ from typing import Any
 from colab_utils import demo, hub, runtime
 from colab_utils.weights import shards
 
-OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted license
-OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
-
 
 @dataclass(frozen=True)
 class Source:
@@ -104,28 +101,6 @@ class Source:
         if not any(folder.glob(weights)):
             raise FileNotFoundError(shards.no_safetensors(self.name))
         return folder
-
-
-def resolve_model(name: str = "auto") -> str:
-    """Return the base model that `name` stands for: "demo", a Hub id or a folder.
-
-    "auto" is "demo" on a CPU and Llama 2 7B on a GPU. Llama 2 comes from the official
-    repository if the token has access, else from its open mirror. The choice is
-    printed. Any other name is returned unchanged.
-    """
-    if name != "auto":
-        return name
-    if runtime.detect().device == "cpu":
-        print("model: the demo model (3 M parameters), because there is no GPU")
-        return "demo"
-    token = hub.token()
-    if token and hub.can_read(OFFICIAL, token):
-        print(f"model: {OFFICIAL}, because there is a GPU and your token has access")
-        return OFFICIAL
-    print(
-        f"model: {OPEN_MIRROR}, the open mirror of Llama 2 7B, because there is a GPU"
-    )
-    return OPEN_MIRROR
 
 
 def location(name: str) -> str:

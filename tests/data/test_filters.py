@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from helpers.rows import row
+from helpers.templates import TEMPLATES
+from helpers.tokenizers import make_tokenizer
 
 from colab_utils import data
 
@@ -41,3 +43,27 @@ def test_drop_special_tokens(tokenizer):
         "contains the special token <s>",
         "contains the special token </s>",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "token"),
+    [("llama3", "llama3", "<|eot_id|>"), ("gemma", "gemma3", "<start_of_turn>")],
+)
+def test_drop_special_tokens_without_a_role(kind, template, token):
+    """`all_special_tokens` has only those with a role, such as EOS."""
+    tokenizer = make_tokenizer(kind)
+    tokenizer.chat_template = TEMPLATES[template]
+    assert token not in {tokenizer.bos_token, tokenizer.unk_token, tokenizer.pad_token}
+    rows = [row("fine"), row("a", f"b{token}c", line=2)]
+    kept, rejected = data.drop_special_tokens(rows, tokenizer)
+    assert kept == rows[:1]
+    assert [r.reason for r in rejected] == [f"contains the special token {token}"]
+
+
+def test_token_lengths_are_those_of_the_trained_tokens():
+    tokenizer = make_tokenizer("gemma")
+    tokenizer.chat_template = TEMPLATES["gemma2"]  # takes no system message
+    rows = [row("Why?", "Because.", line=1), row("And?", "So.", line=2)]
+    rows[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    tokens = data.tokenize(rows, tokenizer)
+    assert data.token_lengths(rows, tokenizer) == [len(t["input_ids"]) for t in tokens]

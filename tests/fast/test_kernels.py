@@ -15,7 +15,13 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 ROOT = Path(__file__).parents[2]
 CHECKS = (
     *("dequantize_nf4", "norm", "add_norm", "norm_backward", "norm_heads", "rotate"),
-    *("swiglu", "swiglu_backward", "step_on_a_cache", "all_kernels_of_a_model"),
+    *(
+        "swiglu",
+        "cross_entropy",
+        "swiglu_backward",
+        "step_on_a_cache",
+        "all_kernels_of_a_model",
+    ),
 )
 
 

@@ -80,6 +80,21 @@ def rotate():
             assert_close(a, b)
 
 
+def cross_entropy():
+    for vocabulary in (300, 9000):
+        a = torch.randn(6, vocabulary) * 4
+        targets = torch.randint(vocabulary, (6,))
+        a[0, targets[0]] = a[0].max() + 1  # a hit
+        a[1, 7] = a[1, 250] = a[1].max() + 1  # a tie: the first token is the top-1
+        targets[1] = 7
+        b = a.clone()
+        losses, hits = kernels.cross_entropy(a, targets)
+        expected, wanted = ops.cross_entropy(b, targets)
+        assert_close(losses, expected)
+        assert_close(a, b)
+        assert hits[:2].all() and torch.equal(hits, wanted)
+
+
 def swiglu():
     gate, up = torch.randn(3, 2 * 1100).chunk(2, -1)
     assert_close(kernels.swiglu(gate, up), ops.swiglu(gate, up))
@@ -125,7 +140,7 @@ def all_kernels_of_a_model():
 
 CHECKS = (
     *(dequantize_nf4, norm, add_norm, norm_backward, norm_heads, rotate, swiglu),
-    *(swiglu_backward, step_on_a_cache, all_kernels_of_a_model),
+    *(cross_entropy, swiglu_backward, step_on_a_cache, all_kernels_of_a_model),
 )
 
 

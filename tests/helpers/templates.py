@@ -231,6 +231,23 @@ TEMPLATES: dict[str, str] = {
     "vicuna": VICUNA,
 }
 
+# For each template: its family's kind of tokenizer (helpers/tokenizers.py), and the
+# tokens that end an answer.
+FAMILIES = {
+    "llama2": ("llama2", ["</s>"]),
+    "llama3": ("llama3", ["<|eot_id|>"]),
+    "chatml": ("smollm2", ["<|im_end|>"]),
+    "qwen25": ("qwen2", ["<|im_end|>"]),
+    "qwen3": ("qwen3", ["<|im_end|>"]),
+    "zephyr": ("llama2", ["</s>"]),
+    "mistral_v1": ("llama2", ["</s>"]),
+    "mistral_v3": ("mistral_v3", ["</s>"]),
+    "gemma2": ("gemma", ["<end_of_turn>"]),
+    "gemma3": ("gemma", ["<end_of_turn>"]),
+    "phi3": ("phi3", ["<|end|>"]),
+    "vicuna": ("llama2", ["</s>"]),
+}
+
 BEGIN, END = "{%- generation -%}", "{%- endgeneration -%}"
 
 
