@@ -92,9 +92,10 @@ class Conversations:
         """Return the messages, with a system message that the template doesn't take
         in front of the first user turn, after which comes an empty line.
         """
-        first, *rest = messages
-        if first["role"] != "system" or not rest or self.takes_system():
+        roles = [turn["role"] for turn in messages[:2]]
+        if roles != ["system", "user"] or self.takes_system():
             return list(messages)
+        first, *rest = messages
         text = f"{first['content']}\n\n{rest[0]['content']}"
         return [{**rest[0], "content": text}, *rest[1:]]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken
 
 from colab_utils import data
-from colab_utils.data import masking
+from colab_utils.data import masking, rendering
 
 QUIET = settings(
     deadline=None,
@@ -119,7 +119,18 @@ def test_trained_tokens_begin_where_the_prompt_ends(name):
 
 
 WORDS = ["<think>", "</think>", "assistant", "user", "[INST]", " [/INST]", "\n", "  "]
-WORDS += ["USER: ", "ASSISTANT:", "<|assistant|>\n", "model\n", "Hi?", "é", "🦙", "a.b"]
+WORDS += [
+    rendering.PLACEHOLDER,
+    "wxzquestion",
+    "USER: ",
+    "ASSISTANT:",
+    "<|assistant|>\n",
+    "model\n",
+    "Hi?",
+    "é",
+    "🦙",
+    "a.b",
+]
 ODD = st.lists(st.sampled_from(WORDS), max_size=4).map("".join) | st.text(
     st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="▁<|>"),
     max_size=12,
@@ -243,6 +254,14 @@ def test_tokenize_takes_a_system_message_where_the_template_does(capsys):
     tokenizer = with_template("llama3")
     data.tokenize([{"messages": turns("Hi?", "Hello.", system="Be brief.")}], tokenizer)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("roles", [["system"], ["system", "assistant"], []])
+def test_tokenize_moves_no_system_message_into_an_answer(roles):
+    tokenizer = with_template("gemma2")
+    row = {"messages": [{"role": r, "content": "x"} for r in roles], "line": 4}
+    with pytest.raises(ValueError, match=r"row of line 4: .*rejects these messages"):
+        data.tokenize([row], tokenizer)
 
 
 def test_tokenize_without_rows(tokenizer):
