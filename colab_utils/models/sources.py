@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colab_utils import demo, hub, runtime
+from colab_utils import demo, hub
 from colab_utils.weights import shards
 
 
