@@ -216,7 +216,12 @@ def test_quiet_hides_known_messages(heard):
     for name, message in known.items():
         logging.getLogger(name).warning(message)
         assert len(logging.getLogger(name).filters) == 1
-    logging.getLogger("transformers.trainer_utils").warning(RESUMED)
+    logger = logging.getLogger("transformers.trainer_utils")
+    logger.warning(RESUMED)
+    for tokens in ("'bos_token_id': None, 'pad_token_id': 3", "'bos_token_id': None"):
+        logger.warning(
+            f"The tokenizer has new PAD/BOS/EOS tokens. Updated tokens: {{{tokens}}}."
+        )
     assert heard() == []
 
 
