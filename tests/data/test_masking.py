@@ -5,7 +5,7 @@ import datetime
 
 import pytest
 from helpers.templates import FAMILIES, TEMPLATES, tagged
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken

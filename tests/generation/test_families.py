@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.templates import TEMPLATES
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.templates import TEMPLATES
-from helpers.tokenizers import FAMILIES, make_tokenizer
+from helpers.tokenizer_kinds import FAMILIES, make_tokenizer
 from transformers import GenerationConfig
 
 from colab_utils import data, models

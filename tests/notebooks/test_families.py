@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.templates import TEMPLATES
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,

@@ -14,7 +14,7 @@ from helpers.llama_cpp import (
     render_in_go,
 )
 from helpers.templates import TEMPLATES
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import given, settings
 
 from colab_utils import demo, weights

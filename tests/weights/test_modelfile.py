@@ -13,7 +13,7 @@ from helpers.gguf_files import (
     with_tokenizer,
 )
 from helpers.templates import TEMPLATES
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import weights
 from colab_utils.data.rendering import Conversations
