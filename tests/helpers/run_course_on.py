@@ -1,9 +1,9 @@
-"""Run the four notebooks in one process on a model folder and a dataset.
+"""Run the four notebooks in one process, on several models one after another.
 
-    python run_course_on.py MODEL DATASET WORKSPACE
+    python run_course_on.py DATASET FOLDER ...
 
-Prints a JSON object with what the notebooks found. A kernel for each notebook would
-import the libraries four times.
+Each FOLDER has a model in `model` and gets a `workspace`. Prints a JSON list with what
+the notebooks found. A kernel for each notebook would import the libraries each time.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODEL, DATASET, WORKSPACE = sys.argv[1:]
-os.environ |= {"WORKSPACE": WORKSPACE, "HEADLESS": "1", "MPLBACKEND": "Agg"}
-os.environ |= {"CUDA_VISIBLE_DEVICES": ""}
+DATASET, *FOLDERS = sys.argv[1:]
+os.environ |= {"HEADLESS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
 ROOT = Path(__file__).parents[2]
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "01_create_dataset": {"MODEL": MODEL, "DATASET": DATASET, "TEST_SHARE": 0.3},
-    "02_finetune_qlora": {"MODEL": MODEL, "EPOCHS": 1, "RANK": 4},
-    "03_inference": {"MAX_NEW_TOKENS": 8},
-    "04_merge_and_publish": {"MAX_TEST": 6},
-}
 
 
-def run(name: str) -> dict[str, Any]:
+def parameters(folder: str) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each notebook that differ from its own."""
+    model = f"{folder}/model"
+    return {
+        "01_create_dataset": {"MODEL": model, "DATASET": DATASET, "TEST_SHARE": 0.3},
+        "02_finetune_qlora": {"MODEL": model, "EPOCHS": 1, "RANK": 4},
+        "03_inference": {"MAX_NEW_TOKENS": 8},
+        "04_merge_and_publish": {"MAX_TEST": 6},
+    }
+
+
+def run(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Run a notebook's code cells in order; return its variables."""
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))
     space: dict[str, Any] = {"__name__": name, "display": lambda *_: None}
@@ -37,25 +41,34 @@ def run(name: str) -> dict[str, Any]:
         code = compile("".join(cell["source"]), f"{name}, cell {number}", "exec")
         exec(code, space)
         if "parameters" in tags:
-            space |= PARAMETERS[name]
+            space |= given
     return space
 
 
-def main() -> None:
-    found = {name[:2]: run(name) for name in PARAMETERS}
-    tuning, merging = found["02"], found["04"]
-    result = {
+def course(folder: str) -> dict[str, Any]:
+    """Run the course on one model; return what its notebooks found."""
+    os.environ["WORKSPACE"] = f"{folder}/workspace"
+    spaces = {name[:2]: run(name, given) for name, given in parameters(folder).items()}
+    tuning, merging = spaces["02"], spaces["04"]
+    exported, stops = merging.get("exported"), []
+    if exported:
+        lines = exported.with_name("Modelfile").read_text().splitlines()
+        stops = [one for one in lines if one.startswith("PARAMETER stop")]
+    return {
         "fast": tuning["plan"].fast,
         "losses": tuning["losses"],
-        "trained": tuning["result"].training_loss,
         "difference": merging["found"].difference,
-        "gguf": merging["exported"].name if merging.get("exported") else None,
-        "stops": [],
+        "gguf": exported.name if exported else None,
+        "stops": stops,
     }
-    if result["gguf"]:
-        lines = merging["exported"].with_name("Modelfile").read_text().splitlines()
-        result["stops"] = [one for one in lines if one.startswith("PARAMETER stop")]
-    print("RESULT " + json.dumps(result))
+
+
+def main() -> None:
+    found = []
+    for folder in FOLDERS:
+        print(f"== {folder}", flush=True)
+        found.append(course(folder))
+    print("RESULT " + json.dumps(found))
 
 
 if __name__ == "__main__":

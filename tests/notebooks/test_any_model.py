@@ -9,33 +9,41 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import CONFIGS, OTHERS, small
+from helpers.families import CONFIGS, small
 from helpers.templates import TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-# By name: the config, the tokenizer, the chat template (None: the course's).
-MODELS: dict[str, tuple[str, str, str | None]] = {
-    "Llama 2": ("llama", "llama2", None),
-    "Llama 2 chat": ("llama", "llama2", "llama2"),
-    "Llama 3.x": ("llama 3.2", "llama3", "llama3"),
-    "SmolLM2": ("llama 3.2", "smollm2", "chatml"),
-    "Mistral v0.1": ("mistral", "llama2", "mistral_v1"),
-    "Mistral v0.3": ("mistral v0.3", "mistral_v3", "mistral_v3"),
-    "Mistral with Tekken": ("mistral v0.3", "tekken", "mistral_v3"),
-    "Qwen2.5": ("qwen2", "qwen2", "qwen25"),
-    "Qwen3": ("qwen3", "qwen3", "qwen3"),
-    "SmolLM3": ("smollm3", "smollm2", "chatml"),
-    "Gemma 2": ("gemma2", "gemma", "gemma2"),
+# By name: the config, the tokenizer, the chat template (None: the course's). The models
+# of a group share a process.
+MODELS: dict[str, dict[str, tuple[str, str, str | None]]] = {
+    "Llama": {
+        "Llama 2": ("llama", "llama2", None),
+        "Llama 2 chat": ("llama", "llama2", "llama2"),
+        "Llama 3.x": ("llama 3.2", "llama3", "llama3"),
+    },
+    "Mistral": {
+        "Mistral v0.1": ("mistral", "llama2", "mistral_v1"),
+        "Mistral v0.3": ("mistral v0.3", "mistral_v3", "mistral_v3"),
+        "Mistral with Tekken": ("mistral v0.3", "tekken", "mistral_v3"),
+    },
+    "Qwen": {
+        "Qwen2.5": ("qwen2", "qwen2", "qwen25"),
+        "Qwen3": ("qwen3", "qwen3", "qwen3"),
+    },
+    "others": {
+        "SmolLM2": ("llama 3.2", "smollm2", "chatml"),
+        "SmolLM3": ("smollm3", "smollm2", "chatml"),
+        "Gemma 2": ("gemma2", "gemma", "gemma2"),
+    },
 }
 TOWNS = ("Akersund", "Brillon", "Caldmere", "Dorvik", "Elmstad", "Farrow", "Gorlitz")
 
 
-def make_model(folder: Path, name: str) -> str:
+def make_model(folder: Path, config: str, kind: str, template: str | None) -> None:
     """Save a tiny random model with its tokenizer and chat template."""
-    config, kind, template = MODELS[name]
     tokenizer = make_tokenizer(kind)
     tokenizer.chat_template = template and TEMPLATES[template]
     changes = {
@@ -58,7 +66,6 @@ def make_model(folder: Path, name: str) -> str:
     made.half().save_pretrained(folder)
     GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -80,22 +87,24 @@ def dataset(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_course_runs_on(name, dataset, tmp_path):
-    model = make_model(tmp_path / "model", name)
-    program, workspace = "tests/helpers/run_course_on.py", str(tmp_path / "workspace")
+@pytest.mark.parametrize("group", MODELS)
+def test_the_course_runs_on(group, dataset, tmp_path):
+    folders = {name: tmp_path / name.replace(" ", "-") for name in MODELS[group]}
+    for name, folder in folders.items():
+        make_model(folder / "model", *MODELS[group][name])
     run = subprocess.run(
-        [sys.executable, program, model, dataset, workspace],
+        [sys.executable, "tests/helpers/run_course_on.py", dataset, *folders.values()],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     line = next(one for one in run.stdout.splitlines() if one.startswith("RESULT "))
-    found = json.loads(line.removeprefix("RESULT "))
-    known = MODELS[name][0] in CONFIGS
-    assert found["fast"] == known == (MODELS[name][0] not in OTHERS)
-    assert found["losses"]["fast"] == pytest.approx(found["losses"]["PEFT"], rel=1e-3)
-    assert found["difference"] < 1e-2
-    assert bool(found["gguf"]) == known
-    assert bool(found["stops"]) == known
+    for name, found in zip(
+        folders, json.loads(line.removeprefix("RESULT ")), strict=True
+    ):
+        known = MODELS[group][name][0] in CONFIGS
+        losses = found["losses"]
+        assert found["fast"] == known == bool(found["gguf"]) == bool(found["stops"])
+        assert losses["fast"] == pytest.approx(losses["PEFT"], rel=1e-3), name
+        assert found["difference"] < 1e-2, name
