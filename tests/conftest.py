@@ -179,7 +179,7 @@ def make_byte_level():
     from transformers import PreTrainedTokenizerFast
 
     from colab_utils import demo
-    from colab_utils.weights.gguf_tokenizer import LLAMA_3
+    from colab_utils.weights.gguf_pretokenizer import LLAMA_3
 
     begin, end = "<|begin_of_text|>", "<|eot_id|>"
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from helpers.templates import TEMPLATES
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import memory, plots
 

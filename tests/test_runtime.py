@@ -194,6 +194,13 @@ def heard(caplog):
         logger.filters.clear()
 
 
+RESUMED = (
+    "Warning: The following arguments do not match the ones in the "
+    "`trainer_state.json` within the checkpoint directory: \n\tlogging_steps: 0.02 "
+    "(from args) != 1 (from trainer_state.json)"
+)
+
+
 def test_quiet_hides_known_messages(heard):
     known = {
         "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from "
@@ -209,6 +216,12 @@ def test_quiet_hides_known_messages(heard):
     for name, message in known.items():
         logging.getLogger(name).warning(message)
         assert len(logging.getLogger(name).filters) == 1
+    logger = logging.getLogger("transformers.trainer_utils")
+    logger.warning(RESUMED)
+    for tokens in ("'bos_token_id': None, 'pad_token_id': 3", "'bos_token_id': None"):
+        logger.warning(
+            f"The tokenizer has new PAD/BOS/EOS tokens. Updated tokens: {{{tokens}}}."
+        )
     assert heard() == []
 
 
@@ -220,6 +233,7 @@ def test_quiet_keeps_other_messages(heard):
             "The tokenizer has new PAD/BOS/EOS tokens. Updated tokens: "
             "{'eos_token_id': 5, 'pad_token_id': 0}.",
         ),
+        ("transformers.trainer_utils", RESUMED + "\n\tsave_steps: 1 != 2"),
         ("trl.trainer.sft_trainer", "rows were cut"),
         ("huggingface_hub.utils._http", "429: slow down"),
     ]

@@ -279,6 +279,50 @@ def test_find_and_new_restore_after_a_killed_replacement(headless, ask):
     assert [path.name for path in folder.parent.iterdir()] == ["mine"]
 
 
+def test_replace_keeps_what_is_named(tmp_path):
+    folder = made(tmp_path / "mine", "old")
+    for name in ("kept", "dropped"):
+        (folder / name).mkdir()
+    new = made(tmp_path / "new", "new")
+    workspace.replace(new, folder, keep=["kept"])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert {path.name for path in folder.iterdir()} == {"kept", "recipe.json"}
+    assert (folder / "recipe.json").read_text() == "new"
+
+
+def test_restore_of_a_kept_file_never_overwrites(tmp_path):
+    """A kept file that found its place taken gets a name with the date."""
+    folder = made(tmp_path / "mine", "new")
+    (folder / "notes").write_text("new")
+    (tmp_path / ".mine.kept").mkdir()
+    (tmp_path / ".mine.kept" / "notes").write_text("kept")
+    workspace.restore(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (folder / "notes").read_text() == "new"
+    (kept,) = folder.glob("notes.*")
+    assert kept.read_text() == "kept"
+
+
+def test_new_reports_a_finished_result(headless, capsys):
+    opened = Workspace.open()
+    made(headless / "adapters" / "mine", "{}")
+    capsys.readouterr()
+    opened.new("adapters", "mine")
+    text = capsys.readouterr().out
+    assert text.startswith("adapters/mine is finished, and stays until")
+    assert text.endswith("choose another ADAPTER_NAME.\n")
+    opened.new("adapters", "another")
+    assert capsys.readouterr().out == ""
+
+
+def test_new_after_checkpoints_were_set_aside(headless):
+    """Killed before the new checkpoints exist, the folder is still the course's."""
+    folder = headless / "adapters" / "mine"
+    (folder / "checkpoints").mkdir(parents=True)
+    workspace.set_aside(folder / "checkpoints", "another run")
+    assert Workspace.open().new("adapters", "mine") == folder
+
+
 # --- what may be replaced -------------------------------------------------------------
 
 

@@ -135,8 +135,7 @@ def _complete(tokenizer: Tokenizer) -> str:
     chats = Conversations(tokenizer)
     text, bos = chats.render(probe("user", "assistant")), tokenizer.bos_token
     before, after, added = "", "", ""
-    adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    if adds_bos and not text.startswith(bos):
+    if _adds_bos(tokenizer) and not text.startswith(bos):
         before, added = "{{- bos_token -}}", f"; {bos} is put in front"
     if header := chats.missing_header():
         quoted = json.dumps(header, ensure_ascii=False)
@@ -151,11 +150,20 @@ def _complete(tokenizer: Tokenizer) -> str:
     return added
 
 
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    """Return whether the tokenizer begins every text with the BOS token."""
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 def _set_course(tokenizer: Tokenizer, name: str, reason: str) -> None:
     if tokenizer.eos_token is None:
         raise ValueError(
             f"The tokenizer of {name} has no EOS token, so the course's chat template "
-            "can't end an answer. Set tokenizer.eos_token, or use another model."
+            "can't end an answer. Set MODEL to another model."
         )
     tokenizer.chat_template = CHAT_TEMPLATE
+    if not _adds_bos(tokenizer):
+        tokenizer.bos_token = (
+            None  # the model expects none, so the template writes none
+        )
     print(f"chat template: the course's, in the format of Llama 2, {reason}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from colab_utils import demo, hub, recipe, runtime, workspace
-from colab_utils.data import readers, schema
+from colab_utils.data import kinds, readers, schema
 from colab_utils.data.schema import BadRow, Rejected, Row, escape, reject
 
 DOLLY = "databricks/databricks-dolly-15k"
@@ -19,6 +19,7 @@ ADVICE = {
     schema.UNKNOWN_FORMAT: "Rename your columns to one of them",
     schema.NOT_AN_OBJECT: "Give every row columns; a list of rows needs a .json file",
     schema.NOT_JSON: "If the file is one JSON list, name it .json",
+    **kinds.ADVICE,
 }
 
 
@@ -47,6 +48,7 @@ def load(source: str) -> tuple[list[Row], list[Rejected]]:
     rejected: list[Rejected] = []
     columns: Counter[str] = Counter()
     unused: Counter[str] = Counter()
+    labels: list[object] = []
     for item in runtime.progress(_raw_rows(source), "reading"):
         if isinstance(item, Rejected):
             rejected.append(item)
@@ -57,8 +59,12 @@ def load(source: str) -> tuple[list[Row], list[Rejected]]:
             unused.update(schema.unused_columns(raw))
         try:
             rows.append(schema.to_row(raw, line))
+            labels += [raw["label"]] if isinstance(raw, dict) and "label" in raw else []
         except BadRow as error:
             rejected.append(reject(line, str(error), raw))
+    if kind := kinds.by_labels(labels):
+        rejected += [schema.reject_row(row, kind) for row in rows]
+        rows = []
     if not rows:
         raise ValueError(_why_no_rows(source, columns, rejected))
     if unused:

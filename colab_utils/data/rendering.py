@@ -39,13 +39,15 @@ class Conversations:
     """Render and tokenize conversations with one tokenizer, all on the same date.
 
     Templates may write today's date. All renderings use the date of this object, so
-    that they can be compared.
+    that they can be compared. A template that can switch thinking off does so, in
+    training as in generation, except for rows whose answers contain thinking.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.name = tokenizer.name_or_path or type(tokenizer).__name__
-        self._now = datetime.now()
+        date = datetime.now().strftime
+        self._variables: Any = {"strftime_now": date, "enable_thinking": False}
         try:
             self._template = tokenizer.get_chat_template()
         except ValueError as error:
@@ -65,7 +67,7 @@ class Conversations:
                 list(messages),
                 tokenize=False,
                 add_generation_prompt=prompt,
-                strftime_now=self._now.strftime,
+                **self._variables,
             )
         except Exception as error:  # a template can raise any error
             why = f"rejects these messages ({error})"
@@ -99,6 +101,8 @@ class Conversations:
 
     def trained_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """Return the text of prepared messages, and the spans that are trained."""
+        answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+        self._variables["enable_thinking"] = any("</think>" in text for text in answers)
         if TAG.search(self._template):
             return self._tagged_spans(messages)
         text = self.render(messages)
@@ -113,8 +117,7 @@ class Conversations:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         self.render(messages)  # raises the error of a template that rejects them
-        variables: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
-        variables["strftime_now"] = self._now.strftime
+        variables = self._variables | self.tokenizer.special_tokens_map
         rendered: Any = render_jinja_template(
             conversations=[list(messages)],
             chat_template=self._template,

@@ -13,6 +13,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
+from colab_utils.data import kinds
+
 Message = dict[str, str]  # {"role": "user", "content": "2 + 2?"}
 
 
@@ -134,6 +136,8 @@ def to_messages(raw: object) -> list[Message]:
     if not isinstance(raw, dict):
         raise BadRow(f"{NOT_AN_OBJECT}, but {type(raw).__name__}")
     prompt, answer = _find_columns(raw)
+    if kind := kinds.by_label(raw):
+        raise BadRow(kind)
     contexts: tuple[str, ...] = CONTEXTS
     if answer is None or isinstance(raw[prompt], list):
         turns = _conversation(raw[prompt])
@@ -168,7 +172,7 @@ def _find_columns(raw: dict[Any, object]) -> tuple[str, str | None]:
         answer = next((name for name in answers if name in names), None)
         if prompt in names and (answer or not answers):
             return prompt, answer
-    raise BadRow(UNKNOWN_FORMAT)
+    raise BadRow(kinds.by_columns(raw) or UNKNOWN_FORMAT)
 
 
 def _is_blank(value: object) -> bool:
@@ -200,6 +204,8 @@ def _conversation(value: object) -> list[Message]:
         role = turn.get("from") if _is_blank(turn.get("role")) else turn["role"]
         role = _text(role, "role")
         role = SHAREGPT_ROLES.get(role, role)
+        if kind := kinds.by_turn(turn, role):
+            raise BadRow(kind)
         if role not in ("system", "user", "assistant"):
             raise BadRow(f"unknown role {escape(role)[:40]}")
         content = turn.get("content")

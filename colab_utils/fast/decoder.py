@@ -33,7 +33,7 @@ def make_decoder(
     if support.is_prompt(model):
         raise ValueError("The adapter is a prompt, not a LoRA: use model.generate.")
     if problem := support.decoding_problem(model) or _window_problem(model, size):
-        print(f"reference decoding: {problem}")
+        _report_once(model, problem)
         return ReferenceDecoder(model, rows)
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()
@@ -49,6 +49,17 @@ def _window_problem(model: torch.nn.Module, size: int) -> str | None:
     if window is None or size <= window:
         return None
     return f"{size:,} tokens are more than the sliding window of {window:,}"
+
+
+def _report_once(model: torch.nn.Module, problem: str) -> None:
+    """Print why a model is decoded on the reference path, unless it was printed last.
+
+    The model holds the reason that was printed.
+    """
+    name = "_reason_of_reference_decoding"
+    if vars(model).get(name) != problem:
+        vars(model)[name] = problem
+        print(f"reference decoding: {problem}")
 
 
 class Kept:

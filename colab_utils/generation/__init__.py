@@ -5,6 +5,6 @@ Read `prompts` (a conversation becomes token ids), `sampling` (logits become a t
 """
 
 from colab_utils.generation.answering import answers, stream
-from colab_utils.generation.prompts import CONTEXT, as_messages
+from colab_utils.generation.prompts import CONTEXT, as_messages, prompt_text
 
-__all__ = ["CONTEXT", "answers", "as_messages", "stream"]
+__all__ = ["CONTEXT", "answers", "as_messages", "prompt_text", "stream"]

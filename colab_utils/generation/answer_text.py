@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
@@ -28,20 +27,19 @@ def stop_strings(stop: str | Sequence[str]) -> list[str]:
 class AnswerText:
     """The text of one answer, which grows with each token until it is `done`.
 
-    It ends at an EOS token, before a stop string, or after `max_tokens` tokens.
+    It ends before one of the ids `stop_tokens`, before a string in `stop`, or after
+    `max_tokens` tokens.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
         tokenizer: Tokenizer,
+        stop_tokens: Collection[int],
         stop: list[str],
         max_tokens: int,
     ) -> None:
-        eos = model.generation_config.eos_token_id
-        self.eos_tokens = {tokenizer.eos_token_id}
-        self.eos_tokens |= set(eos) if isinstance(eos, list) else {eos}
-        self.stop, self.tokens_left, self.tokenizer = stop, max_tokens, tokenizer
+        self.tokenizer, self.stop_tokens = tokenizer, frozenset(stop_tokens)
+        self.stop, self.tokens_left = stop, max_tokens
         self.done = False
         self._shown = ""
         # No later token changes the settled text. The pending tokens begin with its
@@ -51,7 +49,7 @@ class AnswerText:
 
     def add(self, token: int) -> None:
         """Append a token, unless the answer is done."""
-        if self.done or token in self.eos_tokens:
+        if self.done or token in self.stop_tokens:
             self.done = True
             return
         self._pending.append(token)

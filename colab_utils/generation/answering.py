@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from colab_utils import models, parameters, runtime
+from colab_utils.data.rendering import Conversations
 from colab_utils.generation.answer_text import AnswerText, stop_strings
 from colab_utils.generation.prompts import (
     CONTEXT,
@@ -39,10 +40,10 @@ def answers(
     """Return an answer to every prompt, a string or a conversation.
 
     Decoding is greedy, unless do_sample=True is given with temperature, top_k or top_p.
-    An answer ends at the EOS token, before a string in `stop`, or after
-    `max_new_tokens`. A conversation that is too long loses its oldest turns, and a
-    printed line reports it. Raises ValueError for a prompt that is longer than the
-    model's context.
+    An answer ends at a token of `models.stop_tokens`, before a string in `stop`, or
+    after `max_new_tokens` tokens. A conversation that is too long loses its oldest
+    turns, and a printed line reports it. Raises ValueError for a prompt that is longer
+    than the model's context.
     """
     from colab_utils.fast.decoder import make_decoder
 
@@ -54,19 +55,20 @@ def answers(
         return []
     _report_ignored_settings(model)
     context = context_length(model)
-    chats = [as_messages(prompt, system) for prompt in prompts]
-    ids = [prompt_tokens(tokenizer, chat, max_new_tokens, context) for chat in chats]
+    messages = [as_messages(prompt, system) for prompt in prompts]
+    chats = Conversations(tokenizer)
+    ids = [prompt_tokens(chats, turns, max_new_tokens, context) for turns in messages]
     # Prompts of similar length share a batch: their answers often end together.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in ids]
     size = len(ids[order[-1]]) + max(limits)
-    finished = [""] * len(ids)
+    finished, ends = [""] * len(ids), models.stop_tokens(model, tokenizer)
     with models.in_mode(model, training=False):
         decoder = make_decoder(model, min(batch_size, len(ids)), size)
         steps = range(0, len(order), decoder.rows)
         for start in runtime.progress(steps, "answering"):
             batch = order[start : start + decoder.rows]
-            texts = [AnswerText(model, tokenizer, stop, limits[i]) for i in batch]
+            texts = [AnswerText(tokenizer, ends, stop, limits[i]) for i in batch]
             for _ in generate_tokens(decoder, [ids[i] for i in batch], sample, texts):
                 pass
             for i, text in zip(batch, texts, strict=True):
@@ -96,9 +98,10 @@ def stream(
     stop = stop_strings(stop)
     _report_ignored_settings(model)
     messages = as_messages(prompt, system)
-    ids = prompt_tokens(tokenizer, messages, max_new_tokens, context)
+    ids = prompt_tokens(Conversations(tokenizer), messages, max_new_tokens, context)
     limit = min(max_new_tokens, context - len(ids))
-    answer = AnswerText(model, tokenizer, stop, limit)
+    ends = models.stop_tokens(model, tokenizer)
+    answer = AnswerText(tokenizer, ends, stop, limit)
     with (
         models.in_mode(model, training=False),
         borrow_decoder(model, context) as decoder,

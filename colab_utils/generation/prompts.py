@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from colab_utils.data.rendering import BadTemplate, Conversations
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -48,7 +50,7 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def prompt_tokens(
-    tokenizer: Tokenizer, messages: Messages, new_tokens: int, context: int
+    chats: Conversations, messages: Messages, new_tokens: int, context: int
 ) -> list[int]:
     """Return the token ids of a conversation, with its oldest turns left out if needed.
 
@@ -60,10 +62,10 @@ def prompt_tokens(
     new_tokens = min(new_tokens, context // 2)
     system = [turn for turn in messages[:1] if turn["role"] == "system"]
     turns, dropped = messages[len(system) :], 0
-    ids = _render(tokenizer, messages)
+    ids = _tokens(chats, messages)
     while len(ids) + new_tokens > context and dropped + 2 < len(turns):
         dropped += 2
-        ids = _render(tokenizer, system + turns[dropped:])
+        ids = _tokens(chats, system + turns[dropped:])
     if len(ids) >= context:
         raise ValueError(
             f"The prompt has {len(ids):,} tokens, but prompt and answer together may "
@@ -77,15 +79,23 @@ def prompt_tokens(
     return ids
 
 
-def _render(tokenizer: Tokenizer, messages: Messages) -> list[int]:
-    """Return the token ids of messages, up to where the answer begins."""
-    from jinja2 import TemplateError
+def prompt_text(tokenizer: Tokenizer, messages: Messages) -> str:
+    """Return the text that the model reads: the messages in its chat format.
 
+    It ends where the answer begins. Raises ValueError if the chat template rejects the
+    turns.
+    """
+    return _render(Conversations(tokenizer), messages)
+
+
+def _render(chats: Conversations, messages: Messages) -> str:
     try:
-        text = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-    except TemplateError as error:
-        raise ValueError(f"The chat template rejects these turns: {error}") from error
-    # The template has written the BOS token already.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return chats.render(chats.prepare(messages), prompt=True)
+    except BadTemplate as error:
+        raise ValueError(f"The chat template {error.why}.") from error
+
+
+def _tokens(chats: Conversations, messages: Messages) -> list[int]:
+    """Return the token ids of messages; the template has written the BOS token."""
+    text = _render(chats, messages)
+    return chats.tokenizer(text, add_special_tokens=False)["input_ids"]

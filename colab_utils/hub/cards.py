@@ -36,7 +36,7 @@ print(model(messages)[0]["generated_text"][-1]["content"])
 ```"""
 
 # Files that are not uploaded with a folder.
-IGNORED = ["checkpoints/*", "rejected.jsonl", "inputs.json", "*.gguf", "gguf/*"]
+IGNORED = ["checkpoints*/*", "rejected.jsonl", "inputs.json", "*.gguf", "gguf/*"]
 IGNORED += ["Modelfile"]
 IGNORED += ["*.part", ".*", "*/.*"]  # leftovers of a killed run, and secrets in .env
 

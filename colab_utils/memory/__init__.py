@@ -2,7 +2,7 @@
 
 Read in this order: `costs` (bytes of weights, adapters, generation), `activations` and
 `step` (bytes of a training step), `planning` (the fastest way to train that fits, and
-the check before a download), `meter` (the memory that was used).
+the check before a download), `meter` (the memory that is free, and that was used).
 """
 
 from colab_utils.memory.costs import (
@@ -14,7 +14,7 @@ from colab_utils.memory.costs import (
     ram_to_load,
     ram_to_merge,
 )
-from colab_utils.memory.meter import peak, ram, release
+from colab_utils.memory.meter import budget, peak, ram, release
 from colab_utils.memory.planning import Plan, plan, preflight, seconds
 from colab_utils.memory.step import at_loss, estimate
 from colab_utils.runtime import GIB
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "adapter_parameters",
     "at_loss",
+    "budget",
     "estimate",
     "inference",
     "kv_cache_bytes",

@@ -1,4 +1,4 @@
-"""Measure the peak memory of this process, on the GPU or in RAM."""
+"""Measure the memory that is free for training, and the peak of this process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,29 @@ import gc
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from colab_utils import runtime
+from colab_utils.memory import costs
 from colab_utils.runtime import GIB
+from colab_utils.shape import Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def budget(config: PreTrainedConfig | Shape) -> float:
+    """Return the bytes that training can use on this machine.
+
+    On a GPU this is its memory less 0.3 GiB, which CUDA takes. On a CPU it is the
+    available RAM less what loading the model takes.
+    """
+    import psutil
+
+    gpu = runtime.detect().memory_gib
+    if gpu is not None:
+        return (gpu - 0.3) * GIB
+    return psutil.virtual_memory().available - costs.ram_to_load(config)
 
 
 def release() -> None:

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 # A T4 sustains about 24 TFLOP/s in float16 and 260 GB/s. Only the ratio decides a plan.
 FLOPS, BANDWIDTH = 24e12, 260e9
+# What needs less memory, for each method.
+SMALLER = {
+    "qlora": "a smaller RANK or MODEL",
+    "lora": "METHOD = 'qlora', a smaller RANK or MODEL",
+    "full": "METHOD = 'qlora' or a smaller MODEL",
+}
 SMALLEST = 256  # tokens of a micro-batch: with fewer, dequantizing takes most time
 
 
@@ -112,12 +118,12 @@ def plan(
     found = list(candidates(step, longest, update, budget))
     fitting = [one for one in found if one.cost.total <= budget]
     if not fitting:
-        smaller = "" if method == "qlora" else "METHOD = 'qlora', "
+        at_rank = "" if method == "full" else f" at rank {rank}"
         raise MemoryError(
-            f"{method} at rank {rank} needs at least {found[-1].cost.total / GIB:.1f} "
+            f"{method}{at_rank} needs at least {found[-1].cost.total / GIB:.1f} "
             f"GiB for rows of {longest:,} tokens, and the budget is "
-            f"{budget / GIB:.1f} GiB. Use {smaller}a smaller RANK or MODEL, or set "
-            "MAX_TOKENS lower in 01_create_dataset."
+            f"{budget / GIB:.1f} GiB. Use {SMALLER[method]}, or set MAX_TOKENS lower "
+            "in 01_create_dataset."
         )
 
     def slowness(one: Plan) -> tuple[bool, float]:

@@ -1,9 +1,13 @@
 """Find a model and load it: config, tokenizer, weights, and an adapter with its base.
 
 `sources` finds a model's files: bundled, in a folder or on the Hub. `loading` reads
-them with transformers and PEFT.
+them with transformers and PEFT. `special_tokens` chooses the pad token, and finds the
+tokens that end an answer. `choosing` picks the model for "auto", and refuses one that
+the course can't train. `identity` recognizes a model by its weights.
 """
 
+from colab_utils.models.choosing import resolve_model
+from colab_utils.models.identity import fingerprint
 from colab_utils.models.loading import (
     count_parameters,
     in_mode,
@@ -14,11 +18,13 @@ from colab_utils.models.loading import (
     quantization_config,
     torch_dtype,
 )
-from colab_utils.models.sources import download, location, resolve_model
+from colab_utils.models.sources import download, location
+from colab_utils.models.special_tokens import stop_tokens
 
 __all__ = [
     "count_parameters",
     "download",
+    "fingerprint",
     "in_mode",
     "load_adapter",
     "load_config",
@@ -27,5 +33,6 @@ __all__ = [
     "location",
     "quantization_config",
     "resolve_model",
+    "stop_tokens",
     "torch_dtype",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from colab_utils import recipe, runtime
 from colab_utils.data.chat_template import choose_template
 from colab_utils.fast import warmup
 from colab_utils.models.sources import Source
+from colab_utils.models.special_tokens import as_ids, set_padding
 
 if TYPE_CHECKING:
     import torch
@@ -47,67 +47,41 @@ def load_config(name: str) -> PretrainedConfig:
     """Load a model's config, without its weights.
 
     Raises PermissionError, FileNotFoundError or ConnectionError, each with the next
-    step.
+    step. Raises ValueError for a model that needs code from its repository.
     """
     from transformers import AutoConfig
 
     source = Source(name)
     source.check_files("config.json")
     with source.access() as token:
-        return AutoConfig.from_pretrained(source.path, token=token)
+        return AutoConfig.from_pretrained(
+            source.path, token=token, trust_remote_code=False
+        )
 
 
 def load_tokenizer(name: str, template: str = "auto") -> Tokenizer:
     """Load a model's tokenizer, and choose its chat template and its pad token.
 
-    `template` is "auto", "own" or "course": see `choose_template`. The pad token stays,
-    unless it is the EOS token or has no embedding; then `<unk>` replaces it. Padding is
-    on the right. Raises the errors of `load_config` and of `choose_template`, and
-    ValueError if there is no token to pad with.
+    `template` is "auto", "own" or "course": see `choose_template`. The pad token is one
+    that is never trained on and has an embedding; it is the EOS token only if every
+    special token is in use. A choice that is not the authors' is printed. Padding is on
+    the right. Raises the errors of `load_config` and of `choose_template`.
     """
     from transformers import AutoTokenizer
-    from transformers.utils.hub import cached_file
 
     source = Source(name)
     source.check_files("tokenizer.json", "tokenizer.model")
     with source.access() as token:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, token=token)
-        config = cached_file(
-            source.path,
-            "config.json",
-            token=token,
-            _raise_exceptions_for_missing_entries=False,
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, token=token, trust_remote_code=False
         )
     choose_template(tokenizer, name, template)
-    embeddings = None  # unknown for an adapter's folder, which has no config.json
-    if config:
-        text = Path(config).read_text(encoding="utf-8")
-        embeddings = json.loads(text).get("vocab_size")
-    _set_padding(tokenizer, name, embeddings)
+    # An adapter's folder has neither of the two files.
+    config = source.read_json("config.json")
+    text = config.get("text_config", config)  # Gemma 3 nests it
+    stops = source.read_json("generation_config.json").get("eos_token_id")
+    set_padding(tokenizer, text.get("vocab_size"), as_ids(stops))
     return tokenizer
-
-
-def _set_padding(tokenizer: Tokenizer, name: str, embeddings: int | None) -> None:
-    """Pad on the right, with a token that has an embedding and is not EOS.
-
-    A model whose pad token is EOS never learns to stop. Some copies of Llama 2 add a
-    `<pad>` without an embedding.
-    """
-    pad = tokenizer.pad_token
-    if pad and embeddings and tokenizer.pad_token_id >= embeddings:
-        print(
-            f"{pad} cannot be the pad token: its id is {tokenizer.pad_token_id}, and "
-            f"the model has {embeddings:,} embeddings"
-        )
-        pad = None
-    if pad is None or pad == tokenizer.eos_token:
-        if tokenizer.unk_token is None:
-            raise ValueError(
-                f"The tokenizer of {name} has no usable pad token and no <unk>. Set "
-                "tokenizer.pad_token to a token that never occurs in your data."
-            )
-        tokenizer.pad_token = tokenizer.unk_token
-    tokenizer.padding_side = "right"
 
 
 def load_model(
@@ -141,6 +115,7 @@ def _load_weights(
             dtype=dtype,
             device_map={"": 0 if runtime.detect().device == "cuda" else "cpu"},
             token=token,
+            trust_remote_code=False,
             **given,
         )
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from colab_utils import demo, hub, runtime
+from colab_utils import demo, hub
 from colab_utils.weights import shards
-
-OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted license
-OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,47 @@ class Source:
         path = Path(self.path)
         return path if path.is_dir() else None
 
+    def read_json(self, file: str) -> dict[str, Any]:
+        """Return the content of a JSON file, {} if the model has no such file."""
+        from transformers.utils.hub import cached_file
+
+        with self.access() as token:
+            path = cached_file(
+                self.path,
+                file,
+                token=token,
+                _raise_exceptions_for_missing_entries=False,
+            )
+        return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+
     @contextmanager
     def access(self) -> Iterator[str | None]:
-        """Yield the Hub token, or None for a folder, and explain errors of the Hub.
+        """Yield the Hub token, or None for a folder, and explain errors while loading.
 
         Raises PermissionError, FileNotFoundError or ConnectionError, each with the next
-        step.
+        step, and ValueError for a model that transformers has no code for.
         """
         token = None if self.folder else hub.token()
         with hub.hub_errors(self.name, token):
-            yield token
+            try:
+                yield token
+            except ValueError as error:
+                self._explain(error)
+                raise
+
+    def _explain(self, error: ValueError) -> None:
+        """Raise ValueError with the next step if transformers has no code for this."""
+        if "contains custom code" in str(error):
+            raise ValueError(
+                f"{self.name} can be loaded only with its own Python code (auto_map in "
+                "its config). The course runs no code of a model's repository: set "
+                "MODEL to a model that transformers itself supports."
+            ) from error
+        if kind := re.search("model type `(.+?)` but Transformers", str(error)):
+            raise ValueError(
+                f"{self.name} has the model type {kind[1]}, which the installed "
+                "transformers does not know: set MODEL to another model."
+            ) from error
 
     def check_files(self, *files: str) -> None:
         """Raise FileNotFoundError if a local folder has none of these files."""
@@ -70,28 +101,6 @@ class Source:
         if not any(folder.glob(weights)):
             raise FileNotFoundError(shards.no_safetensors(self.name))
         return folder
-
-
-def resolve_model(name: str = "auto") -> str:
-    """Return the base model that `name` stands for: "demo", a Hub id or a folder.
-
-    "auto" is "demo" on a CPU and Llama 2 7B on a GPU. Llama 2 comes from the official
-    repository if the token has access, else from its open mirror. The choice is
-    printed. Any other name is returned unchanged.
-    """
-    if name != "auto":
-        return name
-    if runtime.detect().device == "cpu":
-        print("model: the demo model (3 M parameters), because there is no GPU")
-        return "demo"
-    token = hub.token()
-    if token and hub.can_read(OFFICIAL, token):
-        print(f"model: {OFFICIAL}, because there is a GPU and your token has access")
-        return OFFICIAL
-    print(
-        f"model: {OPEN_MIRROR}, the open mirror of Llama 2 7B, because there is a GPU"
-    )
-    return OPEN_MIRROR
 
 
 def location(name: str) -> str:

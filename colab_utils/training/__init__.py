@@ -1,13 +1,16 @@
 """Fine-tune a model with a trainer of TRL or transformers.
 
-Read in this order: `trainer` (precision, fast path, progress), `checkpoints` (resume,
-save), `measuring` (memory of a step, tensor by tensor). `sft` (TRL's trainer with the
-fast path) and `callbacks` subclass library classes. They load torch and transformers,
-so this subpackage does not re-export them: import these two by their names.
+Read in this order: `trainer` (precision, fast path, progress), `checkpoints` (resume),
+`saving` (the result), `measuring` (memory of a step, tensor by tensor), `overflow` (of
+float16). `sft` (TRL's trainer with the fast path) and `callbacks` subclass library
+classes. They load torch and transformers, so this subpackage does not re-export them:
+import these two by their names.
 """
 
-from colab_utils.training.checkpoints import remove_checkpoints, resume_point, save
+from colab_utils.training.checkpoints import remove_checkpoints, resume_point
 from colab_utils.training.measuring import memory_held
+from colab_utils.training.overflow import activation_range
+from colab_utils.training.saving import save
 from colab_utils.training.trainer import (
     float32_adapters,
     precision,
@@ -18,6 +21,7 @@ from colab_utils.training.trainer import (
 )
 
 __all__ = [
+    "activation_range",
     "float32_adapters",
     "memory_held",
     "precision",

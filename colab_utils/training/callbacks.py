@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
 from colab_utils import runtime
+from colab_utils.training import checkpoints
 
 if TYPE_CHECKING:
     from IPython.display import DisplayHandle
@@ -192,11 +194,16 @@ class LivePlot(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """Save a checkpoint every few minutes: a disconnect loses at most this time."""
+    """Save a checkpoint every few minutes: a disconnect loses at most this time.
+
+    It also records the hash of each file of a checkpoint, and writes the run's
+    inputs.json again if somebody removed it.
+    """
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
         self.saved = 0.0
+        self.inputs: bytes | None = None
 
     def on_train_begin(
         self,
@@ -207,6 +214,22 @@ class SaveEvery(TrainerCallback):
     ) -> None:
         """Start the clock."""
         self.saved = time.time()
+        note = Path(str(args.output_dir)) / checkpoints.INPUTS
+        self.inputs = note.read_bytes() if note.is_file() else None
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Complete the checkpoint that was saved, so that a later run recognizes it."""
+        folder = Path(str(args.output_dir))
+        checkpoints.write_hashes(folder / f"checkpoint-{state.global_step}")
+        note = folder / checkpoints.INPUTS
+        if self.inputs is not None and not note.exists():
+            note.write_bytes(self.inputs)
 
     def on_step_end(
         self,

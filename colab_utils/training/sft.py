@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
 from trl.trainer.sft_trainer import SFTTrainer
 
 
 class FastSFTTrainer(SFTTrainer):
-    """TRL's `SFTTrainer`, unchanged until `training.use_fast_path` is called.
+    """TRL's `SFTTrainer` with three changes; the loss and its gradient are the same.
 
-    TRL computes its metrics after each step from the logits of all tokens, which the
-    fast path never has. On the fast path, this class logs `num_tokens` and
-    `mean_token_accuracy` from the fast path's own output, and no `entropy`.
+    - No step has learning rate 0: TRL's warmup begins with one. This class leaves it
+      out, so n steps have the learning rates of TRL's steps 2 to n + 1.
+    - The last rows of an epoch may be too few for a whole update. An update with less
+      than half of the usual trained tokens moves the weights by less: its gradient is
+      the sum over its tokens, divided by the usual number of tokens.
+    - On the fast path (`training.use_fast_path`) there are never logits of all tokens,
+      from which TRL computes its metrics after each step. This class then logs
+      `num_tokens` and `mean_token_accuracy` from the fast path's own output, and no
+      `entropy`.
     """
 
     fast_path = False  # `training.use_fast_path` sets it
@@ -38,6 +48,61 @@ class FastSFTTrainer(SFTTrainer):
         self._log_step(inputs, outputs.token_accuracy)
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Compute the gradient of a micro-batch; return its share of the mean loss.
+
+        A small update (see the class) divides the sum of its losses by the usual number
+        of trained tokens. The returned loss, which is logged, is still their mean.
+        """
+        count, usual = num_items_in_batch, self.usual_tokens
+        several = self.args.n_gpu > 1  # then `count` has a number for each GPU
+        if count is None or several or 2 * count >= usual:
+            return super().training_step(model, inputs, count)
+        count = torch.as_tensor(count)
+        loss = super().training_step(model, inputs, torch.full_like(count, usual))
+        return loss * (usual / count)
+
+    @functools.cached_property
+    def usual_tokens(self) -> int:
+        """The average number of trained tokens in an update; 0 if it is unknown."""
+        data = self.train_dataset
+        if not isinstance(data, Dataset):
+            return 0
+        masks = {"assistant_masks", "completion_mask"} & set(data.column_names)
+        if not masks:
+            return 0
+        trained = sum(map(sum, data[min(masks)]))
+        rows = self._train_batch_size * self.args.gradient_accumulation_steps
+        return round(trained * rows / len(data))
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return the schedule for one step more, without its first step."""
+        known = self.lr_scheduler is not None
+        if known or not self.args.get_warmup_steps(num_training_steps):
+            return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps + 1, optimizer)
+        if isinstance(scheduler, LambdaLR):
+            scheduler.lr_lambdas = [_one_later(rate) for rate in scheduler.lr_lambdas]
+            _set_rates(scheduler)
+        return scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also set the learning rate to that of this run's schedule.
+
+        The optimizer of the checkpoint has the rate of the earlier run, which may have
+        had fewer epochs.
+        """
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and isinstance(self.lr_scheduler, LambdaLR):
+            _set_rates(self.lr_scheduler)
+
     def _log_step(self, inputs: dict[str, Any], accuracy: torch.Tensor) -> None:
         """Log the metrics that TRL 0.29 would compute from the logits."""
         if "attention_mask" in inputs:
@@ -48,3 +113,21 @@ class FastSFTTrainer(SFTTrainer):
         self._total_train_tokens += gather(count).sum().item()
         metrics["num_tokens"] = [self._total_train_tokens]
         metrics["mean_token_accuracy"].append(gather(accuracy).mean().item())
+
+
+def _one_later(rate: Callable[[int], float]) -> Callable[[int], float]:
+    def later(step: int) -> float:
+        return rate(step + 1)
+
+    return later
+
+
+def _set_rates(scheduler: LambdaLR) -> None:
+    """Set the optimizer's learning rates to the schedule's at its present step."""
+    scheduler._last_lr = [
+        base * rate(scheduler.last_epoch)
+        for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    groups = zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True)
+    for group, rate in groups:
+        group["lr"] = rate

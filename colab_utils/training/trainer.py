@@ -78,7 +78,7 @@ def use_fast_path(trainer: Trainer, plan: Plan) -> None:
             )
         trainer.fast_path = True
         return
-    layers = _checkpointable(model)
+    layers = checkpointable(model)
     recompute = len(layers) if plan.fast else plan.recompute
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -122,7 +122,8 @@ def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
     trainer.add_callback(SaveEvery(save_minutes))
 
 
-def _checkpointable(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+def checkpointable(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """Return the decoder layers, which transformers can checkpoint one by one."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]

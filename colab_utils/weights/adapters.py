@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils.weights.shards import DTYPES, all_entries
-
 if TYPE_CHECKING:
     import torch
 
@@ -23,6 +21,10 @@ UNSUPPORTED = (
 )
 # Initializations of A and B that do not change the base's weights.
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+# The name of the adapter, after the name of a part of it.
+DEFAULT = re.compile(
+    r"(lora_(?:embedding_)?[AB]|lora_magnitude_vector|modules_to_save)\.default"
+)
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -39,12 +41,31 @@ class Update:
     lengths: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """The changes that an adapter makes to its base, by the names of the weights.
+
+    `replaced` holds weights that were trained fully or resized, `copies` those of the
+    base's weights that were saved with the adapter.
+    """
+
+    updates: dict[str, Update]
+    replaced: dict[str, torch.Tensor]
+    copies: dict[str, torch.Tensor]
+
+
 def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tensor]]:
     """Return the updates by weight name, and the weights that the adapter replaces.
 
     Raises FileNotFoundError for a folder without an adapter, and ValueError for files
     that can't be read and for a kind of adapter that can't be merged here.
     """
+    found = parse(folder)
+    return found.updates, found.replaced
+
+
+def parse(folder: Path) -> Adapter:
+    """Return all that an adapter's files hold; raise the errors of `read_adapter`."""
     config, tensors = _read(folder)
     unsupported = [name for name in UNSUPPORTED if config.get(name)]
     if config.get("bias", "none") != "none":  # PEFT trains biases, may not save them
@@ -52,6 +73,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tenso
     if config.get("init_lora_weights") not in INITS:
         unsupported.append(f"init_lora_weights={config['init_lora_weights']}")
     updates: dict[str, Update] = {}
+    copies: dict[str, torch.Tensor] = {}
     for name in list(tensors):
         layer, _, kind = name.rpartition(".lora_")
         if kind == "A.weight" and f"{layer}.lora_B.weight" in tensors:
@@ -61,7 +83,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tenso
             b, a = tensors.pop(name).T, tensors.pop(f"{layer}.lora_embedding_B").T
         else:
             continue
-        tensors.pop(f"{layer}.base_layer.weight", None)  # a copy of the base's weight
+        if f"{layer}.base_layer.weight" in tensors:
+            copies[f"{layer}.weight"] = tensors.pop(f"{layer}.base_layer.weight")
         lengths = tensors.pop(f"{layer}.lora_magnitude_vector", None)
         lengths = None if lengths is None else lengths.float()
         if lengths is not None and (kind == "embedding_A" or len(lengths) != len(b)):
@@ -73,7 +96,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tenso
     unsupported += other[:1]
     if unsupported or not updates:
         raise _cannot_merge(", ".join(unsupported) or "it is empty")
-    return updates, replaced
+    return Adapter(updates, replaced, copies)
 
 
 def _scale(config: dict[str, Any], layer: str, rank: int) -> float:
@@ -93,7 +116,10 @@ def _replaced(
     replaced = {name: t for name, t in tensors.items() if _within(name, modules)}
     other = [name for name in tensors if name not in replaced]
     for name in list(replaced):  # PEFT saves these copies of resized embeddings, too
-        if name.endswith((".modules_to_save.weight", ".original_module.weight")):
+        module, trained, end = name.rpartition(".modules_to_save.")
+        if trained:
+            replaced.setdefault(f"{module}.{end}", replaced.pop(name))
+        elif ".original_module." in name:
             del replaced[name]
     return replaced, other
 
@@ -121,7 +147,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         ) from error
     if kind != "LORA":
         raise _cannot_merge(kind)
-    return config, {n.removeprefix("base_model.model."): t for n, t in tensors.items()}
+    return config, {_plain(name): tensor for name, tensor in tensors.items()}
+
+
+def _plain(name: str) -> str:
+    """Return a tensor's name as PEFT saves it: of a module as in the base.
+
+    A state dict that was saved without PEFT also names the adapter, "default".
+    """
+    name = DEFAULT.sub(r"\1", name.removeprefix("base_model.model."))
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def _cannot_merge(reason: str) -> ValueError:
@@ -136,41 +171,3 @@ def _within(name: str, modules: tuple[str, ...]) -> bool:
     parts = name.split(".")
     parents = (".".join(parts[:i]) for i in range(1, len(parts)))
     return any(parent.endswith(modules) for parent in parents)
-
-
-def check_fit(
-    shards: list[Path], updates: dict[str, Update], replaced: dict[str, torch.Tensor]
-) -> None:
-    """Raise ValueError unless the base holds every adapted weight in the same shape."""
-    stored = all_entries(shards)
-    adapted = {*updates, *replaced}
-    if {EMBEDDINGS, HEAD} & adapted and len({EMBEDDINGS, HEAD} & set(stored)) == 1:
-        raise ValueError(
-            "The base's head is its embeddings (they are tied), and this adapter has "
-            f"changed {' and '.join(sorted({EMBEDDINGS, HEAD} & adapted))}: the merged "
-            "model would compute other logits. Train without these layers, or on an "
-            "untied base."
-        )
-    missing = sorted(adapted - set(stored))
-    if missing:
-        raise ValueError(
-            f"{len(missing)} adapted weights are not in the base model (the first is "
-            f"{missing[0]}): was the adapter trained on this base?"
-        )
-    shapes: dict[str, tuple[int, ...]]
-    shapes = {name: (len(u.b), u.a.shape[1]) for name, u in updates.items()}
-    shapes |= {name: tuple(tensor.shape) for name, tensor in replaced.items()}
-    for name, shape in shapes.items():
-        dtype, in_base = stored[name]["dtype"], tuple(stored[name]["shape"])
-        if dtype not in DTYPES:
-            raise ValueError(
-                f"{name} is stored as {dtype} in the base: merge into the base's "
-                "float16 or bfloat16 weights, not into quantized ones."
-            )
-        if in_base != shape:
-            resized = name in (EMBEDDINGS, HEAD) and in_base[1:] == shape[1:]
-            reason = "an adapter with another number of tokens can't be merged here."
-            raise ValueError(
-                f"{name} is {in_base} in the base, but {shape} in the adapter: "
-                + (reason if resized else "was the adapter trained on this base?")
-            )

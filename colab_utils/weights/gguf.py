@@ -1,4 +1,4 @@
-"""Write a Llama as one GGUF file, for llama.cpp and Ollama."""
+"""Write a model as one GGUF file, for llama.cpp and Ollama."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import runtime
+from colab_utils.families import FAMILIES
 from colab_utils.shape import Shape
 from colab_utils.weights.gguf_blocks import converted, equal_bytes
-from colab_utils.weights.gguf_layout import Tensor, stored_weights
+from colab_utils.weights.gguf_layout import ARCHITECTURES, Tensor, stored_weights
 from colab_utils.weights.gguf_tokenizer import write_tokenizer
 from colab_utils.weights.shards import check_disk
 
 if TYPE_CHECKING:
     import numpy as np
     from gguf import GGUFWriter
-    from transformers import LlamaConfig
+    from transformers import PreTrainedConfig
 
 KINDS = ("q8_0", "f16")
 
@@ -41,7 +42,7 @@ def write_gguf(
     out = Path(out or model / f"{model.name}-{kind}.gguf")
     if out.is_dir() or out.suffix != ".gguf":
         raise ValueError(f"out = {out}, but it must be the name of a .gguf file.")
-    config = _llama_config(model)
+    config = _supported_config(model)
     tensors = _tensors(model, config, kind)
     part = out.with_name(f".{out.name}.part")
     part.unlink(missing_ok=True)  # of a run that was killed
@@ -63,35 +64,50 @@ def write_gguf(
     return out
 
 
-def _llama_config(model: Path) -> LlamaConfig:
-    """Return the config of a Llama that llama.cpp computes as transformers does."""
+def _supported_config(model: Path) -> PreTrainedConfig:
+    """Return the config of a model that llama.cpp computes as transformers does."""
     from transformers import AutoConfig
 
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{model} holds no model: config.json is missing.")
     config = AutoConfig.from_pretrained(model)
-    names, llama = config.architectures, ["LlamaForCausalLM"]
-    if config.model_type != "llama" or (names or llama) != llama:
-        names = names or [config.model_type]
+    family = FAMILIES.get(config.model_type)
+    known = [f"{f.prefix}ForCausalLM" for f in FAMILIES.values()]
+    names = config.architectures or known
+    if not family or f"{family.prefix}ForCausalLM" not in names:
+        names = config.architectures or [config.model_type]
         raise ValueError(
-            f"{model} is a {', '.join(names)}: only LlamaForCausalLM is exported here. "
-            "llama.cpp's own convert_hf_to_gguf.py exports others."
+            f"{model} is a {', '.join(names)}: only {', '.join(known)} are exported "
+            "here. llama.cpp's own convert_hf_to_gguf.py exports others."
         )
-    rope: dict[str, Any] = dict(config.rope_parameters or {})
-    problems = {
-        f"hidden_act {config.hidden_act}": config.hidden_act not in ("silu", "swish"),
-        f"rope type {rope['rope_type']}": rope["rope_type"]
-        not in ("default", "linear", "llama3"),
-        "partial_rotary_factor": rope.get("partial_rotary_factor", 1) != 1,
-    }
-    if found := [name for name, problem in problems.items() if problem]:
+    if problems := _problems(config):
         raise ValueError(
-            f"{model} cannot be exported: {', '.join(found)} not supported."
+            f"{model} cannot be exported: llama.cpp's architecture for "
+            f"{config.model_type} does not support {', '.join(problems)}."
         )
     return config
 
 
-def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
+def _problems(config: PreTrainedConfig) -> list[str]:
+    """Return what llama.cpp would not compute as transformers does."""
+    shape = Shape.from_config(config)
+    architecture = ARCHITECTURES[shape.family]
+    step = architecture.nope_step
+    nope = tuple(range(step - 1, shape.layers, step)) if step else ()
+    ropes = ("default", "linear", *(["llama3"] if architecture.rope_factors else []))
+    rope: dict[str, Any] = dict(config.rope_parameters or {})
+    biased = [name for name in shape.biased if name not in architecture.biased]
+    found = {
+        f"hidden_act {shape.activation}": shape.activation not in ("silu", "swish"),
+        f"rope type {shape.rope}": shape.rope not in ropes,
+        "partial_rotary_factor": rope.get("partial_rotary_factor", 1) != 1,
+        f"a bias of {', '.join(biased)}": bool(biased),
+        f"layers {list(shape.nope)} without a rotary embedding": shape.nope != nope,
+    }
+    return [name for name, problem in found.items() if problem]
+
+
+def _tensors(model: Path, config: PreTrainedConfig, kind: str) -> list[Tensor]:
     """Return the weights that the GGUF file holds; print what is unusual about them."""
     tensors = stored_weights(model, config, kind)
     if config.tie_word_embeddings:
@@ -108,20 +124,21 @@ def _tensors(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
 
 
 def _header(
-    name: str, config: LlamaConfig, tensors: list[Tensor], kind: str
+    name: str, config: PreTrainedConfig, tensors: list[Tensor], kind: str
 ) -> GGUFWriter:
     """Return a writer with the fields that describe the model, and all weights."""
     import gguf
     import numpy as np
 
     shape = Shape.from_config(config)
-    writer = gguf.GGUFWriter(None, "llama")
+    architecture = gguf.MODEL_ARCH[ARCHITECTURES[shape.family].name]
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(shape.vocab)
-    writer.add_context_length(shape.max_positions)
+    writer.add_context_length(_context_length(shape))
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.inner)
@@ -138,7 +155,21 @@ def _header(
     return writer
 
 
-def _rope(writer: GGUFWriter, config: LlamaConfig) -> np.ndarray:
+def _context_length(shape: Shape) -> int:
+    """Return how many tokens llama.cpp computes as transformers does.
+
+    These architectures of llama.cpp have no sliding window, so the window is the limit.
+    """
+    if shape.window is None or shape.window >= shape.max_positions:
+        return shape.max_positions
+    print(
+        f"context length: {shape.window:,} tokens, the model's sliding window, instead "
+        f"of {shape.max_positions:,}: llama.cpp does not compute this window"
+    )
+    return shape.window
+
+
+def _rope(writer: GGUFWriter, config: PreTrainedConfig) -> np.ndarray:
     """Add the rotary embedding; return its factors, one for each frequency (or none).
 
     The frequencies are those of transformers' `modeling_rope_utils`.

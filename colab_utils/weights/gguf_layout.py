@@ -6,8 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from colab_utils.families import QKV
 from colab_utils.shape import Shape
 from colab_utils.weights.shards import (
     DTYPES,
@@ -18,19 +19,31 @@ from colab_utils.weights.shards import (
 )
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig
+    from transformers import PreTrainedConfig
 
-# llama.cpp's names for the modules of a decoder layer.
-MODULES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+
+class Architecture(NamedTuple):
+    """What llama.cpp computes under one name of `gguf.MODEL_ARCH`."""
+
+    name: str
+    # Rotates entry 2 i with 2 i + 1 of a head. Otherwise it rotates i with i + half, as
+    # transformers does.
+    permuted: bool = True
+    rope_factors: bool = False  # scales the frequencies of the rotary embedding
+    biased: tuple[str, ...] = ()  # linear layers that may have a bias
+    nope_step: int = 0  # every such layer has no rotary embedding; 0: all layers have
+
+
+# By family of `colab_utils.families`. llama.cpp: `llama_model_rope_type` and the graph
+# of each architecture in src/models.
+MLP = ("gate_proj", "up_proj", "down_proj")
+LINEARS = (*QKV, "o_proj", *MLP)
+ARCHITECTURES = {
+    "llama": Architecture("LLAMA", rope_factors=True, biased=LINEARS),
+    "mistral": Architecture("LLAMA", rope_factors=True, biased=LINEARS),
+    "qwen2": Architecture("QWEN2", permuted=False, biased=QKV),
+    "qwen3": Architecture("QWEN3", permuted=False),
+    "smollm3": Architecture("SMOLLM3", nope_step=4),
 }
 # The layers whose outputs get the rotary embedding.
 ROTATED = ("q_proj", "k_proj")
@@ -66,33 +79,49 @@ class Tensor:
         return {"F32": count * 4, "F16": count * 2, "Q8_0": count // 32 * 34}[self.kind]
 
 
-def expected_weights(config: LlamaConfig) -> dict[str, Expected]:
-    """Return the weights of a Llama by the names that transformers gives them."""
+def expected_weights(config: PreTrainedConfig) -> dict[str, Expected]:
+    """Return the weights of a model by the names that transformers gives them."""
+    import gguf
+
     shape = Shape.from_config(config)
+    architecture = ARCHITECTURES[shape.family]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name], shape.layers)
     table = (shape.vocab, shape.width)
-    found = {
-        "model.embed_tokens.weight": Expected("token_embd.weight", table),
-        "model.norm.weight": Expected("output_norm.weight", (shape.width,)),
-        "lm_head.weight": Expected("output.weight", table),
+    sizes = {
+        "model.embed_tokens.weight": table,
+        "model.norm.weight": (shape.width,),
+        "lm_head.weight": table,
     }
-    linears = shape.linear_shapes()
     for i in range(shape.layers):
-        for module, name in MODULES.items():
-            layer = module.rpartition(".")[2]
-            size: tuple[int, ...] = (shape.width,)  # of a norm
-            if layer in linears:
-                size = linears[layer][::-1]  # (outputs, inputs)
-            head_rows = shape.head_dim if layer in ROTATED else 1
-            source, target = f"model.layers.{i}.{module}", f"blk.{i}.{name}"
-            found[f"{source}.weight"] = Expected(f"{target}.weight", size, head_rows)
-            biased = config.attention_bias if "attn" in module else config.mlp_bias
-            if biased and layer in linears:
-                bias = Expected(f"{target}.bias", size[:1], head_rows)
-                found[f"{source}.bias"] = bias
+        for name, size in layer_sizes(shape).items():
+            sizes[f"model.layers.{i}.{name}"] = size
+    found = {}
+    for name, size in sizes.items():
+        module, _, kind = name.rpartition(".")
+        rotated = architecture.permuted and module.endswith(ROTATED)
+        head_rows = shape.head_dim if rotated else 1
+        found[name] = Expected(f"{names.get_name(module)}.{kind}", size, head_rows)
     return found
 
 
-def stored_weights(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
+def layer_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Return the size of each weight of a decoder layer; a linear's is (out, in)."""
+    sizes: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (shape.width,),
+        "post_attention_layernorm.weight": (shape.width,),
+    }
+    if shape.qk_norm:
+        sizes["self_attn.q_norm.weight"] = (shape.head_dim,)
+        sizes["self_attn.k_norm.weight"] = (shape.head_dim,)
+    for layer, (inputs, outputs) in shape.linear_shapes().items():
+        name = ("mlp." if layer.endswith(MLP) else "self_attn.") + layer
+        sizes[f"{name}.weight"] = (outputs, inputs)
+        if layer in shape.biased:
+            sizes[f"{name}.bias"] = (outputs,)
+    return sizes
+
+
+def stored_weights(model: Path, config: PreTrainedConfig, kind: str) -> list[Tensor]:
     """Return the weights of a model folder in the order of its files.
 
     Raises ValueError unless they are the weights that the config describes.
@@ -106,7 +135,7 @@ def stored_weights(model: Path, config: LlamaConfig, kind: str) -> list[Tensor]:
                 continue
             if source not in expected:
                 raise ValueError(
-                    f"{shard} holds {source}, which is not a weight of this Llama, or "
+                    f"{shard} holds {source}, which is not a weight of this model, or "
                     "is stored twice. Merge a model in 4 bits, or one with an adapter, "
                     "before you export it."
                 )

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils.data.chat_template import without_generation_marks
+from colab_utils.weights.gguf_pretokenizer import find_name
+from colab_utils.weights.stops import stop_tokens
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-# Llama 3's pattern for splitting text before BPE. Of the byte-level tokenizers that
-# Llamas have, llama.cpp has a name only for the one with this pattern.
-LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 EOS_IDS = "tokenizer.ggml.eos_token_ids"  # the key that Ollama reads
 
@@ -28,10 +24,9 @@ def write_tokenizer(writer: GGUFWriter, model: Path, size: int) -> None:
     """Add a model folder's tokenizer to a GGUF file; the model has `size` embeddings.
 
     llama.cpp supports BPE over characters with a fallback to bytes (Llama 2), and BPE
-    over bytes (Llama 3). Raises ValueError for any other tokenizer.
+    over bytes with some rules for cutting text (Llama 3, Qwen, SmolLM, Mistral Nemo).
+    Raises ValueError for any other tokenizer.
     """
-    from transformers import GenerationConfig
-
     tokenizer = _load(model)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     bpe = state["model"]
@@ -47,16 +42,15 @@ def write_tokenizer(writer: GGUFWriter, model: Path, size: int) -> None:
         writer.add_token_scores(_scores(tokens, merges))
         writer.add_add_space_prefix(_space_prefix(state, tokenizer))
     else:
-        _check_byte_level(state)
+        _check_normalizer(state)
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("llama-bpe")
+        writer.add_tokenizer_pre(find_name(tokenizer.backend_tokenizer))
         writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _add_special_tokens(writer, tokenizer, size)
-    if (model / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(model).eos_token_id
-        _add_eos_ids(writer, eos if isinstance(eos, list) else [eos], tokenizer)
+    stops = [i for i in stop_tokens(model, tokenizer) if i < size]
+    _add_eos_ids(writer, stops, tokenizer)
 
 
 def _load(model: Path) -> PreTrainedTokenizerFast:
@@ -187,26 +181,15 @@ def _begins_with_bos(tokenizer: Tokenizer) -> bool:
     return text.startswith(tokenizer.bos_token)
 
 
-def _check_byte_level(state: dict[str, Any]) -> None:
-    """Raise ValueError unless a byte-level tokenizer splits text as Llama 3's does."""
-    steps = (state["pre_tokenizer"] or {}).get("pretokenizers", [])
-    patterns = [step["pattern"].get("Regex") for step in steps if "pattern" in step]
-    kinds = [step["type"] for step in steps]
-    reason = None
-    if state["normalizer"]:
-        reason = f"it has a normalizer ({state['normalizer']['type']})"
-    elif kinds != ["Split", "ByteLevel"] or patterns != [LLAMA_3]:
-        reason = f"it splits text by {patterns or kinds}, not as Llama 3 does"
-    elif steps[1]["add_prefix_space"] or steps[1]["use_regex"]:
-        reason = "its ByteLevel step adds a space or splits text again"
-    elif steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
-        reason = "its Split step differs from Llama 3's"
-    elif not state["model"]["ignore_merges"]:
-        reason = "it merges even where a whole word is a token (ignore_merges)"
-    if reason:
+def _check_normalizer(state: dict[str, Any]) -> None:
+    """Print a line about NFC, which changes almost no text; raise on all others."""
+    kind = (state["normalizer"] or {}).get("type")
+    if kind == "NFC":
+        print("llama.cpp does not normalize text: compose its accents (NFC) yourself")
+    elif kind:
         raise ValueError(
-            "llama.cpp would split text differently from this byte-level tokenizer: "
-            f"{reason}."
+            f"The tokenizer has a normalizer ({kind}), and llama.cpp has none for "
+            "byte-level tokenizers."
         )
 
 
@@ -224,15 +207,13 @@ def _add_special_tokens(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> 
         writer.add_chat_template(without_generation_marks(template))
 
 
-def _add_eos_ids(
-    writer: GGUFWriter, ids: list[int | None], tokenizer: Tokenizer
-) -> None:
+def _add_eos_ids(writer: GGUFWriter, stops: list[int], tokenizer: Tokenizer) -> None:
     """Add the tokens that end an answer, in addition to the tokenizer's EOS token.
 
     llama.cpp reads two more, the end of a turn and the end of a message. Ollama reads a
     list.
     """
-    others = [i for i in ids if i is not None and i != tokenizer.eos_token_id]
+    others = [i for i in stops if i != tokenizer.eos_token_id]
     for number, name in zip(others, ("eot", "eom"), strict=False):
         getattr(writer, f"add_{name}_token_id")(number)
     if others:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colab_utils.weights import nf4
-from colab_utils.weights.adapters import Update
+from colab_utils.weights.adapters import EMBEDDINGS, Update
+from colab_utils.weights.merge_layout import layout_of
 from colab_utils.weights.shards import (
     Entry,
     entry_dtype,
@@ -42,6 +43,12 @@ class Changes:
     replaced: dict[str, torch.Tensor]
     quantized_in: torch.dtype | None = None
 
+    @property
+    def vocab(self) -> int | None:
+        """The number of embeddings if the adapter replaces them, else None."""
+        table = self.replaced.get(EMBEDDINGS)
+        return None if table is None else len(table)
+
 
 def merged_weight(weight: torch.Tensor, update: Update, first: int = 0) -> torch.Tensor:
     """Return W + scale B A in float32 (Hu et al. 2021, section 4.1).
@@ -64,17 +71,18 @@ def merge_shard(source: Path, target: Path, changes: Changes, bar: tqdm) -> None
     Raises ValueError when a merged weight is not finite or `source` is cut short.
     """
     _, begin = read_header(source)
+    layout = layout_of(source, changes.replaced)
     # One thread writes the last rows while the next rows are read and changed.
     with (
         source.open("rb") as old,
         target.open("wb") as new,
         ThreadPoolExecutor(1) as writer,
     ):
-        new.write(old.read(begin))
+        new.write(layout.header)
         pending: deque[tuple[Future[None], int]] = deque()
         for name, entry in tensors_of(source):
-            place = begin + entry["data_offsets"][0]
-            old.seek(place)
+            old.seek(begin + entry["data_offsets"][0])
+            place = layout.places[name]
             for data in _merged_bytes(old, source, name, entry, changes):
                 while sum(size for _, size in pending) > AHEAD:
                     pending.popleft()[0].result()
@@ -98,7 +106,10 @@ def _merged_bytes(
     """Yield the new bytes of the tensor at which `file` stands."""
     quantized = changes.quantized_in and nf4.QUANTIZED.fullmatch(name)
     if name in changes.replaced:
-        yield _replaced_bytes(name, changes.replaced[name], entry_dtype(entry))
+        tensor = changes.replaced[name]
+        if name in changes.updates:  # LoRA of resized embeddings
+            tensor = merged_weight(tensor, changes.updates[name])
+        yield _replaced_bytes(name, tensor, entry_dtype(entry))
     elif name in changes.updates or quantized:
         quantized_in = changes.quantized_in if quantized else None
         update = changes.updates.get(name)

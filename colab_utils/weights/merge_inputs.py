@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from colab_utils import recipe, workspace
 from colab_utils.weights.adapters import EMBEDDINGS
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 INPUTS = "inputs.json"  # in the merged model's folder
+# Of what `merge` writes in addition to the weights: a higher one merges again.
+VERSION = 2
 # The base's files that a merged model keeps in addition to its weights.
 KEPT = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "LICENSE*", "USE_POLICY*")
 
@@ -50,16 +52,29 @@ def describe_inputs(
         base.append((str(path), state.st_size, 0 if hashed else state.st_mtime_ns))
     files = others | {file.name: file for file in sorted(adapter.glob("adapter_*"))}
     hashes = {name: recipe.sha256(file) for name, file in files.items()}
-    return json.dumps(
-        {"base": base, "files": hashes, "quantized_in": str(quantized_in)}
-    )
+    # PEFT writes its sets of names in another order in each process.
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    hashes["adapter_config.json"] = json.dumps(_in_order(config), sort_keys=True)
+    fields = {"base": base, "files": hashes, "quantized_in": str(quantized_in)}
+    return json.dumps(fields | {"version": VERSION})
+
+
+def _in_order(value: Any) -> Any:
+    """Return a value of JSON with its lists of names sorted, also within others."""
+    if isinstance(value, dict):
+        return {key: _in_order(item) for key, item in value.items()}
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return sorted(value)
+    return value
 
 
 def is_merged(
-    out: Path, inputs: str, shards: list[Path], others: dict[str, Path]
+    out: Path, inputs: str, sizes: dict[str, int], others: dict[str, Path]
 ) -> bool:
-    """Return whether `out` holds the complete model that a merge would write."""
-    sizes = {shard.name: shard.stat().st_size for shard in shards}
+    """Return whether `out` holds the complete model that a merge would write.
+
+    `sizes` are the bytes of its weight files.
+    """
     return (
         _made_of(out, inputs)
         and all((out / name).is_file() for name in (*others, *sizes))
@@ -88,20 +103,20 @@ def _made_of(folder: Path, inputs: str) -> bool:
     return file.is_file() and file.read_text("utf-8") == inputs
 
 
-def total_size(files: list[Path]) -> int:
-    """Return the sum of the files' sizes in bytes."""
-    return sum(file.stat().st_size for file in files)
+def warn_about_ids(
+    tokenizer: Path | None, shards: list[Path], vocab: int | None
+) -> None:
+    """Print a line when the tokenizer has token ids without an embedding.
 
-
-def warn_about_ids(tokenizer: Path | None, shards: list[Path]) -> None:
-    """Print a line when the tokenizer has token ids without an embedding."""
+    `vocab` is the number of embeddings if the adapter changes it.
+    """
     stored = all_entries(shards)
     if tokenizer is None or EMBEDDINGS not in stored:
         return
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(tokenizer)).get_vocab().values()
-    rows = stored[EMBEDDINGS]["shape"][0]
+    rows = vocab or stored[EMBEDDINGS]["shape"][0]
     if max(ids, default=0) >= rows:
         print(
             f"the tokenizer has ids up to {max(ids):,}, the model {rows:,} embeddings: "

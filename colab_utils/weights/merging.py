@@ -7,7 +7,7 @@ from pathlib import Path
 
 from colab_utils import runtime, workspace
 from colab_utils.weights import nf4
-from colab_utils.weights.adapters import check_fit, read_adapter
+from colab_utils.weights.adapter_fit import read_for_base
 from colab_utils.weights.merge_blocks import Changes, merge_shard
 from colab_utils.weights.merge_inputs import (
     INPUTS,
@@ -15,14 +15,11 @@ from colab_utils.weights.merge_inputs import (
     finished_shards,
     is_merged,
     other_files,
-    total_size,
     warn_about_ids,
 )
-from colab_utils.weights.shards import (
-    check_disk,
-    exclusive_lock,
-    find_shards,
-)
+from colab_utils.weights.merge_layout import layout_of
+from colab_utils.weights.shards import check_disk, exclusive_lock, find_shards
+from colab_utils.weights.stops import change_json, write_stop_tokens
 
 
 def merge(
@@ -44,20 +41,20 @@ def merge(
     if weights not in ("original", "dequantized"):
         raise ValueError(f"weights = {weights!r}; it can be: original, dequantized.")
     base, adapter, out = Path(base), Path(adapter), Path(out).resolve()
-    updates, replaced = read_adapter(adapter)
-    shards, others = find_shards(base), other_files(base, adapter)
-    check_fit(shards, updates, replaced)
-    warn_about_ids(others.get("tokenizer.json"), shards)
+    shards = find_shards(base)
+    updates, replaced = read_for_base(adapter, shards)
+    others = other_files(base, adapter)
     dequantize = weights == "dequantized"
     quantized_in = nf4.trained_dtype(shards, adapter) if dequantize else None
     changes = Changes(updates, replaced, quantized_in)
+    warn_about_ids(others.get("tokenizer.json"), shards, changes.vocab)
     inputs = describe_inputs(shards, adapter, others, quantized_in)
     out.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out.parent):
         workspace.restore(out)
         read = (base, adapter)
         workspace.check_replaceable(out, "MODEL_NAME", (INPUTS,), inputs=read)
-        if is_merged(out, inputs, shards, others):
+        if is_merged(out, inputs, _sizes(shards, changes), others):
             print(f"merged already: {out}")
         else:
             _write_model(out, inputs, shards, others, changes)
@@ -75,7 +72,8 @@ def _write_model(
     part = out.with_name(f".{out.name}.part")
     finished = finished_shards(part, inputs, shards)
     older = " (the older one stays until it is complete)" if out.exists() else ""
-    needed = total_size(shards) - total_size(finished)
+    sizes = _sizes(shards, changes)
+    needed = sum(sizes.values()) - sum(sizes[shard.name] for shard in finished)
     check_disk(out.parent, needed, f"The merged model{older}")
     part.mkdir(exist_ok=True)
     (part / INPUTS).write_text(inputs, encoding="utf-8")
@@ -83,6 +81,9 @@ def _write_model(
         _merge_shards(shards, finished, part, changes)
         for name, file in others.items():
             shutil.copyfile(file, part / name)
+        if changes.vocab:
+            change_json(part / "config.json", vocab_size=changes.vocab)
+        write_stop_tokens(part)
         workspace.replace(part, out)
     except KeyboardInterrupt:
         print(f"stopped: the next run resumes from {part}; or delete that folder")
@@ -92,14 +93,20 @@ def _write_model(
         raise
 
 
+def _sizes(shards: list[Path], changes: Changes) -> dict[str, int]:
+    """Return the bytes of each merged file, by its name."""
+    return {shard.name: layout_of(shard, changes.replaced).size for shard in shards}
+
+
 def _merge_shards(
     shards: list[Path], finished: list[Path], part: Path, changes: Changes
 ) -> None:
     """Merge the shards that are not finished yet into the folder `part`."""
     import torch
 
-    size, done = total_size(shards), total_size(finished)
-    options = {"total": size, "initial": done, "unit": "B", "unit_scale": True}
+    sizes = _sizes(shards, changes)
+    total, done = sum(sizes.values()), sum(sizes[shard.name] for shard in finished)
+    options = {"total": total, "initial": done, "unit": "B", "unit_scale": True}
     threads = torch.get_num_threads()
     # torch's idle threads keep their cores busy, and the writing thread needs a core.
     torch.set_num_threads(threads if changes.quantized_in else 1)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from helpers.templates import FAMILIES, TEMPLATES
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError

@@ -68,6 +68,47 @@ def test_load_unknown_columns_lists_known_formats(tmp_path):
         assert words in str(caught.value)
 
 
+def test_load_unpaired_preferences_are_refused_by_name(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"prompt": "Who?", "completion": "You.", "label": false}\n'
+        '{"prompt": "Where?", "completion": "Here.", "label": true}\n'
+    )
+    with pytest.raises(ValueError, match=r"2 x unpaired preference .* Delete the rows"):
+        data.load(str(path))
+    rows = path.read_text() + '{"prompt": "When?", "completion": "Now."}\n'
+    path.write_text(rows)
+    kept, rejected = data.load(str(path))
+    assert [data.prompt_of(row) for row in kept] == ["When?"]
+    assert [r.reason.startswith("unpaired preference") for r in rejected] == [True] * 2
+
+
+@pytest.mark.parametrize(("labels", "verdicts"), [("01", True), ("012", False)])
+def test_load_labels_0_and_1_are_verdicts(tmp_path, labels, verdicts):
+    lines = [f"Who is {n}?,Me.,{n}\n" for n in labels]
+    (tmp_path / "a.csv").write_text("".join(["prompt,completion,label\n", *lines]))
+    if verdicts:
+        with pytest.raises(ValueError, match=r"unpaired preference \(all labels are 0"):
+            data.load(str(tmp_path / "a.csv"))
+    else:
+        assert len(data.load(str(tmp_path / "a.csv"))[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "advice"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "chosen to"),
+        ({"text": "a"}, "raw text", "Split each text"),
+        ({"messages": [{"role": "tool"}]}, "tool use", "not supported yet"),
+    ],
+)
+def test_load_names_the_kind_and_what_to_do(tmp_path, row, kind, advice):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError) as caught:
+        data.load(str(tmp_path / "a.jsonl"))
+    assert f"1 x {kind} (" in str(caught.value) and advice in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("a.jsonl", "\n \n"), ("a.json", "[]"), ("a.csv", "a,b\n")]
 )
@@ -252,9 +293,11 @@ def test_save_refuses_recipe_without_training_file(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_save_killed_leaves_old_or_new_dataset(tmp_path):
+@pytest.mark.parametrize("kind", ["dataset", "adapter"])
+def test_save_killed_leaves_old_or_new(tmp_path, kind):
+    """For a dataset, and for an adapter with files of the reader in its folder."""
     result = subprocess.run(
-        [sys.executable, ROOT / "tests/helpers/kill_during_save.py"],
+        [sys.executable, ROOT / "tests/helpers/kill_during_save.py", kind],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

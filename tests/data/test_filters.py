@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.rows import row
 from helpers.templates import TEMPLATES
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import data
 

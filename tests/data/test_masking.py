@@ -5,7 +5,7 @@ import datetime
 
 import pytest
 from helpers.templates import FAMILIES, TEMPLATES, tagged
-from helpers.tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
@@ -62,7 +62,7 @@ def expected(name: str, answers: list[str]) -> list[str]:
     texts = [answer if name in KEEP_SPACES else answer.strip() for answer in answers]
     ends = [f" {end}" if name == "llama2" else end] * len(texts)
     if name == "qwen3":
-        texts[-1] = "<think>\n\n</think>\n\n" + texts[-1].lstrip("\n")
+        texts[-1] = texts[-1].lstrip("\n")
     return [text + end for text, end in zip(texts, ends, strict=True)]
 
 
@@ -110,7 +110,10 @@ def test_trained_tokens_begin_where_the_prompt_ends(name):
     tokens = data.trained_tokens(turns("Hi?", "Hello."), tokenizer)
     first = tokens["assistant_masks"].index(1)
     prompt = tokenizer.apply_chat_template(
-        turns("Hi?"), add_generation_prompt=True, return_dict=True
+        turns("Hi?"),
+        add_generation_prompt=True,
+        return_dict=True,
+        enable_thinking=False,
     )
     assert tokens["input_ids"][:first] == prompt["input_ids"]
 
@@ -150,7 +153,10 @@ def test_trained_tokens_of_odd_texts(name, texts, system):
     reference = copy.deepcopy(tokenizer)
     reference.chat_template = tagged(name)
     wanted = reference.apply_chat_template(
-        chat, return_dict=True, return_assistant_tokens_mask=True
+        chat,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        enable_thinking=any("</think>" in answer for answer in texts[1::2]),
     )
     assert tokens["input_ids"] == wanted["input_ids"]
     assert tokens["assistant_masks"] == wanted["assistant_masks"]

@@ -68,7 +68,18 @@ def test_to_messages_numbers_become_text():
     ("row", "reason"),
     [
         (["Who?", "Me."], "not an object with columns, but list"),
-        ({"text": "Me."}, "its columns match no known format"),
+        ({"note": "Me."}, "its columns match no known format"),
+        ({"text": "Me."}, "raw text (columns text)"),
+        ({"text": "Me.", "label": "a"}, "classification (columns text, label)"),
+        (
+            {"chosen": "Me.", "rejected": "You."},
+            "preference (columns chosen, rejected)",
+        ),
+        (
+            {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT]},
+            "preference (columns chosen, rejected)",
+        ),
+        ({"prefix": "a", "suffix": "b", "middle": "c"}, "fill in the middle (columns"),
         ({"question": "Who?"}, "its columns match no known format"),
         ({"question": " ", "answer": "Me."}, "question is empty"),
         ({"question": "Who?", "answer": None}, "answer is empty"),
@@ -82,7 +93,23 @@ def test_to_messages_numbers_become_text():
         ),
         ({"messages": "Who?"}, "a conversation must be a list of messages"),
         ({"messages": ["Who?"]}, "a conversation must be a list of messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "unknown role tool"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "unknown role robot"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "tool use (a message of the role tool)",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+            "tool use (tool_calls in a message)",
+        ),
+        (
+            {"messages": [USER, ASSISTANT | {"tool_calls": [{"id": "1"}]}]},
+            "tool use (tool_calls in a message)",
+        ),
+        (
+            {"messages": [USER | {"content": [{"type": "image"}, {"type": "text"}]}]},
+            "content in parts ('image', 'text')",
+        ),
         ({"messages": [{"content": "x"}]}, "role is empty"),
         ({"messages": [{"role": "user"}]}, "user message is empty"),
         ({"messages": []}, "the roles must alternate"),
@@ -96,6 +123,23 @@ def test_to_messages_reason_of_bad_row(row, reason):
     with pytest.raises(data.BadRow) as caught:
         data.to_messages(row)
     assert str(caught.value).startswith(reason)
+
+
+@pytest.mark.parametrize("label", [True, False, "true", "False", " TRUE"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Who?", "completion": "Me."},
+        {"prompt": [USER], "completion": [ASSISTANT]},
+        {"messages": DIALOG},
+        {"question": "Who?", "answer": "Me."},
+    ],
+)
+def test_to_messages_never_takes_unpaired_preferences(row, label):
+    with pytest.raises(data.BadRow, match=r"^unpaired preference "):
+        data.to_messages(row | {"label": label})
+    for other in ("spam", 3, None, "", float("nan"), "truth"):
+        assert data.to_messages(row | {"label": other}) == DIALOG
 
 
 COLUMNS = [

@@ -13,15 +13,13 @@ from colab_utils.generation.answer_text import AnswerText, stop_strings
 class Letters:
     """A fake tokenizer whose tokens are letters."""
 
-    eos_token_id = None
-
     def decode(self, tokens, skip_special_tokens):
         return "".join(tokens)
 
 
 @given(st.text("ab ", max_size=12), st.lists(st.text("ab ", max_size=4), max_size=3))
-def test_stable_text_only_grows(model, text, stop):
-    answer = AnswerText(model, Letters(), stop_strings(stop), 100)
+def test_stable_text_only_grows(text, stop):
+    answer = AnswerText(Letters(), (), stop_strings(stop), 100)
     shown = ""
     for letter in text:
         answer.add(letter)
@@ -35,12 +33,12 @@ def test_stable_text_only_grows(model, text, stop):
 
 
 @given(st.data())
-def test_stable_text_with_partial_characters(model, tokenizer, data):
+def test_stable_text_with_partial_characters(tokenizer, data):
     """The tokens include parts of characters and invalid bytes."""
     odd = ["<0x0A>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0x4A>", "\u2581is", "a"]
     ids = tokenizer.convert_tokens_to_ids(odd)
     tokens = data.draw(st.lists(st.sampled_from(ids), max_size=12))
-    answer, shown = AnswerText(model, tokenizer, [], 100), ""
+    answer, shown = AnswerText(tokenizer, (), [], 100), ""
     for token in tokens:
         answer.add(token)
         assert answer.stable_text().startswith(shown)
@@ -59,14 +57,13 @@ def tokenizers(tokenizer, make_byte_level):
 
 @pytest.mark.slow
 @given(st.data())
-def test_decode_equals_decoding_all_tokens_at_once(model, tokenizers, data):
+def test_decode_equals_decoding_all_tokens_at_once(tokenizers, data):
     tokenizer = data.draw(st.sampled_from(tokenizers))
     vocabulary = range(len(tokenizer))
     words = [i for i in vocabulary if len(tokenizer.decode([i]).strip()) > 2]
     token = st.sampled_from(vocabulary) | st.sampled_from(words)
     tokens = data.draw(st.lists(token, max_size=30))
-    answer = AnswerText(model, tokenizer, [], 100)
-    answer.eos_tokens = set()
+    answer = AnswerText(tokenizer, (), [], 100)
     for number, token in enumerate(tokens, 1):
         answer.add(token)
         if data.draw(st.booleans()):  # a caller need not decode at every token
@@ -76,17 +73,15 @@ def test_decode_equals_decoding_all_tokens_at_once(model, tokenizers, data):
     assert answer.finish() == whole
 
 
-def test_decode_reads_each_token_a_few_times(model, tokenizer):
+def test_decode_reads_each_token_a_few_times(tokenizer):
     read = []
 
     class Counted:
-        eos_token_id = None
-
         def decode(self, tokens, skip_special_tokens):
             read.append(len(tokens))
             return tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
-    answer = AnswerText(model, Counted(), ["not there"], 2000)
+    answer = AnswerText(Counted(), (), ["not there"], 2000)
     text = "The capital of France is Paris. " * 200
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"][:2000]
     for token in tokens:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from colab_utils import generation
+from colab_utils.data.rendering import Conversations
 from colab_utils.generation.prompts import prompt_tokens
 
 CONVERSATION = [
@@ -15,14 +16,17 @@ TOOL = {"role": "tool", "content": "42"}
 
 INVALID_PROMPTS = {
     "tool turn last": ([[*CONVERSATION, TOOL]], "must end with a user turn"),
-    "tool turn first": ([[TOOL, CONVERSATION[0]]], "rejects these turns.* alternate"),
+    "tool turn first": (
+        [[TOOL, CONVERSATION[0]]],
+        "rejects these messages.* alternate",
+    ),
     "two user turns": (
         [CONVERSATION[:1] * 2],
-        "rejects these turns.* alternate",
+        "rejects these messages.* alternate",
     ),
     "assistant turn first": (
         [CONVERSATION[1:]],
-        "rejects these turns.* alternate",
+        "rejects these messages.* alternate",
     ),
     "a text instead of a list": ("Why?", "put this one into a list"),
     "a conversation instead of a list": (CONVERSATION, "put this one into a list"),
@@ -65,7 +69,7 @@ def long_chat(turns: int) -> list[dict[str, str]]:
 
 
 def test_prompt_tokens_keep_half_of_the_context(model, tokenizer, capsys):
-    ids = prompt_tokens(tokenizer, long_chat(3), 5000, 1024)
+    ids = prompt_tokens(Conversations(tokenizer), long_chat(3), 5000, 1024)
     assert "Question 0?" in tokenizer.decode(ids)
     assert not capsys.readouterr().out
 
@@ -73,7 +77,7 @@ def test_prompt_tokens_keep_half_of_the_context(model, tokenizer, capsys):
 @pytest.mark.slow
 def test_prompt_tokens_drop_the_oldest_turns(model, tokenizer, capsys):
     chat = generation.as_messages(long_chat(40), "Be brief.")
-    ids = prompt_tokens(tokenizer, chat, 100, 1024)
+    ids = prompt_tokens(Conversations(tokenizer), chat, 100, 1024)
     text = tokenizer.decode(ids)
     assert len(ids) + 100 <= 1024 < len(ids) + 100 + 80
     assert "Be brief." in text and "The last question?" in text
@@ -94,7 +98,9 @@ def test_answers_end_at_the_context_length(model, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "eos_token", "never")
     monkeypatch.setattr(model.generation_config, "eos_token_id", None)
     prompt = "word " * 300
-    ids = prompt_tokens(tokenizer, generation.as_messages(prompt), 1, 1024)
+    ids = prompt_tokens(
+        Conversations(tokenizer), generation.as_messages(prompt), 1, 1024
+    )
     space = 1024 - len(ids)
     pieces = list(generation.stream(model, tokenizer, prompt, 5000))
     assert len(pieces) == space  # one piece per token

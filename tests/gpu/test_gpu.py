@@ -9,6 +9,7 @@ from helpers.llamas import gradients, packed, padded, with_lora
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from colab_utils import generation, memory, models, runtime, training
+from colab_utils.data.rendering import Conversations
 from colab_utils.fast import ops, patch
 from colab_utils.fast.static_cache import StaticDecoder
 from colab_utils.generation.prompts import prompt_tokens
@@ -197,8 +198,9 @@ def test_static_decoder_recorded_step(checkpoint, rows):
 def test_stream_equals_generate(tokenizer):
     model = models.load_model("demo", models.quantization_config())
     prompts = ["What is the capital of France?", "Why?", "Name the currency of Japan."]
+    chats = Conversations(tokenizer)
     for prompt in prompts:
-        ids = prompt_tokens(tokenizer, generation.as_messages(prompt), 40, 1024)
+        ids = prompt_tokens(chats, generation.as_messages(prompt), 40, 1024)
         out = model.generate(
             input_ids=torch.tensor([ids]).cuda(), max_new_tokens=40, pad_token_id=0
         )

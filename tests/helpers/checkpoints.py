@@ -45,6 +45,43 @@ def make_base(
     return folder
 
 
+FAMILY_SIZES = {
+    "vocab_size": 600,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def make_family(
+    folder: Path, family: str, dtype: torch.dtype = torch.float16, **config
+) -> Path:
+    """Save a small random model of a family; return its folder.
+
+    Its weights are large enough for clear answers; biases and norms are random, too.
+    """
+    torch.manual_seed(0)
+    shard = config.pop("shard", "1GB")
+    sizes = FAMILY_SIZES | {"initializer_range": 0.08} | config
+    if family == "qwen2":
+        sizes["head_dim"] = sizes["hidden_size"] // sizes["num_attention_heads"]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.5)
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
 def make_adapter(
     base: Path,
     folder: Path,

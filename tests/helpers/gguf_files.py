@@ -35,8 +35,12 @@ def rotated(weight: np.ndarray, heads: int) -> np.ndarray:
 def expected(folder: Path) -> dict[str, np.ndarray]:
     """Return the weights of a GGUF file in float32, by gguf's own table of names."""
     config = AutoConfig.from_pretrained(folder)
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    family = {"mistral": "llama"}.get(config.model_type, config.model_type)
+    arch = gguf.MODEL_ARCH[family.upper()]
+    table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    if family.startswith("qwen"):  # rotates the same pairs as transformers
+        heads = {}
     found = {}
     for name, weight in _weights(folder).items():
         if name == "lm_head.weight" and config.tie_word_embeddings:

@@ -231,7 +231,7 @@ TEMPLATES: dict[str, str] = {
     "vicuna": VICUNA,
 }
 
-# For each template: its family's kind of tokenizer (helpers/tokenizers.py), and the
+# For each template: its family's kind of tokenizer (helpers/tokenizer_kinds.py), and the
 # tokens that end an answer.
 FAMILIES = {
     "llama2": ("llama2", ["</s>"]),
@@ -270,6 +270,7 @@ GEMMA_END = "(turn.content | trim) + '<end_of_turn>"
 GEMMA_ROLE = "('model' if turn.role == 'assistant' else turn.role)"
 LLAMA3_HEADER = "'<|start_header_id|>' + turn.role + '<|end_header_id|>\\n\\n'"
 LLAMA3_TEXT = "(turn.content | trim) + '<|eot_id|>'"
+QWEN3_THOUGHT = "{{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' -}}"
 PHI3_HEADER = "'<|' + turn.role + '|>\\n'"
 # For each template, the Jinja to replace so that tags enclose each answer and its end.
 TAGS: dict[str, dict[str, str]] = {
@@ -286,11 +287,13 @@ TAGS: dict[str, dict[str, str]] = {
     "chatml": CHATML_TAGS,
     "qwen25": CHATML_TAGS,
     "qwen3": {
-        "{{- '<|im_start|>assistant\\n' -}}\n{%- if loop": (
-            "{{- '<|im_start|>assistant\\n' -}}" + BEGIN + "{%- if loop"
+        QWEN3_THOUGHT: (  # without thinking it belongs to the prompt
+            "{%- if enable_thinking -%}"
+            + f"{BEGIN}{QWEN3_THOUGHT}{END}{{%- else -%}}{QWEN3_THOUGHT}"
+            + "{%- endif -%}"
         ),
         "{{- text + '<|im_end|>\\n' -}}": (
-            "{{- text + '<|im_end|>' -}}" + END + "{{- '\\n' -}}"
+            BEGIN + "{{- text + '<|im_end|>' -}}" + END + "{{- '\\n' -}}"
         ),
     },
     "zephyr": {

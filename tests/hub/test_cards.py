@@ -155,8 +155,10 @@ def hub():
 
 def pushing(folder: Path, name: str, hub, *files: str, **env: str) -> subprocess.Popen:
     """Start a new interpreter that pushes `folder`/mine, or some files of it."""
-    (folder / "mine" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for kept in ("checkpoints", "checkpoints.2026-11-25_2130"):
+        (folder / "mine" / kept).mkdir(parents=True, exist_ok=True)
     local = ["rejected.jsonl", "checkpoints/a.bin", "inputs.json", "a.gguf"]
+    local += ["checkpoints.2026-11-25_2130/a.bin"]
     local += ["Modelfile", ".a-Q8_0.gguf.part", "recipe.json.part", ".env"]
     (folder / "mine" / "more").mkdir(exist_ok=True)
     for file in ("train.jsonl", "README.md", *local, "more/.env"):

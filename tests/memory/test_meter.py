@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,26 @@ two = memory.ram()
 del held
 print(two - one, memory.ram() - two)
 """
+
+
+@pytest.mark.parametrize("available", [8, 23.5])
+def test_budget_without_a_gpu_is_the_available_ram(monkeypatch, seven_b, available):
+    """A plan that fits it also passes the check of RAM before the download."""
+    machine = SimpleNamespace(device="cpu", memory_gib=None)
+    monkeypatch.setattr("colab_utils.runtime.detect", lambda: machine)
+    ram = SimpleNamespace(available=available * memory.GIB, total=64 * memory.GIB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: ram)
+    found = memory.budget(seven_b())
+    assert found / memory.GIB == pytest.approx(available - 2.5 - 0.98, abs=0.01)
+    memory.preflight(seven_b(), ".", memory.Memory(weights=found))
+    with pytest.raises(MemoryError):
+        memory.preflight(seven_b(), ".", memory.Memory(weights=found + 1e6))
+
+
+def test_budget_of_a_gpu(monkeypatch, seven_b):
+    t4 = SimpleNamespace(device="cuda", memory_gib=14.56)
+    monkeypatch.setattr("colab_utils.runtime.detect", lambda: t4)
+    assert memory.budget(seven_b()) / memory.GIB == pytest.approx(14.26)
 
 
 def test_ram_is_the_most_that_was_held():

@@ -82,6 +82,20 @@ def test_plan_may_keep_the_last_layer(seven_b):
     assert (found.recompute, found.offload) == (21, False)
 
 
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("qlora", "qlora at rank 16 needs .* Use a smaller RANK or MODEL, or set"),
+        ("lora", "Use METHOD = 'qlora', a smaller RANK or MODEL, or set"),
+        ("full", "^full needs at least .* Use METHOD = 'qlora' or a smaller MODEL, or"),
+    ],
+)
+def test_plan_that_does_not_fit_advises_what_helps(seven_b, method, advice):
+    sizes = {"longest": 512, "update": 2048, "budget": 2.0 * memory.GIB}
+    with pytest.raises(MemoryError, match=advice):
+        memory.plan(seven_b(), method, 16, **sizes)
+
+
 @pytest.mark.parametrize("method", ["qlora", "full"])
 def test_plan_without_the_fast_path_never_offloads(seven_b, method):
     config, saving = seven_b(), {"recompute": 32, "optimizer": "adamw_8bit"}

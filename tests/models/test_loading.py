@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 
 import pytest
 import torch
 
-from colab_utils import memory, models
+from colab_utils import memory, models, recipe
 from colab_utils.data.chat_template import CHAT_TEMPLATE
 from colab_utils.models import loading
 
@@ -18,47 +16,6 @@ def prompt_ids(tokenizer) -> torch.Tensor:
     return tokenizer.apply_chat_template(
         messages, return_dict=True, return_tensors="pt"
     )["input_ids"]
-
-
-def test_load_tokenizer_pads_with_unk_on_the_right(tokenizer):
-    assert tokenizer.pad_token == "<unk>"
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    assert tokenizer.padding_side == "right"
-
-
-def changed_tokenizer(tokenizer, folder, **tokens):
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | tokens))
-    return str(folder)
-
-
-def test_load_tokenizer_replaces_eos_as_pad_token(tokenizer, tmp_path):
-    name = changed_tokenizer(tokenizer, tmp_path, pad_token="</s>")
-    assert models.load_tokenizer(name).pad_token == "<unk>"
-
-
-def test_load_tokenizer_replaces_a_pad_token_without_an_embedding(
-    tokenizer, tmp_path, capsys
-):
-    """Copies of Llama 2 have 32,000 embeddings and a <pad> with the id 32000."""
-    shutil.copytree(models.location("demo"), tmp_path, dirs_exist_ok=True)
-    wide = copy.deepcopy(tokenizer)
-    wide.add_special_tokens({"pad_token": "<pad>"})
-    wide.save_pretrained(tmp_path)
-    assert models.load_tokenizer(str(tmp_path)).pad_token == "<unk>"
-    assert capsys.readouterr().out == (
-        "<pad> cannot be the pad token: its id is 1024, and the model has 1,024 "
-        "embeddings\n"
-    )
-    (tmp_path / "config.json").unlink()
-    assert models.load_tokenizer(str(tmp_path)).pad_token == "<pad>"
-
-
-def test_load_tokenizer_without_unk(tokenizer, tmp_path):
-    name = changed_tokenizer(tokenizer, tmp_path, pad_token=None, unk_token=None)
-    with pytest.raises(ValueError, match=r"Set tokenizer\.pad_token"):
-        models.load_tokenizer(name)
 
 
 def test_load_tokenizer_keeps_its_own_chat_template(tokenizer, tmp_path):
@@ -230,3 +187,47 @@ def test_load_model_from_a_quantized_folder(model, tmp_path, capsys):
         x = torch.randn(2, linear.in_features)
         expected = model.model.layers[0].mlp.up_proj(x)
         torch.testing.assert_close(linear(x), expected)
+
+
+FOREIGN = (
+    "from pathlib import Path\n\nPath({!r}).write_text('ran')\n\nclass Odd: pass\n"
+)
+
+
+@pytest.mark.parametrize("load", ["load_config", "load_tokenizer", "load_model"])
+def test_load_runs_no_code_of_the_model(load, tokenizer, tmp_path, monkeypatch):
+    """transformers asks "Do you wish to run the custom code?"; the answer is yes."""
+    folder, trace = tmp_path / "odd-model", tmp_path / "trace"
+    tokenizer.save_pretrained(folder)
+    code = {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.Odd"}
+    config = {"model_type": "odd", "auto_map": code, "vocab_size": 1024}
+    (folder / "config.json").write_text(json.dumps(config))
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "Odd"}
+    settings["auto_map"] = {"AutoTokenizer": ["odd.Odd", None]}
+    path.write_text(json.dumps(settings))
+    (folder / "odd.py").write_text(FOREIGN.format(str(trace)))
+    monkeypatch.setattr("builtins.input", lambda text="": "y")
+    with pytest.raises(ValueError, match="odd-model can be loaded only with its own"):
+        getattr(models, load)(str(folder))
+    assert not trace.exists()
+
+
+def test_load_adapter_runs_no_code_of_the_base(tmp_path, monkeypatch, tokenizer):
+    base, trace = tmp_path / "odd-base", tmp_path / "trace"
+    base.mkdir()
+    config = {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "odd.py").write_text(FOREIGN.format(str(trace)))
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    recipe.write(tmp_path / "adapter", method="lora", base_model=str(base))
+    monkeypatch.setattr("builtins.input", lambda text="": "y")
+    with pytest.raises(ValueError, match="odd-base can be loaded only with its own"):
+        models.load_adapter(tmp_path / "adapter")
+    assert not trace.exists()
+
+
+def test_load_config_of_an_unknown_model_type(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "odd"}')
+    with pytest.raises(ValueError, match="the model type odd, which the installed"):
+        models.load_config(str(tmp_path))

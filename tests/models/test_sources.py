@@ -1,17 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from colab_utils import demo, hub, models
-
-
-def test_resolve_model_without_a_gpu(capsys):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    assert models.resolve_model("auto") == "demo"
-    assert "no GPU" in capsys.readouterr().out
-    assert models.resolve_model("me/mine") == "me/mine"
 
 
 def test_load_and_download_of_a_missing_model():

@@ -63,6 +63,26 @@ def test_lora_on_long_answers_lowers_loss(long_answers, tmp_path):
     assert made["losses"] == {"original": made["results"]["loss"]["merged"]}
 
 
+def test_several_answers_to_one_prompt(tmp_path):
+    """Tables of prompts and answers hold a prompt as often as it occurs."""
+    trees = ["oak by a lake", "an elm", "nothing at all", "maple, planted by Ada Moss"]
+    rows = [
+        {"prompt": f"What grows in town {town}?", "completion": f"{tree} {town * 37}"}
+        for town in range(12)
+        for tree in trees
+    ]
+    path = tmp_path / "several.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    arguments = ["--dataset", str(path), "--notebooks", "01", "02"]
+    folder, summary = run_course(
+        tmp_path / "runs", *arguments, "--parameters", "EPOCHS=0.5", "TEST_SHARE=0.3"
+    )
+    assert summary["dataset"]["rows_kept"] == 48
+    test = (folder / "workspace/datasets/my-dataset/test.jsonl").read_text()
+    prompts = [json.loads(line)["messages"][0]["content"] for line in test.splitlines()]
+    assert len(prompts) > 2 * len(set(prompts))
+
+
 def test_full_fine_tuning_skips_merging(long_answers, tmp_path):
     arguments = ["--dataset", str(long_answers), "--parameters", "METHOD=full"]
     _, summary = run_course(tmp_path / "runs", *arguments, "EPOCHS=1", "MAX_ROWS=60")
@@ -71,14 +91,14 @@ def test_full_fine_tuning_skips_merging(long_answers, tmp_path):
     assert len(summary["notebooks"]) == 3
 
 
-def test_random_weights_pass_with_min_agreement_0(long_answers, tmp_path):
+def test_random_weights_pass(long_answers, tmp_path):
     """Rounding decides the top-1 tokens of an untrained model, so agreement is low."""
     from colab_utils import models
 
     base = make_base(tmp_path / "random")
     models.load_tokenizer("demo").save_pretrained(base)
     arguments = ["--dataset", str(long_answers), "--model", str(base)]
-    small = ["EPOCHS=0.1", "LEARNING_RATE=1e-6", "MAX_ROWS=20", "MIN_AGREEMENT=0"]
+    small = ["EPOCHS=0.1", "LEARNING_RATE=1e-6", "MAX_ROWS=20"]
     _, summary = run_course(tmp_path / "runs", *arguments, "--parameters", *small)
-    assert summary["agreement"] < 0.8  # the default would have stopped the notebook
+    assert summary["agreement"] < 0.9
     assert len(summary["notebooks"]) == 4

@@ -69,8 +69,8 @@ def test_01_splits_by_group(workspace):
 def test_02_answers_held_out_and_not_invented_countries(workspace):
     found = recipe(workspace, "adapters")["results"]["accuracy"]
     assert found["base"] <= 0.05
-    assert found["tuned"] >= 0.90  # seen: 0.957 to 0.975 over four seeds
-    assert found["invented"] <= found["chance"]  # seen: 0.050 to 0.073, chance 0.113
+    assert found["tuned"] >= 0.90  # seen: 0.958 to 0.978 over four seeds
+    assert found["invented"] <= found["chance"]  # seen: 0.057 to 0.073, chance 0.113
 
 
 def test_04_merged_model_agrees_with_adapter(workspace):

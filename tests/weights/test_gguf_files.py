@@ -61,8 +61,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
     ("changes", "named"),
     [
         (
-            {"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
-            "is a MistralForCausalLM",
+            {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"},
+            "is a GemmaForCausalLM: only LlamaForCausalLM, Mistral.* are exported",
         ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "SequenceClassif"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),

@@ -17,13 +17,19 @@ from helpers.gguf_files import (
     with_config,
     with_tokenizer,
 )
+from helpers.tokenizer_kinds import make_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from colab_utils import weights
 from colab_utils.data.chat_template import CHAT_TEMPLATE, without_generation_marks
-from colab_utils.weights.gguf_tokenizer import LLAMA_3
+from colab_utils.weights.gguf_pretokenizer import (
+    LLAMA_3,
+    QWEN_2,
+    TEKKEN,
+    find_name,
+)
 
 
 def test_write_tokenizer_demo(llama, tokenizer):
@@ -182,35 +188,38 @@ def test_write_tokenizer_several_chat_templates(llama, tokenizer, tmp_path, caps
     assert "TEMPLATE" in weights.write_modelfile(file).read_text(encoding="utf-8")
 
 
+def byte_level(pattern: str, behavior: str = "isolated", prefix: bool = False):
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior),
+            pre_tokenizers.ByteLevel(prefix, use_regex=False),
+        ]
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"pattern": r"\p{L}+|\s+"}, "not as Llama 3 does"),
-        ({"normalizer": normalizers.NFC()}, "NFC"),
-        ({"pre_tokenizer": pre_tokenizers.Whitespace()}, "not as Llama 3 does"),
+        ({"pattern": r"\p{L}+|\s+"}, "cuts off ' ' where llama.cpp cuts off ' World'"),
+        ({"normalizer": normalizers.Lowercase()}, "a normalizer .Lowercase"),
+        ({"pre_tokenizer": pre_tokenizers.Whitespace()}, "cuts off 'World' where"),
+        ({"pre_tokenizer": None}, "does not cut text"),
         (
-            {
-                "pre_tokenizer": pre_tokenizers.Sequence(
-                    [
-                        pre_tokenizers.Split(Regex(LLAMA_3), "removed"),
-                        pre_tokenizers.ByteLevel(False, use_regex=False),
-                    ]
-                )
-            },
-            "Split step",
+            {"pre_tokenizer": byte_level(LLAMA_3, "removed")},
+            "cuts off '' where .*'Hello' .its 'llama-bpe' is nearest",
         ),
         (
-            {
-                "pre_tokenizer": pre_tokenizers.Sequence(
-                    [
-                        pre_tokenizers.Split(Regex(LLAMA_3), "isolated"),
-                        pre_tokenizers.ByteLevel(True, use_regex=False),
-                    ]
-                )
-            },
-            "adds a space",
+            {"pre_tokenizer": byte_level(LLAMA_3, prefix=True)},
+            "cuts off ' Hello' where llama.cpp cuts off 'Hello'",
         ),
-        ({"ignore_merges": False}, "ignore_merges"),
+        (
+            {"pattern": QWEN_2, "ignore_merges": True},
+            "keeps a word whole .*ignore_merges = true.* unlike llama.cpp's 'qwen2'",
+        ),
+        (
+            {"pattern": TEKKEN, "ignore_merges": False},
+            "merges even .*ignore_merges = false.* unlike llama.cpp's 'tekken'",
+        ),
     ],
     ids=str,
 )
@@ -219,6 +228,44 @@ def test_write_tokenizer_other_byte_level(make_byte_level, tmp_path, changes, na
     with pytest.raises(ValueError, match=named):
         weights.write_gguf(folder)
     assert not list(folder.glob("*.gguf*")) and not list(folder.glob(".*"))
+
+
+RULES = {
+    "llama3": "llama-bpe",
+    "llama3_0": "llama-bpe",
+    "smollm2": "smollm",
+    "smollm2_base": "smollm",
+    "qwen2": "qwen2",
+    "qwen3": "qwen2",
+    "tekken": "tekken",
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_find_name_of_families(kind, capsys):
+    assert find_name(make_tokenizer(kind).backend_tokenizer) == RULES[kind]
+    # llama.cpp's rule for Mistral Nemo differs from its own, in rare texts only.
+    printed = capsys.readouterr().out
+    assert ("cuts rare texts differently" in printed) == (kind == "tekken")
+
+
+def test_find_name_without_ignored_merges(make_byte_level):
+    backend = make_byte_level(ignore_merges=False).backend_tokenizer
+    assert find_name(backend) == "smaug-bpe"
+
+
+def test_write_tokenizer_of_qwen(tmp_path, capsys):
+    tokenizer = make_tokenizer("qwen2")
+    size = len(tokenizer)
+    folder = make_model(tmp_path / "model", tokenizer, vocab_size=size)
+    _, fields = read(weights.write_gguf(folder))
+    assert "does not normalize text" in capsys.readouterr().out  # NFC
+    assert fields["tokenizer.ggml.add_bos_token"] is False
+    assert "tokenizer.ggml.bos_token_id" not in fields
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    kinds = dict(zip(tokens, types, strict=True))
+    assert kinds["<|im_end|>"] == gguf.TokenType.CONTROL
+    assert kinds["<tool_call>"] == gguf.TokenType.USER_DEFINED
 
 
 def without_bytes(state: dict) -> None:

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from helpers.checkpoints import make_model
+from helpers.checkpoints import make_family, make_model
 from helpers.gguf_files import (
     F16,
     Q8_0,
@@ -78,6 +78,50 @@ def test_write_gguf_shapes(tokenizer, tmp_path, changes):
     assert len(tokens) == config.vocab_size == fields["llama.vocab_size"]
     unused = fields["tokenizer.ggml.token_type"].count(gguf.TokenType.UNUSED)
     assert unused == config.vocab_size - 1024
+
+
+ROPE = {"rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 512}
+FAMILIES = [
+    ("mistral", {"sliding_window": 512}),
+    ("qwen2", {}),
+    ("qwen3", {"head_dim": 64}),
+    ("smollm3", {"num_hidden_layers": 9, "tie_word_embeddings": True}),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
+def test_write_gguf_families(tokenizer, tmp_path, capsys, family, changes):
+    folder = make_family(tmp_path / "model", family, vocab_size=1024, **changes)
+    tokenizer.save_pretrained(folder)
+    file = weights.write_gguf(folder, kind="f16")
+    assert_holds(file, expected(folder), F16)
+    _, fields = read(file)
+    name = fields["general.architecture"]
+    assert name == {"mistral": "llama"}.get(family, family)
+    windowed = "sliding_window" in changes
+    assert fields[f"{name}.context_length"] == (512 if windowed else 1024)
+    assert ("the model's sliding window" in capsys.readouterr().out) == windowed
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "named"),
+    [
+        ("smollm3", {"no_rope_layer_interval": 3}, r"layers \[2, 5\] without a rotary"),
+        ("smollm3", {"no_rope_layers": [1] * 6}, r"layers \[\] without a rotary"),
+        ("smollm3", {"attention_bias": True}, "a bias of q_proj, k_proj, v_proj, o_pr"),
+        ("qwen3", {"attention_bias": True}, "for qwen3 does not support a bias of q_"),
+        ("qwen2", {"rope_parameters": ROPE | {"rope_type": "llama3"}}, "type llama3"),
+    ],
+    ids=str,
+)
+def test_write_gguf_unsupported_in_family(tokenizer, tmp_path, family, changes, named):
+    folder = make_family(
+        tmp_path / "model", family, vocab_size=1024, num_hidden_layers=6, **changes
+    )
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=named):
+        weights.write_gguf(folder)
 
 
 def test_write_gguf_several_shards(tokenizer, llama, tmp_path):
@@ -223,12 +267,6 @@ def test_write_gguf_metadata(llama):
     epsilon = fields["llama.attention.layer_norm_rms_epsilon"]
     assert epsilon == pytest.approx(1e-5)
     assert "llama.rope.scaling.type" not in fields
-
-
-ROPE = {"rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
-
-
-ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 512}
 
 
 @pytest.mark.slow

@@ -12,8 +12,12 @@ from helpers.gguf_files import (
     with_config,
     with_tokenizer,
 )
+from helpers.templates import TEMPLATES
+from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import weights
+from colab_utils.data.rendering import Conversations
+from colab_utils.weights.go_template import find_parts
 
 
 def test_write_modelfile_course_template(llama, tmp_path, capsys):
@@ -23,13 +27,66 @@ def test_write_modelfile_course_template(llama, tmp_path, capsys):
     assert path == tmp_path / "Modelfile"
     lines = text.splitlines()
     assert lines[0] == "FROM ./my model.gguf"
-    assert lines[-3:] == [
-        'PARAMETER stop "[INST]"',
-        'PARAMETER stop "</s>"',
-        "PARAMETER temperature 0",
-    ]
-    assert text.count('"""') == 2 and "BOS" not in text and "EOS" not in text
+    assert lines[-2:] == ['PARAMETER stop "</s>"', "PARAMETER temperature 0"]
+    assert text.count('TEMPLATE """') == 1 and '{{ "</s><s>[INST] " }}' in text
+    assert "else }}<s>" not in text  # Ollama writes the first one
     assert capsys.readouterr().out == ""
+
+
+KINDS = {
+    "llama2": "llama2",
+    "llama3": "llama3",
+    "chatml": "smollm2",
+    "qwen25": "qwen2",
+    "qwen3": "qwen3",
+    "zephyr": "llama2",
+    "mistral_v1": "llama2",
+    "mistral_v3": "mistral_v3",
+    "gemma2": "gemma",
+    "gemma3": "gemma",
+    "phi3": "phi3",
+    "vicuna": "llama2",
+}
+SYSTEM = {"role": "system", "content": 'Be "short".'}
+TURNS = [
+    {"role": "user", "content": "What is the capital of Peru?"},
+    {"role": "assistant", "content": "Lima."},
+    {"role": "user", "content": "And {{ of }} \n日本?"},
+    {"role": "assistant", "content": "Tokyo."},
+    {"role": "user", "content": "Thanks."},
+]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("turns", [1, 3, 5])
+@pytest.mark.parametrize("system", [[], [SYSTEM]], ids=len)
+def test_find_parts_renders_the_same(name, turns, system):
+    tokenizer = make_tokenizer(KINDS[name])
+    tokenizer.chat_template = TEMPLATES[name]
+    parts = find_parts(tokenizer)
+    assert parts
+    chat = [*system, *TURNS[:turns]]
+    chats = Conversations(tokenizer)  # moves a system message that is not taken
+    assert parts.render(chat) == chats.render(chats.prepare(chat), prompt=True)
+    # Llama 2's and Mistral's models generate the space before an answer.
+    spaces = {"llama2": (" ", " "), "mistral_v3": (" ", ""), "vicuna": (" ", "")}
+    assert parts.spaces == spaces.get(name)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content }}",
+        "{% for m in messages %}{{ m.role if loop.last }}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.role ~ loop.index ~ m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_find_parts_of_another_kind(llama_3, template):
+    llama_3 = copy.deepcopy(llama_3)
+    llama_3.chat_template = template
+    assert find_parts(llama_3) is None
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +109,31 @@ def test_write_modelfile_other_template(llama_3, tmp_path, capsys):
     assert "Ollama converts the GGUF file's own" in capsys.readouterr().out
 
 
+def test_write_modelfile_of_a_base_in_chatml(tmp_path, capsys):
+    """SmolLM2 base: its EOS token is not the one that ends a turn."""
+    tokenizer = make_tokenizer("smollm2_base")
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    folder = make_model(tmp_path / "model", tokenizer, vocab_size=len(tokenizer))
+    file = weights.write_gguf(folder)
+    _, fields = read(file)
+    tokens = fields["tokenizer.ggml.tokens"]
+    assert tokens[fields["tokenizer.ggml.eos_token_id"]] == "<|endoftext|>"
+    assert tokens[fields["tokenizer.ggml.eot_token_id"]] == "<|im_end|>"
+    text = weights.write_modelfile(file).read_text(encoding="utf-8")
+    assert 'stop "<|endoftext|>"\nPARAMETER stop "<|im_end|>"\n' in text
+    assert "Be a helpful assistant." in text
+    assert "the date" not in capsys.readouterr().out
+
+
+def test_write_modelfile_with_a_date(tmp_path, capsys):
+    tokenizer = make_tokenizer("llama3")
+    tokenizer.chat_template = TEMPLATES["llama3"]
+    folder = make_model(tmp_path / "model", tokenizer, vocab_size=len(tokenizer))
+    text = weights.write_modelfile(weights.write_gguf(folder)).read_text()
+    assert "Today Date: " in text and "<|begin_of_text|>" not in text
+    assert "it stays that of today" in capsys.readouterr().out
+
+
 def test_write_modelfile_several_eos_tokens(llama, tmp_path):
     folder = with_config(llama, tmp_path / "model")
     path = folder / "generation_config.json"
@@ -62,7 +144,6 @@ def test_write_modelfile_several_eos_tokens(llama, tmp_path):
     assert fields["tokenizer.ggml.eot_token_id"] == 5  # llama.cpp stops there, too
     lines = weights.write_modelfile(file).read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if "stop" in line] == [
-        'PARAMETER stop "[INST]"',
         'PARAMETER stop "</s>"',
         'PARAMETER stop "<0x02>"',
     ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.checkpoints import make_adapter, make_base
+from helpers.checkpoints import make_adapter, make_base, make_family
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from colab_utils import models, recipe, weights
 from colab_utils.weights import verifying
@@ -28,14 +29,16 @@ def make(folder: Path, tied: bool = False, heads: int = 2, **options) -> tuple:
     return base, adapter
 
 
-def logits_of(folder: Path, adapter: Path | None = None) -> torch.Tensor:
+def logits_of(
+    folder: Path, adapter: Path | None = None, conversations: list = CONVERSATIONS
+) -> torch.Tensor:
     """Return the logits of all conversations, by a whole model in float32."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.inference_mode():
         return torch.cat(
-            [model.eval()(torch.tensor([i])).logits[0] for i in CONVERSATIONS]
+            [model.eval()(torch.tensor([i])).logits[0] for i in conversations]
         )
 
 
@@ -194,10 +197,78 @@ def test_verify_without_tokens(tmp_path, conversations):
         weights.verify(base, adapter, base, conversations)
 
 
-def test_verify_other_architecture(tmp_path):
-    base, adapter = make(tmp_path)
-    shutil.copytree(base, tmp_path / "other")
-    config = tmp_path / "other" / "config.json"
-    config.write_text(config.read_text().replace('"llama"', '"mistral"'))
-    with pytest.raises(ValueError, match="is a mistral model, and only Llama"):
-        weights.verify(tmp_path / "other", adapter, base, CONVERSATIONS)
+FAMILIES = [
+    ("mistral", {}),
+    ("qwen2", {}),
+    ("qwen2", {"tie_word_embeddings": True}),
+    ("qwen3", {"head_dim": 64}),
+    ("smollm3", {"num_hidden_layers": 9, "tie_word_embeddings": True}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("gemma2", {"head_dim": 32}),  # loaded as a whole, as the next one
+    ("gemma3_text", {"head_dim": 32}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize(("family", "config"), FAMILIES, ids=str)
+def test_verify_families(tmp_path, capsys, family, config, options):
+    base = make_family(tmp_path / "base", family, shard="200KB", **config)
+    adapter = make_adapter(base, tmp_path / "adapter", scale=0.3, **options)
+    out = weights.merge(base, adapter, tmp_path / "out")
+    chats = [[i % 600 for i in ids] for ids in CONVERSATIONS]
+    for merged, least in ((base, 1e-2), (out, 0)):
+        found = weights.verify(base, adapter, merged, chats)
+        adapted, whole = (
+            logits_of(*m, chats) for m in ((base, adapter), (merged, None))
+        )
+        difference = ((whole - adapted).norm() / adapted.norm()).item()
+        assert found.difference == pytest.approx(difference, rel=1e-2, abs=1e-6)
+        assert found.difference > least
+    assert found.difference < 3e-3 and max(found.layers) < 3e-3
+    assert len(found.layers) == AutoConfig.from_pretrained(base).num_hidden_layers
+    assert ("both are loaded" in capsys.readouterr().out) == ("gemma" in family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_verify_families_dequantized(tmp_path, family):
+    base = make_family(tmp_path / "base", family, hidden_size=128, head_dim=32)
+    adapter = make_adapter(base, tmp_path / "adapter", scale=0.3)
+    out = weights.merge(base, adapter, tmp_path / "out", "dequantized")
+    chats = [[i % 600 for i in ids] for ids in CONVERSATIONS]
+    found = weights.verify(base, adapter, out, chats, "dequantized")
+    other = weights.verify(base, adapter, out, chats)
+    assert found.difference < 3e-3 and other.difference > 10 * found.difference
+
+
+@pytest.mark.parametrize(("family", "layer"), [("smollm3", 3), ("qwen3", 1)])
+def test_verify_wrong_weight_of_a_family(tmp_path, family, layer):
+    base = make_family(tmp_path / "base", family, num_hidden_layers=5)
+    adapter = make_adapter(base, tmp_path / "adapter", scale=0.3)
+    out = weights.merge(base, adapter, tmp_path / "out")
+    name = {"smollm3": "k_proj", "qwen3": "q_norm"}[family]
+    weight = f"model.layers.{layer}.self_attn.{name}.weight"
+    change(out, weight, lambda weight: weight.mul_(1.5))
+    found = weights.verify(base, adapter, out, [list(range(3, 40))])
+    assert found.difference > 1e-2 and found.layers[layer] > 5 * found.layers[layer - 1]
+
+
+def test_verify_longer_than_the_window(tmp_path):
+    base = make_family(tmp_path / "base", "mistral", sliding_window=30)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    out = weights.merge(base, adapter, tmp_path / "out")
+    assert weights.verify(base, adapter, out, [list(range(30))]).difference < 3e-3
+    with pytest.raises(ValueError, match=r"31 tokens, .* sees only the last 30"):
+        weights.verify(base, adapter, out, [list(range(31)), [5]])
+
+
+def test_verify_other_family_too_large(tmp_path, monkeypatch):
+    base = make_family(tmp_path / "base", "gemma2")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    memory = namedtuple("memory", "available")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(1000))
+    with pytest.raises(
+        ValueError, match=r"can't be compared: .* there are 0\.0 GiB on"
+    ):
+        weights.verify(base, adapter, base, [[5]])

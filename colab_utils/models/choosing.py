@@ -1,21 +1,53 @@
-"""Check before the download whether the course can train a model."""
+"""Choose the base model, and check before its download whether it can be trained."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from colab_utils import families, runtime
+from colab_utils import families, hub, runtime
 from colab_utils.memory import costs
+from colab_utils.models.loading import load_config
 from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+OFFICIAL = "meta-llama/Llama-2-7b-hf"  # needs a token and an accepted license
+OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
+
 # A config with one of these fields has several MLPs in a layer.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Families whose activations exceed float16, by what their authors and users report.
 OVERFLOWS = ("gemma3_text", "gemma3n_text", "gemma4_text")
+
+
+def resolve_model(name: str = "auto") -> str:
+    """Return the base model that `name` stands for: "demo", a Hub id or a folder.
+
+    "auto" is "demo" on a CPU and Llama 2 7B on a GPU. Llama 2 comes from the official
+    repository if the token has access, else from its open mirror. The choice is
+    printed. Raises the errors of `load_config`, and ValueError for a model that the
+    course can't train.
+    """
+    name = _automatic() if name == "auto" else name
+    check_model(load_config(name), name)
+    return name
+
+
+def _automatic() -> str:
+    """Return the model for this machine and token; print the reason."""
+    if runtime.detect().device == "cpu":
+        print("model: the demo model (3 M parameters), because there is no GPU")
+        return "demo"
+    token = hub.token()
+    if token and hub.can_read(OFFICIAL, token):
+        print(f"model: {OFFICIAL}, because there is a GPU and your token has access")
+        return OFFICIAL
+    print(
+        f"model: {OPEN_MIRROR}, the open mirror of Llama 2 7B, because there is a GPU"
+    )
+    return OPEN_MIRROR
 
 
 def check_model(config: PreTrainedConfig, name: str) -> None:

@@ -5,11 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers.families import CONFIGS, OTHERS, small
 from transformers import AutoConfig
 
-from colab_utils import runtime
-from colab_utils.models.support import check_model
+from colab_utils import models, runtime
+from colab_utils.models.choosing import check_model
+
+
+def test_resolve_model_without_a_gpu(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert models.resolve_model("auto") == "demo"
+    assert "no GPU" in capsys.readouterr().out
+
+
+def test_resolve_model_of_a_folder(tmp_path):
+    small("qwen2").save_pretrained(tmp_path / "mine")
+    name = str(tmp_path / "mine")
+    assert models.resolve_model(name) == name
+    AutoConfig.for_model("mixtral").save_pretrained(tmp_path / "mine")
+    with pytest.raises(ValueError, match="mine is a mixtral model, and it is a mixtu"):
+        models.resolve_model(name)
+    with pytest.raises(FileNotFoundError, match="'no/such/folder' is neither"):
+        models.resolve_model("no/such/folder")
+
 
 REFUSED = {
     "phi3": r"(it has gate_up_proj, qkv_proj)",

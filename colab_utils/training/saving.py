@@ -1,0 +1,81 @@
+"""Save the result of a training: an older result stays whole until it is replaced."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colab_utils import workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+# Files of an earlier result. They do not stay next to a new one: an old adapter would
+# be loaded with the new model, and a folder with an old recipe counts as finished.
+RESULT = (
+    "adapter_config.json",
+    "adapter_model*",
+    "model*.safetensors*",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.*",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "vocab.json",
+    "chat_template*",
+    "training_log.json",
+    "training_args.bin",
+    "README.md",
+    "recipe.json*",
+)
+
+
+def save(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    describe: Callable[[Path], object] | None = None,
+) -> None:
+    """Save the model or adapter, the tokenizer with its template, training_log.json.
+
+    All files are written to a hidden folder, where `describe` adds the card and the
+    recipe; then that folder replaces `folder`. If the process is killed, an older
+    result in `folder` stays complete. Files that are not of a result, such as
+    checkpoints, stay in `folder`.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    new = part / folder.name  # `describe` finds the name of the result here
+    new.mkdir(parents=True)
+    try:
+        _write(trainer, tokenizer, new)
+        if describe:
+            describe(new)
+        workspace.replace(new, folder, keep=_kept(folder))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and full of paths
+    tokenizer.save_pretrained(folder)
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    (folder / "training_log.json").write_text(json.dumps(log, indent=1))
+
+
+def _kept(folder: Path) -> list[str]:
+    """Return the names in a folder that are not files of an earlier result."""
+    workspace.restore(folder)
+    paths = folder.iterdir() if folder.is_dir() else []
+    return [path.name for path in paths if path.is_dir() or not _is_result(path.name)]
+
+
+def _is_result(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in RESULT)

@@ -1,0 +1,33 @@
+"""The notebooks write only into the folders of their own results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from colab_utils import data
+from colab_utils.workspace import Workspace
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(path: Path) -> list[str]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_cell_names_a_file_in_the_workspace(path):
+    """A file directly in the workspace may be the reader's."""
+    assert [text for text in code_cells(path) if "workspace.folder" in text] == []
+
+
+def test_own_rows_leave_the_readers_file(tmp_path, capsys):
+    (tmp_path / "own.jsonl").write_text("5,000 rows")
+    (cell,) = [text for text in code_cells(NOTEBOOKS[0]) if "\nown = [" in "\n" + text]
+    exec(cell, {"data": data, "workspace": Workspace(tmp_path)})
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
+    assert (tmp_path / "own.jsonl").read_text() == "5,000 rows"
