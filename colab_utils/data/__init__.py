@@ -3,8 +3,9 @@
 Read the files in this order. `schema` defines a row and turns known formats into it.
 `readers` reads files and the Hub. `dataset` loads, saves and reads datasets. The steps
 in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `splitting`
-(training and test rows). `chat_template` is the text format that the model reads, and
-`masking` decides which of its tokens are trained.
+(training and test rows). `chat_template` is the text format that the model reads,
+`rendering` writes and searches that text, and `masking` decides which of its tokens
+are trained.
 """
 
 from colab_utils.data.dataset import (

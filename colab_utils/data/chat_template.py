@@ -163,7 +163,5 @@ def _set_course(tokenizer: Tokenizer, name: str, reason: str) -> None:
         )
     tokenizer.chat_template = CHAT_TEMPLATE
     if not _adds_bos(tokenizer):
-        tokenizer.bos_token = (
-            None  # the model expects none, so the template writes none
-        )
+        tokenizer.bos_token = None  # the model expects none: the template writes none
     print(f"chat template: the course's, in the format of Llama 2, {reason}")
