@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+COLUMNS = 128  # tokens of the vocabulary whose logits a score keeps
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -53,11 +55,13 @@ def accuracy(
 class Score:
     """The mean cross-entropy of answers (nats a token) and the model's top-1 tokens.
 
-    `top_1` has one token id for each token of the answers.
+    `top_1` has one token id for each token of the answers. `logits` (tokens, at most
+    128) holds the logits of some tokens, evenly spaced in the vocabulary.
     """
 
     loss: float
     top_1: torch.Tensor
+    logits: torch.Tensor
     by_category: dict[str, float] = field(default_factory=dict)
 
     def agreement(self, other: Score) -> float:
@@ -65,12 +69,26 @@ class Score:
 
         Raises ValueError when the two scores belong to different rows.
         """
+        self._check_same_rows(other)
+        return (self.top_1 == other.top_1).float().mean().item()
+
+    def difference(self, other: Score) -> float:
+        """Return |other - self| / |self| of the logits, without each position's mean.
+
+        Unlike the agreement it does not depend on how sure the models are: 0 for equal
+        logits, about 1.4 for those of unrelated models. Raises ValueError when the two
+        scores belong to different rows.
+        """
+        self._check_same_rows(other)
+        one, two = (s.logits - s.logits.mean(-1, keepdim=True) for s in (self, other))
+        return ((two - one).norm() / one.norm()).item()
+
+    def _check_same_rows(self, other: Score) -> None:
         if self.top_1.shape != other.top_1.shape:
             raise ValueError(
                 f"One score has {len(self.top_1)} tokens, the other "
                 f"{len(other.top_1)}: score both models on the same rows."
             )
-        return (self.top_1 == other.top_1).float().mean().item()
 
 
 def score(
@@ -87,7 +105,7 @@ def score(
 
     _check_rows(rows)
     names, tokens = _categories(rows), data.tokenize(rows, tokenizer)
-    losses, top_1 = [], []
+    losses, top_1, some_logits = [], [], []
     categories: list[str] = []  # the category of each token
     for start in runtime.progress(range(0, len(rows), batch_size), "reading answers"):
         batch = tokens[start : start + batch_size]
@@ -95,11 +113,13 @@ def score(
         loss = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
         losses.append(loss.cpu())
         top_1.append(logits.argmax(-1).cpu())
+        some_logits.append(logits[:, :: -(-logits.shape[1] // COLUMNS)].cpu())
         for name, count in zip(names[start:], counts, strict=False):
             categories += [name] * count
     all_losses = torch.cat(losses)
     by_category = _means(zip(categories, all_losses.tolist(), strict=True))
-    return Score(all_losses.mean().item(), torch.cat(top_1), by_category)
+    logits = torch.cat(some_logits)
+    return Score(all_losses.mean().item(), torch.cat(top_1), logits, by_category)
 
 
 def _answer_logits(
@@ -148,13 +168,20 @@ class HeldOut:
 
 
 def held_out(
-    model: PreTrainedModel, tokenizer: Tokenizer, rows: list[data.Row], metric: str
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    rows: list[data.Row],
+    metric: str,
+    scored: Score | None = None,
 ) -> HeldOut:
-    """Measure `metric`, "accuracy" or "loss", on held-out rows."""
+    """Measure `metric`, "accuracy" or "loss", on held-out rows.
+
+    `scored` is the model's score on these rows, if it is known already.
+    """
     if metric not in ("accuracy", "loss"):
         raise ValueError(f'metric is {metric!r}; it can be "accuracy" or "loss".')
     if metric == "loss":
-        scored = score(model, tokenizer, rows)
+        scored = scored or score(model, tokenizer, rows)
         return HeldOut(metric, scored.loss, scored.by_category, [])
     found = accuracy(model, tokenizer, rows)
     return HeldOut(metric, found.share, found.by_category, found.answers)

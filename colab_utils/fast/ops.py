@@ -153,7 +153,7 @@ def rotate(
     turned.copy_(torch.cat([a * c - b * s, b * c + a * s], dim=-1))
 
 
-@on_gpu("kernels")
+@on_gpu("loss_kernels")
 def cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -69,7 +69,7 @@ def compile_training(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     """
     import torch
 
-    from colab_utils.fast import kernels
+    from colab_utils.fast import kernels, loss_kernels
 
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
     x, weight = ones(1, shape.width), ones(shape.width)
@@ -83,7 +83,7 @@ def compile_training(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
         kernels.norm_heads_backward(qkv, qkv, q, k, shape.kv_heads, shape.norm_eps)
     gate_up = ones(1, 2 * shape.inner)
     kernels.swiglu_backward(kernels.swiglu(*gate_up.chunk(2, -1)), gate_up)
-    kernels.cross_entropy(
+    loss_kernels.cross_entropy(
         ones(1, shape.vocab), torch.zeros(1, dtype=torch.long, device=device)
     )
     _compile_nf4(dtype, device)

@@ -26,19 +26,21 @@ def resume_point(checkpoints: Path, inputs: dict[str, Any]) -> str | None:
     "model" is compared by its "weights" (a `models.fingerprint`) where both have one,
     not by its name.
 
-    No checkpoint is deleted: the folder of any other run is renamed, and incomplete
-    checkpoints are skipped. Printed lines report both, and each input that differs.
+    No checkpoint is deleted: the folder of any other run is renamed, and renamed back
+    when that run is started again. Incomplete checkpoints are skipped. Printed lines
+    report this, and each input that differs.
     """
-    found = sorted(_numbered(checkpoints), key=_step, reverse=True)
-    earlier, point = _read(checkpoints / INPUTS), None
-    if found:
-        point = _newest_complete(found)
-        if obstacle := _obstacle(earlier, inputs, point):
-            workspace.set_aside(checkpoints, obstacle)
-            point = None
+    point, obstacle = _inspect(checkpoints, inputs)
+    if obstacle:
+        workspace.set_aside(checkpoints, obstacle)
+    if point is None:
+        point = _bring_back(checkpoints, inputs)
+    note = checkpoints / INPUTS
+    earlier = _read(note)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(inputs, indent=2, sort_keys=True)
-    (checkpoints / INPUTS).write_text(text, encoding="utf-8")
+    part = note.with_suffix(".part")
+    part.write_text(json.dumps(inputs, indent=2, sort_keys=True), encoding="utf-8")
+    part.replace(note)
     if point is None:
         return None
     print(f"resuming at step {_step(point)}, from {point}")
@@ -72,6 +74,37 @@ def is_complete(folder: Path) -> bool:
 def remove_checkpoints(checkpoints: Path) -> None:
     """Remove the checkpoints of a run whose result is saved."""
     workspace.discard(checkpoints, ignore_errors=True)
+
+
+def _inspect(
+    checkpoints: Path, inputs: dict[str, Any]
+) -> tuple[Path | None, str | None]:
+    """Return the checkpoint to resume from, if any, and what forbids to resume."""
+    found = sorted(_numbered(checkpoints), key=_step, reverse=True)
+    if not found:
+        return None, None
+    point = _newest_complete(found)
+    obstacle = _obstacle(_read(checkpoints / INPUTS), inputs, point)
+    return (None if obstacle else point), obstacle
+
+
+def _bring_back(checkpoints: Path, inputs: dict[str, Any]) -> Path | None:
+    """Rename the folder of this run, which was set aside, back; return its checkpoint.
+
+    It stays where it is if `checkpoints` holds anything but the inputs of a run.
+    """
+    aside = sorted(checkpoints.parent.glob(f"{checkpoints.name}.*"), reverse=True)
+    points = (point for folder in aside if (point := _inspect(folder, inputs)[0]))
+    point = next(points, None)
+    present = {path.name for path in checkpoints.glob("*")}
+    if point is None or present - {INPUTS}:
+        return None
+    if checkpoints.exists():
+        workspace.discard(checkpoints)
+    folder = point.parent
+    print(f"{folder.name} has checkpoints of this run: it is {checkpoints.name} again")
+    folder.rename(checkpoints)
+    return checkpoints / point.name
 
 
 def _newest_complete(found: list[Path]) -> Path | None:

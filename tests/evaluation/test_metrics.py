@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,9 +83,31 @@ def test_agreement_with_itself_and_another_model(model, tokenizer, demo_rows, tr
     assert mine.agreement(finetuned) < 1
 
 
+def test_difference_with_itself_and_other_models(model, tokenizer, demo_rows):
+    rows = demo_rows[:8]
+    mine = evaluation.score(model, tokenizer, rows)
+    assert mine.logits.shape == (len(mine.top_1), 128)
+    again = evaluation.score(model, tokenizer, rows)
+    assert mine.difference(again) == 0
+    shifted = replace(mine, logits=mine.logits + torch.randn(len(mine.top_1), 1))
+    assert mine.difference(shifted) < 1e-5  # the probabilities are the same
+    noise = torch.randn(mine.logits.shape)
+    other = replace(mine, logits=noise * mine.logits.norm() / noise.norm())
+    assert mine.difference(other) == pytest.approx(2**0.5, rel=0.2)
+
+
+def test_held_out_with_a_known_score(model, tokenizer, demo_rows, monkeypatch):
+    rows = demo_rows[:8]
+    expected = evaluation.held_out(model, tokenizer, rows, "loss")
+    scored = evaluation.score(model, tokenizer, rows)
+    monkeypatch.setattr("colab_utils.evaluation.metrics.score", None)  # not again
+    found = evaluation.held_out(model, tokenizer, rows, "loss", scored)
+    assert found == expected
+
+
 def test_agreement_refuses_different_rows():
-    one = evaluation.Score(1.0, torch.tensor([1, 2, 3]))
-    other = evaluation.Score(1.0, torch.tensor([1]))
+    one = evaluation.Score(1.0, torch.tensor([1, 2, 3]), torch.zeros(3, 4))
+    other = evaluation.Score(1.0, torch.tensor([1]), torch.zeros(1, 4))
     with pytest.raises(ValueError, match="has 3 tokens, the other 1"):
         one.agreement(other)
 

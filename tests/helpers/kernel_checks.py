@@ -16,7 +16,14 @@ import torch
 from transformers import AutoConfig
 
 from colab_utils import models
-from colab_utils.fast import attention, attention_kernels, kernels, ops, warmup
+from colab_utils.fast import (
+    attention,
+    attention_kernels,
+    kernels,
+    loss_kernels,
+    ops,
+    warmup,
+)
 from colab_utils.shape import Shape
 
 
@@ -88,7 +95,7 @@ def cross_entropy():
         a[1, 7] = a[1, 250] = a[1].max() + 1  # a tie: the first token is the top-1
         targets[1] = 7
         b = a.clone()
-        losses, hits = kernels.cross_entropy(a, targets)
+        losses, hits = loss_kernels.cross_entropy(a, targets)
         expected, wanted = ops.cross_entropy(b, targets)
         assert_close(losses, expected)
         assert_close(a, b)

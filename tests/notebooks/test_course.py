@@ -91,14 +91,14 @@ def test_full_fine_tuning_skips_merging(long_answers, tmp_path):
     assert len(summary["notebooks"]) == 3
 
 
-def test_random_weights_pass_with_min_agreement_0(long_answers, tmp_path):
+def test_random_weights_pass(long_answers, tmp_path):
     """Rounding decides the top-1 tokens of an untrained model, so agreement is low."""
     from colab_utils import models
 
     base = make_base(tmp_path / "random")
     models.load_tokenizer("demo").save_pretrained(base)
     arguments = ["--dataset", str(long_answers), "--model", str(base)]
-    small = ["EPOCHS=0.1", "LEARNING_RATE=1e-6", "MAX_ROWS=20", "MIN_AGREEMENT=0"]
+    small = ["EPOCHS=0.1", "LEARNING_RATE=1e-6", "MAX_ROWS=20"]
     _, summary = run_course(tmp_path / "runs", *arguments, "--parameters", *small)
-    assert summary["agreement"] < 0.8  # the default would have stopped the notebook
+    assert summary["agreement"] < 0.9
     assert len(summary["notebooks"]) == 4

@@ -175,6 +175,34 @@ def test_resume_point_resumes_although_an_input_differs(saved, capsys, change, s
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_resume_point_brings_back_what_was_set_aside(saved, capsys, trained):
+    """A mistyped parameter costs nothing, even if that run saved a checkpoint."""
+    folder, *points = saved
+    mistyped = RUN | {"rank": 80}
+    assert training.resume_point(folder, mistyped) is None
+    if trained:
+        checkpoint(folder, 3)
+    assert training.resume_point(folder, RUN) == str(folder / "checkpoint-10")
+    assert "has checkpoints of this run: it is checkpoints again" in (
+        capsys.readouterr().out
+    )
+    assert all(is_complete(point) for point in points)
+    assert len(list(folder.parent.iterdir())) == 1 + trained
+    if trained:
+        assert training.resume_point(folder, mistyped) == str(folder / "checkpoint-3")
+
+
+def test_resume_point_brings_nothing_back_over_a_file(saved):
+    folder, *_ = saved
+    training.resume_point(folder, RUN | {"rank": 80})
+    (folder / "inputs.json").unlink()
+    (folder / "notes.txt").write_text("mine")
+    assert training.resume_point(folder, RUN) is None
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert is_complete(set_aside(folder.parent) / "checkpoint-10")
+
+
 @pytest.mark.parametrize("epochs", [0.5, 0.75])
 def test_resume_point_with_fewer_epochs_than_trained(saved, capsys, epochs):
     folder, _, newest = saved
