@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_tokenizers import make_tokenizer
 from helpers.templates import TEMPLATES
-from helpers.tokenizers import make_tokenizer
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
