@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tokenizers import make_tokenizer
+from helpers.small_tokenizers import make_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
