@@ -231,8 +231,8 @@ TEMPLATES: dict[str, str] = {
     "vicuna": VICUNA,
 }
 
-# For each template: its family's kind of tokenizer (helpers/small_tokenizers.py), and the
-# tokens that end an answer.
+# For each template: its family's kind of tokenizer (helpers/small_tokenizers.py), and
+# the tokens that end an answer.
 FAMILIES = {
     "llama2": ("llama2", ["</s>"]),
     "llama3": ("llama3", ["<|eot_id|>"]),
