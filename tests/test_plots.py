@@ -4,8 +4,8 @@ import itertools
 import re
 
 import pytest
-from helpers.small_tokenizers import make_tokenizer
 from helpers.templates import TEMPLATES
+from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import memory, plots
 

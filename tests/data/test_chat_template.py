@@ -3,8 +3,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from helpers.small_tokenizers import make_tokenizer
 from helpers.templates import FAMILIES, TEMPLATES
+from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError

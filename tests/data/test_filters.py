@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from helpers.rows import row
-from helpers.small_tokenizers import make_tokenizer
 from helpers.templates import TEMPLATES
+from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import data
 

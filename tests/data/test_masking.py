@@ -4,8 +4,8 @@ import copy
 import datetime
 
 import pytest
-from helpers.small_tokenizers import make_tokenizer
 from helpers.templates import FAMILIES, TEMPLATES, tagged
+from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken

@@ -231,7 +231,7 @@ TEMPLATES: dict[str, str] = {
     "vicuna": VICUNA,
 }
 
-# For each template: its family's kind of tokenizer (helpers/small_tokenizers.py), and
+# For each template: its family's kind of tokenizer (helpers/tokenizer_kinds.py), and
 # the tokens that end an answer.
 FAMILIES = {
     "llama2": ("llama2", ["</s>"]),

@@ -4,8 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from helpers.small_tokenizers import FAMILIES, make_tokenizer
 from helpers.templates import TEMPLATES
+from helpers.tokenizer_kinds import FAMILIES, make_tokenizer
 from transformers import GenerationConfig
 
 from colab_utils import data, models

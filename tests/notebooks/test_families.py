@@ -7,8 +7,8 @@ from pathlib import Path
 import papermill
 import pytest
 import torch
-from helpers.small_tokenizers import make_tokenizer
 from helpers.templates import TEMPLATES
+from helpers.tokenizer_kinds import make_tokenizer
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,

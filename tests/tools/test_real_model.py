@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.small_tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,

@@ -13,8 +13,8 @@ from helpers.llama_cpp import (
     pieces,
     render_in_go,
 )
-from helpers.small_tokenizers import make_tokenizer
 from helpers.templates import TEMPLATES
+from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import given, settings
 
 from colab_utils import demo, weights

@@ -17,7 +17,7 @@ from helpers.gguf_files import (
     with_config,
     with_tokenizer,
 )
-from helpers.small_tokenizers import make_tokenizer
+from helpers.tokenizer_kinds import make_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer

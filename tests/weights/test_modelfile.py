@@ -12,8 +12,8 @@ from helpers.gguf_files import (
     with_config,
     with_tokenizer,
 )
-from helpers.small_tokenizers import make_tokenizer
 from helpers.templates import TEMPLATES
+from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import weights
 from colab_utils.data.rendering import Conversations
