@@ -162,8 +162,6 @@ def _set_course(tokenizer: Tokenizer, name: str, reason: str) -> None:
             "can't end an answer. Set MODEL to another model."
         )
     tokenizer.chat_template = CHAT_TEMPLATE
-    if not _adds_bos(tokenizer):
-        tokenizer.bos_token = (
-            None  # the model expects none, so the template writes none
-        )
+    if not _adds_bos(tokenizer):  # the model expects none: the template writes none
+        tokenizer.bos_token = None
     print(f"chat template: the course's, in the format of Llama 2, {reason}")
