@@ -70,7 +70,7 @@ def _supported_config(model: Path) -> PreTrainedConfig:
 
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{model} holds no model: config.json is missing.")
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     family = FAMILIES.get(config.model_type)
     known = [f"{f.prefix}ForCausalLM" for f in FAMILIES.values()]
     names = config.architectures or known

@@ -62,7 +62,7 @@ def _load(model: Path) -> PreTrainedTokenizerFast:
             f"{model} holds no tokenizer: tokenizer.json is missing. Write it there: "
             f"models.load_tokenizer('BASE MODEL').save_pretrained('{model}')"
         )
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
             "The tokenizer has no tokenizer.json, and only that file is exported."

@@ -40,7 +40,8 @@ def write_stop_tokens(folder: Path) -> None:
 
     if not any((folder / f"tokenizer.{end}").is_file() for end in ("json", "model")):
         return
-    found = stop_tokens(folder, AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    found = stop_tokens(folder, tokenizer)
     file, config = folder / GENERATION, folder / "config.json"
     if not file.is_file():  # transformers would take these from config.json
         names = ("bos_token_id", "eos_token_id", "pad_token_id")

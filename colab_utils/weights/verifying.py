@@ -69,7 +69,9 @@ def verify(
     dequantize = weights == "dequantized"
     quantized_in = nf4.trained_dtype(shards, adapter) if dequantize else None
     config, other = (  # "sdpa" without a mask is causal
-        AutoConfig.from_pretrained(folder, attn_implementation="sdpa")
+        AutoConfig.from_pretrained(
+            folder, attn_implementation="sdpa", trust_remote_code=False
+        )
         for folder in (base, merged)
     )
     _check_alike(config, other, replaced)

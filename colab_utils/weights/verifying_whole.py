@@ -81,7 +81,7 @@ def _load(folder: Path, device: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, device_map=device
+        folder, dtype=torch.float32, device_map=device, trust_remote_code=False
     )
     return model.eval()
 

@@ -91,9 +91,10 @@ def test_difference_with_itself_and_other_models(model, tokenizer, demo_rows):
     assert mine.difference(again) == 0
     shifted = replace(mine, logits=mine.logits + torch.randn(len(mine.top_1), 1))
     assert mine.difference(shifted) < 1e-5  # the probabilities are the same
-    noise = torch.randn(mine.logits.shape)
-    other = replace(mine, logits=noise * mine.logits.norm() / noise.norm())
-    assert mine.difference(other) == pytest.approx(2**0.5, rel=0.2)
+    centered = mine.logits - mine.logits.mean(-1, keepdim=True)
+    assert mine.difference(replace(mine, logits=1.1 * centered)) == pytest.approx(0.1)
+    noise = torch.randn(mine.logits.shape) * centered.std()
+    assert mine.difference(replace(mine, logits=noise)) == pytest.approx(1.4, abs=0.1)
 
 
 def test_held_out_with_a_known_score(model, tokenizer, demo_rows, monkeypatch):
