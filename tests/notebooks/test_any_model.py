@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, tuple[str, str, str | None]]] = {
     },
     "others": {
         "SmolLM2": ("llama 3.2", "smollm2", "chatml"),
+        "SmolLM2 base": ("llama 3.2", "smollm2_base", None),
         "SmolLM3": ("smollm3", "smollm2", "chatml"),
         "Gemma 2": ("gemma2", "gemma", "gemma2"),
     },
