@@ -118,6 +118,7 @@ def write_config(
     navigation = [
         {"Home": "README.md"},
         {"Notebooks": [{title: path} for path, title in titles.items()]},
+        {"Models": "docs/models.md"},
         {"Benchmarks": "docs/benchmarks.md"},
         {"API": reference},
         {"Project": there},
