@@ -1,9 +1,4 @@
-"""Choose a chat template: the model's own, or the course's, which is Llama 2's.
-
-The course's is written twice: for transformers (Jinja) and for Ollama (Go). Both must
-render a conversation to the same text: edit both, or neither. The command
-`make test-export` compares the two.
-"""
+"""Choose a chat template: the model's own, or the course's, which is Llama 2's."""
 
 from __future__ import annotations
 
@@ -43,25 +38,6 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 """
-
-# The same template for Ollama, with two placeholders, BOS and EOS. Ollama writes the
-# first BOS token itself. An answer of the model comes back with the spaces that it
-# generated, so the template adds spaces only where they are missing.
-OLLAMA_TEMPLATE = """\
-{{- $later := false }}
-{{- range .Messages }}
-{{- if eq .Role "user" }}
-{{- if $later }}BOS{{ end }}[INST] {{ if and $.System (not $later) }}<<SYS>>
-{{ $.System }}
-<</SYS>>
-
-{{ end }}{{ .Content }} [/INST]
-{{- $later = true }}
-{{- else if eq .Role "assistant" }}
-{{- if and .Content (eq (slice .Content 0 1) " ") }}{{ .Content }}
-{{- else }} {{ .Content }} {{ end }}EOS
-{{- end }}
-{{- end }}"""
 
 GENERATION_TAG = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 

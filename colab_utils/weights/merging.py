@@ -54,10 +54,11 @@ def merge(
         workspace.restore(out)
         read = (base, adapter)
         workspace.check_replaceable(out, "MODEL_NAME", (INPUTS,), inputs=read)
-        if is_merged(out, inputs, _sizes(shards, changes), others):
+        sizes = {s.name: layout_of(s, replaced).size for s in shards}
+        if is_merged(out, inputs, sizes, others):
             print(f"merged already: {out}")
         else:
-            _write_model(out, inputs, shards, others, changes)
+            _write_model(out, inputs, shards, others, changes, sizes)
     return out
 
 
@@ -67,18 +68,18 @@ def _write_model(
     shards: list[Path],
     others: dict[str, Path],
     changes: Changes,
+    sizes: dict[str, int],
 ) -> None:
     """Write the merged model next to `out`, then move it there."""
     part = out.with_name(f".{out.name}.part")
     finished = finished_shards(part, inputs, shards)
     older = " (the older one stays until it is complete)" if out.exists() else ""
-    sizes = _sizes(shards, changes)
     needed = sum(sizes.values()) - sum(sizes[shard.name] for shard in finished)
     check_disk(out.parent, needed, f"The merged model{older}")
     part.mkdir(exist_ok=True)
     (part / INPUTS).write_text(inputs, encoding="utf-8")
     try:
-        _merge_shards(shards, finished, part, changes)
+        _merge_shards(shards, finished, part, changes, sizes)
         for name, file in others.items():
             shutil.copyfile(file, part / name)
         if changes.vocab:
@@ -93,18 +94,16 @@ def _write_model(
         raise
 
 
-def _sizes(shards: list[Path], changes: Changes) -> dict[str, int]:
-    """Return the bytes of each merged file, by its name."""
-    return {shard.name: layout_of(shard, changes.replaced).size for shard in shards}
-
-
 def _merge_shards(
-    shards: list[Path], finished: list[Path], part: Path, changes: Changes
+    shards: list[Path],
+    finished: list[Path],
+    part: Path,
+    changes: Changes,
+    sizes: dict[str, int],
 ) -> None:
     """Merge the shards that are not finished yet into the folder `part`."""
     import torch
 
-    sizes = _sizes(shards, changes)
     total, done = sum(sizes.values()), sum(sizes[shard.name] for shard in finished)
     options = {"total": total, "initial": done, "unit": "B", "unit_scale": True}
     threads = torch.get_num_threads()

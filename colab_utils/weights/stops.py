@@ -36,10 +36,10 @@ def write_stop_tokens(folder: Path) -> None:
 
     transformers stops at these. A folder without a tokenizer stays as it is.
     """
-    from transformers import AutoTokenizer
-
     if not any((folder / f"tokenizer.{end}").is_file() for end in ("json", "model")):
         return
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     found = stop_tokens(folder, tokenizer)
     file, config = folder / GENERATION, folder / "config.json"

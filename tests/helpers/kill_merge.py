@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from colab_utils import recipe, weights
-from colab_utils.weights.merge_inputs import total_size
 
 BASE, ADAPTER = Path("base"), Path("adapter")
 MODELS, OUT = Path("models"), Path("models/mine")
@@ -101,7 +100,7 @@ def write_older() -> list[tuple[str, str]] | None:
 def main(how: str, seed: int) -> None:
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
     assert wait(start(merge)) == 0
-    total = total_size(weights.find_shards(BASE))
+    total = sum(file.stat().st_size for file in weights.find_shards(BASE))
     before, new = content(BASE), content(OUT)
     draw = random.Random(seed)
     for trial in range(1, 1000):
