@@ -35,6 +35,10 @@ FAMILIES = {
 }
 
 
+# Families whose activations exceed float16, by what their authors and users report.
+OVERFLOWS = ("gemma3_text", "gemma3n_text", "gemma4_text")
+
+
 def family_of(model: object) -> str | None:
     """Return the family of a causal language model of transformers, or None.
 

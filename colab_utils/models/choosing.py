@@ -18,8 +18,6 @@ OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
 
 # A config with one of these fields has several MLPs in a layer.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-# Families whose activations exceed float16, by what their authors and users report.
-OVERFLOWS = ("gemma3_text", "gemma3n_text", "gemma4_text")
 
 
 def resolve_model(name: str = "auto") -> str:
@@ -70,7 +68,7 @@ def check_model(config: PreTrainedConfig, name: str) -> None:
         f"{kind}: trains without the fast path. Its weights, adapter and optimizer are "
         "planned exactly, its activations as a Llama's would be"
     )
-    if kind in OVERFLOWS and runtime.detect().dtype == "float16":
+    if kind in families.OVERFLOWS and runtime.detect().dtype == "float16":
         print(
             f"{kind}: its activations are known to exceed float16, which ends in NaN "
             "on this GPU. Choose another MODEL, or a GPU with bfloat16"

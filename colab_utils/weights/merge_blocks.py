@@ -36,12 +36,22 @@ class Changes:
     """The changes that a merge makes to the weights of the base.
 
     With `quantized_in` the base's linear weights are first quantized to NF4 in that
-    dtype and dequantized, because QLoRA trained on the dequantized weights.
+    dtype and dequantized, because QLoRA trained on the dequantized weights. With
+    `to_float16` weights in bfloat16 are written as float16.
     """
 
     updates: dict[str, Update]
     replaced: dict[str, torch.Tensor]
     quantized_in: torch.dtype | None = None
+    to_float16: bool = False
+
+    def dtype(self, entry: Entry) -> torch.dtype:
+        """Return the dtype in which a weight of the base is written."""
+        import torch
+
+        stored = entry_dtype(entry)
+        half = self.to_float16 and stored == torch.bfloat16
+        return torch.float16 if half else stored
 
     @property
     def vocab(self) -> int | None:
@@ -71,7 +81,7 @@ def merge_shard(source: Path, target: Path, changes: Changes, bar: tqdm) -> None
     Raises ValueError when a merged weight is not finite or `source` is cut short.
     """
     _, begin = read_header(source)
-    layout = layout_of(source, changes.replaced)
+    layout = layout_of(source, changes.replaced, changes.to_float16)
     # One thread writes the last rows while the next rows are read and changed.
     with (
         source.open("rb") as old,
@@ -105,15 +115,15 @@ def _merged_bytes(
 ) -> Iterator[bytearray | memoryview]:
     """Yield the new bytes of the tensor at which `file` stands."""
     quantized = changes.quantized_in and nf4.QUANTIZED.fullmatch(name)
+    stored = entry_dtype(entry)
     if name in changes.replaced:
         tensor = changes.replaced[name]
         if name in changes.updates:  # LoRA of resized embeddings
             tensor = merged_weight(tensor, changes.updates[name])
-        yield _replaced_bytes(name, tensor, entry_dtype(entry))
-    elif name in changes.updates or quantized:
+        yield _replaced_bytes(name, tensor, changes.dtype(entry))
+    elif name in changes.updates or quantized or changes.dtype(entry) != stored:
         quantized_in = changes.quantized_in if quantized else None
-        update = changes.updates.get(name)
-        yield from _changed_rows(file, path, name, entry, update, quantized_in)
+        yield from _changed_rows(file, path, name, entry, changes, quantized_in)
     else:
         first, last = entry["data_offsets"]
         yield from read_blocks(file, last - first, BLOCK, path)
@@ -132,11 +142,13 @@ def _changed_rows(
     path: Path,
     name: str,
     entry: Entry,
-    update: Update | None,
+    changes: Changes,
     quantized_in: torch.dtype | None,
 ) -> Iterator[bytearray]:
-    """Yield the new bytes of an updated or dequantized weight, some rows at a time."""
+    """Yield the new bytes of a changed weight, some rows at a time."""
     import torch
+
+    update, written = changes.updates.get(name), changes.dtype(entry)
 
     first, last = entry["data_offsets"]
     size, dtype, shape = last - first, entry_dtype(entry), entry["shape"]
@@ -151,16 +163,17 @@ def _changed_rows(
         scales = _scales(file, path, size, block, dtype, quantized_in)
     for data in read_blocks(file, size, block, path):
         stored = torch.frombuffer(data, dtype=dtype).view(-1, *shape[1:])
-        weight = stored
+        new = torch.frombuffer(data, dtype=written).view(-1, *shape[1:])
+        weight = stored if dtype == written else stored.float()
         if quantized_in:
             count = stored.numel() // 64
             weight = nf4.dequantized(stored, quantized_in, scales[:count])
             scales = scales[count:]
         for i in range(0, len(stored), step):
-            target, merged = stored[i : i + step], weight[i : i + step]
+            target, merged = new[i : i + step], weight[i : i + step]
             if update:
                 merged = merged_weight(merged, update, row + i)
-            target.copy_(merged)  # rounds to the dtype of W, once
+            target.copy_(merged)  # rounds once
             _check_finite(name, target)
         row += len(stored)
         yield data

@@ -21,10 +21,13 @@ class Layout(NamedTuple):
     size: int
 
 
-def layout_of(source: Path, replaced: dict[str, torch.Tensor]) -> Layout:
+def layout_of(
+    source: Path, replaced: dict[str, torch.Tensor], to_float16: bool = False
+) -> Layout:
     """Return the layout of `source` with some of its tensors replaced.
 
-    The layout is that of `source` unless a tensor has another shape.
+    With `to_float16` bfloat16 tensors become float16. The layout is that of `source`
+    unless a tensor has another shape or dtype.
     """
     entries, begin = read_header(source)
     resized = [
@@ -34,7 +37,8 @@ def layout_of(source: Path, replaced: dict[str, torch.Tensor]) -> Layout:
     ]
     with source.open("rb") as file:
         header = file.read(begin)
-    if not resized:
+    converted = [n for n in entries if to_float16 and entries[n]["dtype"] == "BF16"]
+    if not resized and not converted:
         offsets = {name: entry["data_offsets"] for name, entry in entries.items()}
         places = {name: begin + first for name, (first, _) in offsets.items()}
         return Layout(header, places, source.stat().st_size)
@@ -47,6 +51,8 @@ def layout_of(source: Path, replaced: dict[str, torch.Tensor]) -> Layout:
         if name in resized:
             size = size // math.prod(shape) * replaced[name].numel()
             shape = list(replaced[name].shape)
+        if name in converted:
+            fields[name]["dtype"] = "F16"
         end += size
         fields[name] |= {"shape": shape, "data_offsets": [starts[name], end]}
     text = json.dumps(fields, separators=(",", ":")).encode()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
-from colab_utils import runtime, workspace
+from colab_utils import families, runtime, workspace
 from colab_utils.weights import nf4
 from colab_utils.weights.adapter_fit import read_for_base
 from colab_utils.weights.merge_blocks import Changes, merge_shard
@@ -18,7 +19,12 @@ from colab_utils.weights.merge_inputs import (
     warn_about_ids,
 )
 from colab_utils.weights.merge_layout import layout_of
-from colab_utils.weights.shards import check_disk, exclusive_lock, find_shards
+from colab_utils.weights.shards import (
+    all_entries,
+    check_disk,
+    exclusive_lock,
+    find_shards,
+)
 from colab_utils.weights.stops import change_json, write_stop_tokens
 
 
@@ -28,7 +34,9 @@ def merge(
     """Write the model folder `out`: `base` with `adapter` merged, config, tokenizer.
 
     The adapter is added to the base's "original" `weights`, or to the "dequantized"
-    ones: the base's weights after NF4, on which QLoRA trained. Safetensors are read and
+    ones: the base's weights after NF4, on which QLoRA trained. The merged weights of a
+    base in bfloat16 are float16, unless the family's activations exceed float16.
+    Safetensors are read and
     written some rows at a time, so memory does not grow with the model. The model is
     written to a hidden folder next to `out` and moved there at the end. A stopped run
     resumes after its last finished file; a model that is already merged stays.
@@ -46,7 +54,8 @@ def merge(
     others = other_files(base, adapter)
     dequantize = weights == "dequantized"
     quantized_in = nf4.trained_dtype(shards, adapter) if dequantize else None
-    changes = Changes(updates, replaced, quantized_in)
+    to_float16 = _to_float16(base, shards)
+    changes = Changes(updates, replaced, quantized_in, to_float16)
     warn_about_ids(others.get("tokenizer.json"), shards, changes.vocab)
     inputs = describe_inputs(shards, adapter, others, quantized_in)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -54,12 +63,29 @@ def merge(
         workspace.restore(out)
         read = (base, adapter)
         workspace.check_replaceable(out, "MODEL_NAME", (INPUTS,), inputs=read)
-        sizes = {s.name: layout_of(s, replaced).size for s in shards}
+        sizes = {s.name: layout_of(s, replaced, to_float16).size for s in shards}
         if is_merged(out, inputs, sizes, others):
             print(f"merged already: {out}")
         else:
             _write_model(out, inputs, shards, others, changes, sizes)
     return out
+
+
+def _to_float16(base: Path, shards: list[Path]) -> bool:
+    """Return whether to write bfloat16 weights as float16; print the reason.
+
+    bfloat16 has 8 binary digits. A trained update is often smaller than the distance
+    of a weight to the next such number, and rounding would remove most of it. float16
+    has 11 digits, and its range is enough for weights.
+    """
+    if all(entry["dtype"] != "BF16" for entry in all_entries(shards).values()):
+        return False
+    kind = json.loads((base / "config.json").read_text("utf-8")).get("model_type")
+    if kind in families.OVERFLOWS:
+        print(f"bfloat16 is kept: the activations of {kind} exceed float16")
+        return False
+    print("the merged weights are float16: bfloat16 would round small updates away")
+    return True
 
 
 def _write_model(
@@ -84,6 +110,8 @@ def _write_model(
             shutil.copyfile(file, part / name)
         if changes.vocab:
             change_json(part / "config.json", vocab_size=changes.vocab)
+        if changes.to_float16:
+            change_json(part / "config.json", dtype="float16")
         write_stop_tokens(part)
         workspace.replace(part, out)
     except KeyboardInterrupt:

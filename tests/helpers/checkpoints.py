@@ -180,7 +180,9 @@ def assert_merged(out: Path, base: Path, adapter: Path, dtype: torch.dtype) -> N
         assert found[name].dtype == dtype
         assert torch.equal(found[name], tensor), name
     old = tensors_of(base)
-    changed = {name for name in old if not torch.equal(old[name], found[name])}
+    changed = {
+        name for name in old if not torch.equal(old[name].to(dtype), found[name])
+    }
     updates, replaced = weights.read_adapter(adapter)
     assert changed == {*updates, *replaced} and updates
 

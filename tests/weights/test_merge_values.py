@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoints import (
+    NAME,
     TIED,
     assert_merged,
     make_adapter,
@@ -25,7 +27,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from colab_utils import models, weights
 from colab_utils.weights import merge_blocks
@@ -43,8 +45,38 @@ def test_merge_equals_peft(tokenizer, tmp_path, dtype, shard):
     assert files == 1 if shard == "1GB" else files > 2
     adapter = make_adapter(base, tmp_path / "adapter", tokenizer)
     out = weights.merge(base, adapter, tmp_path / "deep" / "out")
-    assert_merged(out, base, adapter, dtype)
+    written = torch.float16 if dtype == torch.bfloat16 else dtype
+    assert_merged(out, base, adapter, written)
     assert len(list(out.glob("*.safetensors"))) == files
+    assert AutoConfig.from_pretrained(out).dtype == written
+
+
+def test_merge_into_bfloat16_keeps_a_small_update(tokenizer, tmp_path, capsys):
+    """Rounded to bfloat16, most weights would stay as they are."""
+    base = make_base(tmp_path / "base", torch.bfloat16)
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer, scale=0.01)
+    out = weights.merge(base, adapter, tmp_path / "out")
+    assert "the merged weights are float16" in capsys.readouterr().out
+    old, exact = tensors_of(base)[NAME].double(), reference(base, adapter, torch.double)
+    update = exact[NAME] - old
+    assert 1e-5 < update.norm() / old.norm() < 1e-3
+
+    def kept(merged: torch.Tensor) -> float:
+        return (((merged.double() - old) * update).sum() / update.square().sum()).item()
+
+    assert kept(exact[NAME].bfloat16()) < 0.5
+    assert kept(tensors_of(out)[NAME]) > 0.9
+
+
+def test_merge_keeps_bfloat16_where_float16_overflows(tokenizer, tmp_path, capsys):
+    base = make_base(tmp_path / "base", torch.bfloat16)
+    adapter = make_adapter(base, tmp_path / "adapter", tokenizer)
+    config = json.loads((base / "config.json").read_text())
+    config["model_type"] = "gemma3_text"
+    (base / "config.json").write_text(json.dumps(config))
+    weights.merge(base, adapter, tmp_path / "out")
+    assert "the activations of gemma3_text exceed float16" in capsys.readouterr().out
+    assert tensors_of(tmp_path / "out")[NAME].dtype == torch.bfloat16
 
 
 @pytest.mark.slow
