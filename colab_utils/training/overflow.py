@@ -74,7 +74,7 @@ def _report(values: dict[int, float], layers: int, float16: bool) -> None:
         )
     number = max(values, key=lambda number: values[number])
     print(
-        f"largest activation: {values[number]:,.4g}, after layer {number} of {layers}"
+        f"largest activation: {values[number]:,.2f}, after layer {number} of {layers}"
     )
     if float16 and values[number] > 65504 / 2:
         print(

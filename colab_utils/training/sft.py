@@ -17,7 +17,7 @@ class FastSFTTrainer(SFTTrainer):
 
     - No step has learning rate 0: TRL's warmup begins with one. This class leaves it
       out, so n steps have the learning rates of TRL's steps 2 to n + 1.
-    - The last rows of an epoch may be too few for a whole update. An update with less
+    - Packing may leave a short sequence in an epoch. An update with less
       than half of the usual trained tokens moves the weights by less: its gradient is
       the sum over its tokens, divided by the usual number of tokens.
     - On the fast path (`training.use_fast_path`) there are never logits of all tokens,
