@@ -23,13 +23,13 @@ from tools import real_model
 ROOT = Path(__file__).parents[2]
 DATASET = os.environ.get("DATASET") or "openai/gsm8k:main"
 METHODS = ("qlora", "lora", "full")
-ROWS = {"MAX_ROWS": 64, "MAX_TOKENS": 128, "TEST_SHARE": 0.25}  # of notebook 01
+ROWS = {"MAX_ROWS": 48, "MAX_TOKENS": 128, "TEST_SHARE": 0.25}  # of notebook 01
 # Enough updates to learn where an answer ends. Full fine-tuning takes a lower rate.
 RATES = {"qlora": 1e-3, "lora": 1e-3, "full": 1e-4}
 EPOCHS = 3
 # The held-out loss falls by at least this, in nats a token.
 LOWER = {"qlora": 0.1, "lora": 0.1, "full": 0.02}
-QUESTIONS, LENGTH = 12, 128  # that are answered, and the tokens of an answer
+QUESTIONS, LENGTH = 6, 128  # that are answered, and the tokens of an answer
 
 
 @dataclass(frozen=True)
