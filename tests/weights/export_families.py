@@ -18,6 +18,7 @@ from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import given, settings
 
 from colab_utils import demo, weights
+from colab_utils.data.chat_template import choose_template
 from colab_utils.data.rendering import Conversations
 from colab_utils.weights.gguf import KINDS
 
@@ -138,6 +139,7 @@ def test_chat_templates_in_ollama_and_llama_cpp(name, tmp_path, cache):
     """Go renders the Modelfile as transformers does, and llama.cpp reads its tokens."""
     tokenizer = make_tokenizer(TOKENIZERS[name])
     tokenizer.chat_template = TEMPLATES[name]
+    choose_template(tokenizer, name, "own")  # adds BOS where the template lacks it
     folder = make_family(tmp_path / "model", "llama", vocab_size=len(tokenizer))
     tokenizer.save_pretrained(folder)
     file = weights.write_gguf(folder, kind="f16")
