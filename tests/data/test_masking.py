@@ -175,11 +175,12 @@ def test_trained_tokens_of_the_published_qwen3_template(chat):
     }[chat]
     messages = turns("Hi?", answers[0], "And?", answers[1], system="Be brief.")
     tokens = data.trained_tokens(messages, tokenizer)
-    # Earlier thinking is not in the rendering, so it is not trained.
-    thought = "<think>\nB\n</think>" if chat == "thinking" else "<think>\n\n</think>"
+    # Earlier thinking is not in the rendering, so it is not trained. With thinking
+    # switched off, the empty block belongs to the prompt.
+    thought = "<think>\nB\n</think>\n\n" if chat == "thinking" else ""
     assert decoded(tokens, tokenizer) == [
         "Hello.<|im_end|>",
-        f"{thought}\n\nBye.<|im_end|>",
+        f"{thought}Bye.<|im_end|>",
     ]
     tokenizer.chat_template = qwen3_chat_template
     assert data.trained_tokens(messages, tokenizer) == tokens
