@@ -27,8 +27,8 @@ ROWS = {"MAX_ROWS": 48, "MAX_TOKENS": 128, "TEST_SHARE": 0.25}  # of notebook 01
 # Enough updates to learn where an answer ends. Full fine-tuning takes a lower rate.
 RATES = {"qlora": 1e-3, "lora": 1e-3, "full": 1e-4}
 EPOCHS = 3
-# The held-out loss falls by at least this, in nats a token.
-LOWER = {"qlora": 0.1, "lora": 0.1, "full": 0.02}
+# The held-out loss falls by at least this (nats a token), half of what was measured.
+LOWER = 0.4
 QUESTIONS, LENGTH = 6, 128  # that are answered, and the tokens of an answer
 
 
@@ -97,7 +97,7 @@ def merged(run: Run) -> Run:
 def test_training_lowers_held_out_loss(run: Run) -> None:
     loss = recipe.read(run.adapter)["results"]["loss"]
     print(f"{run.method}: held-out loss {loss['base']:.3f} -> {loss['tuned']:.3f}")
-    assert loss["base"] - loss["tuned"] >= LOWER[run.method]
+    assert loss["base"] - loss["tuned"] >= LOWER
 
 
 def test_the_third_notebook_runs(run: Run) -> None:
@@ -143,7 +143,8 @@ def test_gguf_has_the_greedy_tokens_of_transformers(
         f"{merged.method}: {agreed:.0%} of the answers have the same 48 tokens; they"
         f" are at most {behind:.3f} nats behind transformers' top-1 tokens"
     )
-    assert agreed >= 0.8 and behind <= 0.02
+    # The file rounds the weights of full fine-tuning, which are float32.
+    assert agreed >= 0.8 and behind <= (0.1 if merged.method == "full" else 0.02)
 
 
 def test_gguf_stops_where_an_answer_ends(merged: Run, tmp_path: Path) -> None:
