@@ -12,7 +12,7 @@ from helpers.gguf_files import (
     with_config,
     with_tokenizer,
 )
-from helpers.templates import TEMPLATES
+from helpers.templates import FAMILIES, TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import weights
@@ -33,20 +33,6 @@ def test_write_modelfile_course_template(llama, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-KINDS = {
-    "llama2": "llama2",
-    "llama3": "llama3",
-    "chatml": "smollm2",
-    "qwen25": "qwen2",
-    "qwen3": "qwen3",
-    "zephyr": "llama2",
-    "mistral_v1": "llama2",
-    "mistral_v3": "mistral_v3",
-    "gemma2": "gemma",
-    "gemma3": "gemma",
-    "phi3": "phi3",
-    "vicuna": "llama2",
-}
 SYSTEM = {"role": "system", "content": 'Be "short".'}
 TURNS = [
     {"role": "user", "content": "What is the capital of Peru?"},
@@ -61,7 +47,7 @@ TURNS = [
 @pytest.mark.parametrize("turns", [1, 3, 5])
 @pytest.mark.parametrize("system", [[], [SYSTEM]], ids=len)
 def test_find_parts_renders_the_same(name, turns, system):
-    tokenizer = make_tokenizer(KINDS[name])
+    tokenizer = make_tokenizer(FAMILIES[name][0])
     tokenizer.chat_template = TEMPLATES[name]
     parts = find_parts(tokenizer)
     assert parts
