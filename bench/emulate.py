@@ -17,6 +17,14 @@ PACKAGES = ("torch", "triton", "bitsandbytes", "transformers", "peft", "trl")
 PACKAGES += ("unsloth", "xformers")
 CAP = 14.2  # GiB that torch may take: a T4 has 14.56, and CUDA itself needs some
 
+# Parts of the names of GPU kernels, by kind.
+KINDS = {
+    "attention": ("fmha", "attention", "flash"),
+    "products": ("gemm", "cutlass", "cublas", "nvjet", "xmma"),
+    "unpacking": ("dequant",),
+    "copies": ("memcpy", "memset"),
+}
+
 
 def limit() -> bool:
     """Limit torch to a T4's memory and attention; return False if there is no GPU."""
@@ -60,6 +68,13 @@ def card() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return {"card": torch.cuda.get_device_name(), "versions": found}
+
+
+def kind_of(kernel: str) -> str:
+    """Return the entry of KINDS that a kernel's name belongs to."""
+    name = kernel.lower()
+    found = (k for k, words in KINDS.items() if any(word in name for word in words))
+    return next(found, "other")
 
 
 def append(name: str, row: dict[str, Any]) -> None:

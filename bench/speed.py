@@ -47,12 +47,6 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 GPU = torch.cuda.is_available()
-KINDS = {
-    "attention": ("fmha", "attention", "flash"),
-    "products": ("gemm", "cutlass", "cublas", "nvjet", "xmma"),
-    "unpacking": ("dequant",),
-    "copies": ("memcpy", "memset"),
-}
 
 
 def documents() -> Dataset:
@@ -155,13 +149,6 @@ def unsloth_peer(checkpoint, o, ds, config, callbacks):
     )
 
 
-def kind_of(kernel: str) -> str:
-    """Return the entry of KINDS that a kernel's name belongs to."""
-    name = kernel.lower()
-    found = (k for k, words in KINDS.items() if any(word in name for word in words))
-    return next(found, "other")
-
-
 def busy(prof: profile) -> float:
     """Return the milliseconds in which the GPU was busy; overlaps count once."""
     spans = sorted(
@@ -229,7 +216,9 @@ def measure() -> dict[str, Any]:
         kinds: dict[str, float] = {}
         for event in clock.prof.key_averages():
             spent = event.self_device_time_total / 1e3 / o["prof"]
-            kinds[kind_of(event.key)] = kinds.get(kind_of(event.key), 0.0) + spent
+            kinds[emulate.kind_of(event.key)] = (
+                kinds.get(emulate.kind_of(event.key), 0.0) + spent
+            )
         total = sum(kinds.values())
         found["gpu_ms"] = round(total, 1)
         found["busy_ms"] = round(busy(clock.prof) / o["prof"], 1)

@@ -192,7 +192,10 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Packed rows differ in length and fragment torch's cache of GPU memory: 1 GiB was
     # lost in the largest planned run, 0.4 GiB with expandable segments (bench/LOG.md).
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ["PYTORCH_ALLOC_CONF"] = allocator = "expandable_segments:True"
+        if torch := sys.modules.get("torch"):  # too late for the variable
+            torch._C._accelerator_setAllocatorSettings(allocator)
     for name, pattern in IGNORED_MESSAGES.items():
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Matching) for known in logger.filters):

@@ -25,6 +25,52 @@ class Documents(NamedTuple):
     longest: int
 
 
+class Group(NamedTuple):
+    """Rows of a batch whose documents are computed together."""
+
+    rows: slice
+    documents: Documents
+
+
+def grouped_attention(
+    qkv: torch.Tensor, heads: int, kv_heads: int, groups: list[Group]
+) -> tuple[torch.Tensor, ...]:
+    """Return `attention` of all groups, and what the gradients need, in turn."""
+    if len(groups) == 1:
+        return attention(qkv, heads, kv_heads, groups[0].documents)
+    width = heads * (qkv.shape[1] // (heads + 2 * kv_heads))
+    out, saved = qkv.new_empty(len(qkv), width), []
+    for rows, documents in groups:
+        out[rows], *kept = attention(qkv[rows], heads, kv_heads, documents)
+        saved += kept
+    return out, *saved
+
+
+def grouped_attention_backward(
+    grad: torch.Tensor,
+    qkv: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    groups: list[Group],
+    out: torch.Tensor,
+    *saved: torch.Tensor,
+) -> torch.Tensor:
+    """Return the gradient of qkv; `out` and `saved` are from `grouped_attention`."""
+    if len(groups) == 1:
+        where = (heads, kv_heads, groups[0].documents)
+        return attention_backward(grad, qkv, *where, out, *saved)
+    found, count = torch.empty_like(qkv), len(saved) // len(groups)
+    for i, (rows, documents) in enumerate(groups):
+        found[rows] = attention_backward(
+            grad[rows],
+            qkv[rows],
+            *(heads, kv_heads, documents),
+            out[rows],
+            *saved[i * count : (i + 1) * count],
+        )
+    return found
+
+
 def attention(
     qkv: torch.Tensor, heads: int, kv_heads: int, documents: Documents
 ) -> tuple[torch.Tensor, ...]:

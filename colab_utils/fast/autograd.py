@@ -1,4 +1,4 @@
-"""The fast path's layers and its last norm as autograd functions."""
+"""The fast path's decoder layer as an autograd function."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from colab_utils.fast import ops
 from colab_utils.fast.layer import Saved
+from colab_utils.memory.costs import piece_rows
 
 if TYPE_CHECKING:
     from colab_utils.fast.layer import Layer
@@ -24,10 +24,7 @@ class LayerFunction(torch.autograd.Function):
         y, saved = layer.forward(x, given)
         kept = saved.tensors()
         if layer.checkpoint:
-            kept = [x]
-            if layer.offload:
-                waiting = torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
-                kept = [waiting.copy_(x, non_blocking=True)]
+            kept = [*to_ram(x)] if layer.offload else [x]
         ctx.save_for_backward(*given, *kept)
         ctx.layer, ctx.count = layer, len(given)
         return y
@@ -35,34 +32,41 @@ class LayerFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of the input and of the parameters."""
-        layer, given = ctx.layer, ctx.saved_tensors[: ctx.count]
+        layer, tensors = ctx.layer, list(ctx.saved_tensors)
+        # Else autograd holds every tensor until this function returns; the layer
+        # deletes each one after its last use.
+        ctx.maybe_clear_saved_tensors()
+        given, kept = tensors[: ctx.count], tensors[ctx.count :]
+        del tensors
         if layer.checkpoint:
-            x = ctx.saved_tensors[ctx.count].to(grad.device, non_blocking=True)
-            saved = layer.recompute(x, given)
-            del x  # `saved` alone holds the tensors, and `backward` deletes them
+            saved = layer.recompute(
+                kept.pop().to(grad.device, non_blocking=True), given
+            )
         else:
-            saved = Saved.of(ctx.saved_tensors[ctx.count :])
+            saved = Saved.of(kept)
+            del kept
         need_dx = ctx.needs_input_grad[0]
         dx, grads = layer.backward(grad.contiguous(), saved, given, need_dx)
         return dx, None, *grads
 
 
-class NormFunction(torch.autograd.Function):
-    """The last RMSNorm: `apply` takes rows (T, width), the weight and epsilon."""
+def to_ram(x: torch.Tensor) -> list[torch.Tensor]:
+    """Return x (T, width) in RAM, in pieces.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
-        """Return the norm of each row."""
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        return ops.norm(x, weight, eps)
+    On a GPU the memory is page-locked. Torch rounds it up to a power of two, and keeps
+    it for the next step; equal pieces waste little of it.
+    """
+    parts = x.split(piece_rows(x.shape[1] * x.element_size()))
+    found = [torch.empty_like(p, device="cpu", pin_memory=x.is_cuda) for p in parts]
+    for piece, part in zip(found, parts, strict=True):
+        piece.copy_(part, non_blocking=True)
+    return found
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient of the rows."""
-        x, weight = ctx.saved_tensors
-        grad = grad.clone()
-        dx = ops.norm_backward(grad, x, weight, torch.zeros_like(x), ctx.eps)
-        return dx, None, None
+
+def from_ram(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Return on `device` what `to_ram` has moved."""
+    rows, width = sum(len(piece) for piece in pieces), pieces[0].shape[1]
+    x = torch.empty(rows, width, dtype=pieces[0].dtype, device=device)
+    for part, piece in zip(x.split(len(pieces[0])), pieces, strict=True):
+        part.copy_(piece, non_blocking=True)
+    return x

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """The inputs that all layers share: rotary angles (T, D), and the documents."""
+    """The inputs that all layers share: rotary angles (T, D), groups of documents."""
 
     cos: torch.Tensor
     sin: torch.Tensor
-    documents: attention.Documents
+    groups: list[attention.Group]
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Saved:
     """The tensors that the backward pass of a layer needs, for T tokens.
 
     `backward` deletes each large tensor after its last use, which bounds the peak
-    memory of checkpointed layers. The `_low` tensors are x A^T (T, ranks) of the four
-    groups, None without an adapter.
+    memory. The `_low` tensors are x A^T (T, ranks) of the four groups, None without an
+    adapter.
     """
 
     x: torch.Tensor  # the layer's input (T, width)
@@ -109,26 +109,28 @@ class Layer:
         self, x: torch.Tensor, given: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, Saved]:
         """Return the output (T, width), and the tensors that `backward` needs."""
+        out = self.down.room(len(x))
         saved = self.recompute(x, given)
-        y, saved.down_low = self.down.forward(
-            ops.swiglu(*saved.gate_up.chunk(2, -1)), self.split(given)[3], saved.h
-        )
-        return y, saved
+        hidden = ops.swiglu(*saved.gate_up.chunk(2, -1))
+        self.down.forward(hidden, self.split(given)[3], out, residual=saved.h)
+        saved.down_low = out.low
+        return out.y, saved
 
     def recompute(self, x: torch.Tensor, given: Sequence[torch.Tensor]) -> Saved:
         """Return the tensors that `backward` needs; `down_proj` is not computed."""
         qkv_given, o_given, gate_up_given, _ = self.split(given)
-        n = ops.norm(x, self.norm_1, self.eps)
-        qkv, qkv_low = self.qkv.forward(n, qkv_given)
-        del n
-        attended, *kept = attention.attention(
-            self._rotated(qkv), self.heads, self.kv_heads, self.documents
+        qkv = self.qkv.room(len(x))
+        self.qkv.forward(ops.norm(x, self.norm_1, self.eps), qkv_given, qkv)
+        attended, *kept = attention.grouped_attention(
+            self._rotated(qkv.y), self.heads, self.kv_heads, self.documents
         )
-        h, o_low = self.o.forward(attended, o_given, residual=x)
-        n = ops.norm(h, self.norm_2, self.eps)
-        gate_up, gate_up_low = self.gate_up.forward(n, gate_up_given)
-        low = (qkv_low, o_low, gate_up_low, None)
-        return Saved(x, qkv, attended, h, gate_up, *low, attention=tuple(kept))
+        h, gate_up = self.o.room(len(x)), self.gate_up.room(len(x))
+        self.o.forward(attended, o_given, h, residual=x)
+        self.gate_up.forward(
+            ops.norm(h.y, self.norm_2, self.eps), gate_up_given, gate_up
+        )
+        low = (qkv.low, h.low, gate_up.low, None)
+        return Saved(x, qkv.y, attended, h.y, gate_up.y, *low, attention=tuple(kept))
 
     def _rotated(self, qkv: torch.Tensor) -> torch.Tensor:
         """Return qkv with its heads normalized and rotated.
@@ -183,6 +185,7 @@ class Layer:
         del hidden
         d_norm, d_low = self.gate_up.backward(d_gate_up, gate_up_given)
         gate_up_b = self.gate_up.grad_b(d_gate_up, saved.gate_up_low)
+        del d_gate_up
         dh = ops.norm_backward(d_norm, saved.h, self.norm_2, grad, self.eps)
         normed = d_norm  # overwritten with the norm's output
         gate_up_a = self.gate_up.grad_a(d_low, normed)
@@ -202,7 +205,7 @@ class Layer:
         o_a = self.o.grad_a(d_low, saved.attended)
         where = (self.heads, self.kv_heads, self.documents)
         qkv = self._rotated(saved.qkv) if self.head_norms else saved.qkv
-        d_qkv = attention.attention_backward(
+        d_qkv = attention.grouped_attention_backward(
             d_attended, qkv, *where, saved.attended, *saved.attention
         )
         del d_attended, qkv

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -37,13 +37,22 @@ class Scratch:
         self.buffers.clear()
 
 
+class Results(NamedTuple):
+    """The output of a group for T tokens.
+
+    y is (T, outputs). `low` is x A^T (T, ranks), or None without an adapter.
+    """
+
+    y: torch.Tensor
+    low: torch.Tensor | None
+
+
 class TrainingGroup(LinearGroup):
     """A group in training: one product with all weights, stacked, and its gradients.
 
     y = x W^T + bias + (x A^T) B^T. W (outputs, inputs) and A (ranks, inputs) are
     stacked, and A is scaled. B (outputs, ranks) is block-diagonal. `given` are the
-    tensors of `parameters` as autograd passes them. `low` is x A^T (T, ranks), or None
-    if no layer of the group has an adapter.
+    tensors of `parameters` as autograd passes them. `low` is that of `Results`.
     """
 
     def __init__(
@@ -96,24 +105,35 @@ class TrainingGroup(LinearGroup):
                 a[adapter.ranks] *= scale
         return a, b
 
+    def room(self, tokens: int) -> Results:
+        """Return uninitialized memory for the results of `forward`.
+
+        Take it before x is computed. x is freed first, and torch's cache keeps a hole
+        where a freed tensor lies between two others.
+        """
+        low = self.empty(tokens, self.rank) if self.rank else None
+        return Results(self.empty(tokens, self.rows), low)
+
     def forward(
         self,
         x: torch.Tensor,
         given: list[torch.Tensor],
+        room: Results,
         residual: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return y (T, outputs), with `residual` added if given, and `low`."""
+    ) -> None:
+        """Write y (T, outputs), plus `residual` if given, and `low` into `room`."""
         w, bias = self.weight(), self.bias()
         start = bias if residual is None else residual
-        y = x @ w.T if start is None else torch.addmm(start, x, w.T)
+        if start is None:
+            torch.mm(x, w.T, out=room.y)
+        else:
+            torch.addmm(start, x, w.T, out=room.y)
         if residual is not None and bias is not None:
-            y += bias
-        if not self.rank:
-            return y, None
-        a, b = self.matrices(given)
-        low = x @ a.T
-        y.addmm_(low, b.T)
-        return y, low
+            room.y.add_(bias)
+        if room.low is not None:
+            a, b = self.matrices(given)
+            torch.mm(x, a.T, out=room.low)
+            room.y.addmm_(room.low, b.T)
 
     def low(self, x: torch.Tensor, given: list[torch.Tensor]) -> torch.Tensor | None:
         """Return `low` alone."""

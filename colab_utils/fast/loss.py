@@ -1,4 +1,4 @@
-"""The cross-entropy of a model with a large vocabulary, in little memory."""
+"""The last norm and the cross-entropy of a large vocabulary, in little memory."""
 
 from __future__ import annotations
 
@@ -9,43 +9,54 @@ import torch
 from colab_utils.fast import ops
 
 
-class CrossEntropy(torch.autograd.Function):
-    """Sum the losses of rows (T, width) without a tensor of all their logits.
+class NormedCrossEntropy(torch.autograd.Function):
+    """Sum the losses of rows x (T, width) without a tensor of all their logits.
 
-    The head is frozen, so `forward` computes a chunk's gradient while its logits exist.
-    Returns the sum and the number of correct predictions. Sources: Wijmans et al. 2024
-    and Liger's fused linear cross-entropy.
+    `apply` takes x, the weight and epsilon of the last RMSNorm, the head (vocabulary,
+    width), the targets (T,), -100 where a row has none, and the rows of a chunk. It
+    returns the sum and the number of correct predictions. Norm and head are frozen, so
+    `forward` computes a chunk's gradient while its logits exist. Sources: Wijmans et
+    al. 2024 and Liger's fused linear cross-entropy.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
         head: torch.Tensor,
         targets: torch.Tensor,
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute `chunk` rows at a time; `head` is (vocabulary, width)."""
-        grad = torch.empty_like(x)
+        """Return the sum, and keep the gradient of the norm's output."""
+        trained = (targets != -100).nonzero().squeeze(1)
+        grad = torch.zeros_like(x)
         precise = torch.promote_types(x.dtype, torch.float32)
         total = x.new_zeros((), dtype=precise)
         correct = torch.zeros((), dtype=torch.long, device=x.device)
-        for i in range(0, len(x), chunk):
-            logits = x[i : i + chunk] @ head.T
-            losses, hits = ops.cross_entropy(logits, targets[i : i + chunk])
+        for rows in trained.split(chunk):
+            normal = ops.norm(x[rows], weight, eps)
+            logits = normal @ head.T
+            losses, hits = ops.cross_entropy(logits, targets[rows])
             total += losses.sum()
             correct += hits.sum()
             # The logits have become their gradient.
-            torch.mm(logits, head, out=grad[i : i + chunk])
+            grad[rows] = torch.mm(logits, head, out=normal)
             del logits  # before those of the next chunk are computed
-        ctx.save_for_backward(grad)
+        ctx.save_for_backward(x, weight, grad)
+        ctx.trained, ctx.eps, ctx.chunk = trained, eps, chunk
         ctx.mark_non_differentiable(correct)
         return total, correct
 
     @staticmethod
     def backward(
         ctx: Any, scale: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None, None]:
-        """Scale the gradient that `forward` computed."""
-        (grad,) = ctx.saved_tensors
-        return (grad * scale).to(grad.dtype), None, None, None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Scale the gradient that `forward` kept, and take it through the norm."""
+        x, weight, grad = ctx.saved_tensors
+        for rows in ctx.trained.split(ctx.chunk):
+            part = (grad[rows] * scale).to(grad.dtype)
+            none = torch.zeros_like(part)
+            grad[rows] = ops.norm_backward(part, x[rows], weight, none, ctx.eps)
+        return grad, None, None, None, None, None

@@ -9,6 +9,7 @@ layers use gradient checkpointing as the memory demands.
 
 from __future__ import annotations
 
+import math
 import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,11 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from colab_utils.fast import decoder, lora, ops, support
-from colab_utils.fast.attention import Documents
-from colab_utils.fast.autograd import LayerFunction, NormFunction
+from colab_utils.fast.autograd import LayerFunction
+from colab_utils.fast.documents import Tokens, flatten
 from colab_utils.fast.layer import Batch, Layer
 from colab_utils.fast.linears import Scratch
-from colab_utils.fast.loss import CrossEntropy
+from colab_utils.fast.loss import NormedCrossEntropy
 from colab_utils.memory.costs import LOGIT_ROWS
 from colab_utils.shape import Shape
 
@@ -52,7 +53,7 @@ class FastPath:
     """
 
     recompute: int
-    offload: bool
+    offload: int
     scratch: Scratch = field(default_factory=Scratch)
 
     @staticmethod
@@ -61,12 +62,12 @@ class FastPath:
         return vars(inner).get("_fast_path")
 
 
-def apply(model: torch.nn.Module, recompute: int = 0, offload: bool = False) -> bool:
+def apply(model: torch.nn.Module, recompute: int = 0, offload: int = 0) -> bool:
     """Train `model` on the fast path from now on.
 
     Returns False, and prints why, for a model that the fast path can't train. The first
-    `recompute` layers use gradient checkpointing. With `offload` their inputs and the
-    embeddings stay in CPU memory. `remove` undoes all of this.
+    `recompute` layers use gradient checkpointing. The inputs of the first `offload` of
+    them stay in RAM, and so do the embeddings. `remove` undoes all of this.
     """
     remove(model)
     if problem := support.training_problem(model):
@@ -126,23 +127,24 @@ def _forward(
         return type(self).forward(self, input_ids=input_ids, labels=labels, **rest)
     _check(self, kwargs)
     mask = kwargs.get("attention_mask")
-    targets, positions, documents = flatten(labels, mask, kwargs.get("position_ids"))
-    window = Shape.from_config(self.config).window
-    if window and documents.longest > window:
+    tokens = flatten(labels, mask, kwargs.get("position_ids"))
+    window, longest = Shape.from_config(self.config).window, tokens.longest
+    if window and longest > window:
         raise ValueError(
-            f"A row has {documents.longest:,} tokens, but this model's attention has a "
+            f"A row has {longest:,} tokens, but this model's attention has a "
             f"sliding window of {window:,}, and the fast path computes none: remove "
             "longer rows, or call training.use_reference_path(trainer)."
         )
-    x = hidden_states(self, fast, input_ids, mask, positions, documents)
-    trained = (targets != -100).nonzero().squeeze(1)
-    total, correct = CrossEntropy.apply(
-        x[trained], self.lm_head.weight, targets[trained], LOGIT_ROWS
+    x = hidden_states(self, fast, input_ids, mask, tokens)
+    norm, trained = self.model.norm, (tokens.targets != -100).sum()
+    total, correct = NormedCrossEntropy.apply(
+        *(x, norm.weight, norm.variance_epsilon),
+        *(self.lm_head.weight, tokens.targets, LOGIT_ROWS),
     )
     count = kwargs.get("num_items_in_batch")
-    count = torch.as_tensor(len(trained) if count is None else count)
+    count = torch.as_tensor(trained if count is None else count)
     loss = total / count.clamp(min=1)
-    return Output(loss=loss, token_accuracy=correct / max(len(trained), 1))
+    return Output(loss=loss, token_accuracy=correct / trained.clamp(min=1))
 
 
 def _check(inner: LlamaForCausalLM, inputs: dict[str, Any]) -> None:
@@ -163,47 +165,12 @@ def _check(inner: LlamaForCausalLM, inputs: dict[str, Any]) -> None:
         )
 
 
-def flatten(
-    labels: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, Documents]:
-    """Return the rows of a batch, padded or packed, as one row of T tokens.
-
-    Returns targets (T,), positions (T,) and the documents. A target is the label of the
-    next token, or -100 at a document's end. A document begins at a row's first token,
-    and at each position 0. Raises ValueError for a mask that hides more than padding.
-    """
-    whole = torch.ones_like(labels) if mask is None else mask
-    if whole.shape != labels.shape:
-        raise ValueError(
-            f"The attention mask has the shape {tuple(whole.shape)}, but the fast path "
-            f"takes {tuple(labels.shape)}, rows by tokens. Call "
-            "training.use_reference_path(trainer) for other masks."
-        )
-    keep = whole.bool()
-    first = keep.clone()
-    first[:, 1:] &= ~keep[:, :-1]
-    if positions is None:
-        positions = keep.cumsum(-1) - 1
-    begins = ((positions.expand_as(keep) == 0) | first)[keep]
-    labels, positions = labels[keep], positions.expand_as(keep)[keep]
-    if not len(labels):
-        raise ValueError(
-            "The attention mask leaves no token to train on: remove the empty rows."
-        )
-    starts = begins.nonzero().squeeze(1)
-    ends = torch.cat([starts, starts.new_tensor([len(labels)])]).int()
-    rows, longest = torch.stack([first.sum(1).max(), ends.diff().max()]).tolist()
-    if rows > 1:
-        raise ValueError(
-            "The attention mask has a hole, but the fast path takes padding only at "
-            "the beginning and the end of a row. Call "
-            "training.use_reference_path(trainer)."
-        )
-    targets = torch.full_like(labels, -100)
-    targets[:-1] = torch.where(begins[1:], -100, labels[1:])
-    return targets, positions, Documents(ends, longest)
+def _largest_weight(shape: Shape) -> tuple[int, int]:
+    """Return the outputs and inputs of the largest group of linear layers."""
+    sizes = shape.linear_shapes()
+    groups = ([sizes[name] for name in group] for group in lora.GROUPS)
+    found = [(sum(outputs for _, outputs in group), group[0][0]) for group in groups]
+    return max(found, key=math.prod)
 
 
 def hidden_states(
@@ -211,19 +178,22 @@ def hidden_states(
     fast: FastPath,
     ids: torch.Tensor,
     mask: torch.Tensor | None,
-    positions: torch.Tensor,
-    documents: Documents,
+    tokens: Tokens,
 ) -> torch.Tensor:
-    """Return the output of the last norm (T, width) for the tokens in `mask`."""
+    """Return the output of the last layer (T, width) for the tokens in `mask`."""
     llama, shape = model.model, Shape.from_config(model.config)
     tied = llama.embed_tokens.weight is model.lm_head.weight
     if fast.offload and not tied:
         llama.embed_tokens.cpu()  # each time, because a trainer may move the model
+    # First, because it stays: below the tensors of this step it leaves no hole.
+    weight = llama.embed_tokens.weight
+    fast.scratch.take(*_largest_weight(shape), weight.dtype, ids.device)
     # Embed the padded rows: a hook may add noise that depends on their shape (NEFTune).
-    x = llama.embed_tokens(ids.to(llama.embed_tokens.weight.device)).to(ids.device)
+    x = llama.embed_tokens(ids.to(weight.device)).to(ids.device)
     x = x.flatten(0, 1) if mask is None else x[mask.bool()]
-    cos, sin = (t[0] for t in llama.rotary_emb(x, positions[None]))
-    batch = Batch(cos, sin, documents)
+    x = x if tokens.order is None else x[tokens.order]
+    cos, sin = (t[0] for t in llama.rotary_emb(x, tokens.positions[None]))
+    batch = Batch(cos, sin, tokens.groups)
     for i, module in enumerate(lora.decoder_layers(model)):
         layer = Layer(
             module,
@@ -233,7 +203,7 @@ def hidden_states(
             like=x,
             scratch=fast.scratch,
             checkpoint=i < fast.recompute,
-            offload=fast.offload,
+            offload=i < fast.offload,
         )
         x = LayerFunction.apply(x, layer, *layer.parameters())
-    return NormFunction.apply(x, llama.norm.weight, llama.norm.variance_epsilon)
+    return x

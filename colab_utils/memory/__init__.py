@@ -1,8 +1,9 @@
 """Compute a model's memory before anything is loaded; measure it afterward.
 
 Read in this order: `costs` (bytes of weights, adapters, generation), `activations` and
-`step` (bytes of a training step), `planning` (the fastest way to train that fits, and
-the check before a download), `meter` (the memory that is free, and that was used).
+`step` (bytes of a training step), `planning` (the fastest way to train that fits),
+`needs` (the check of the machine before a download), `meter` (the memory that is free,
+and that was used).
 """
 
 from colab_utils.memory.costs import (
@@ -15,7 +16,8 @@ from colab_utils.memory.costs import (
     ram_to_merge,
 )
 from colab_utils.memory.meter import budget, peak, ram, release
-from colab_utils.memory.planning import Plan, plan, preflight, seconds
+from colab_utils.memory.needs import preflight
+from colab_utils.memory.planning import Plan, plan, seconds
 from colab_utils.memory.step import at_loss, estimate
 from colab_utils.runtime import GIB
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from colab_utils.memory.costs import LOGIT_ROWS
+from colab_utils.memory.costs import ATTENTION_TOKENS, LOGIT_ROWS
 from colab_utils.shape import Shape
 
 
@@ -47,25 +47,47 @@ def loss_bytes(
 ) -> tuple[float, float]:
     """Return the bytes that the loss keeps, and those of its temporary tensors."""
     width, vocab = shape.width, shape.vocab
-    if fast:  # kept: the last norm's input and the gradient; logits of one chunk
-        return 2.0 * size * width * tokens, (
-            size * width * tokens + 1.0 * size * vocab * min(LOGIT_ROWS, tokens)
-        )
+    if (
+        fast
+    ):  # kept: the last layer's output and its gradient; a chunk's logits and rows
+        rows = min(LOGIT_ROWS, tokens)
+        return 2.0 * size * width * tokens, size * (vocab + 2.0 * width) * rows
     # kept: the last norm, and a float32 softmax; temporary: its gradient, and logits
     norm = 4.0 * width * (3 if method == "full" else 1)
     return (norm + 4.0 * vocab) * tokens, (4.0 + size) * vocab * tokens
 
 
-def backward_bytes(shape: Shape, size: int, fast: bool) -> float:
-    """Return the bytes per token of temporary gradients while a layer runs backward."""
+def backward_bytes(
+    shape: Shape, tokens: int, size: int, fast: bool, accumulators: int
+) -> float:
+    """Return the bytes of temporary tensors while a layer runs backward.
+
+    On the fast path attention has its turn when the tensors of the MLP are freed.
+    """
     width, inner, queries = shape.width, shape.inner, shape.queries
     if not fast:
-        return size * (2 * width + 3 * inner)
-    rows = queries + 2 * shape.keys
-    repeated = 0 if shape.kv_heads == shape.heads else 5 * queries  # k, v, gradients
+        return 1.0 * size * tokens * (2 * width + 3 * inner)
+    workspace = workspace_bytes(shape, tokens, accumulators)
+    # the gradients of the layer's output, of h and of the attention's output; q, k, v
+    held, rows = 2 * width + queries, queries + 2 * shape.keys
     # the heads' norms keep their input, so that attention reads a copy
-    attention = width + queries + (2 if shape.qk_norm else 1) * rows + repeated
-    return size * max(width + inner, 3 * width, attention, 3 * width + rows)
+    held += rows if shape.qk_norm else 0
+    attention = size * tokens * (held + rows) + workspace
+    if shape.kv_heads != shape.heads:  # k and v are repeated, and their gradients
+        attention = size * tokens * (held + 5 * queries) + max(
+            workspace, size * tokens * (rows + 2 * shape.keys)
+        )
+    freed = size * tokens * 2 * inner
+    return max(size * tokens * max(width + inner, 3 * width), attention - freed)
+
+
+def workspace_bytes(shape: Shape, tokens: int, accumulators: int) -> float:
+    """Return the bytes in which the attention kernel accumulates gradients.
+
+    They are float32, for `tokens` tokens with the padding of their group. Source: the
+    workspace of PyTorch's mem_eff_attention/kernel_backward.h.
+    """
+    return 4.0 * accumulators * shape.queries * max(tokens, ATTENTION_TOKENS)
 
 
 def dequantized_bytes(shape: Shape, method: str, size: int, fast: bool) -> float:

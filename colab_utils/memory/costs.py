@@ -22,8 +22,16 @@ NF4_WEIGHT, NF4_SCALE = 0.5, 1 / 64 + 4 / (64 * 256)
 # The workspaces of cuBLAS, one for the forward and one for the backward pass: 8.1 MiB
 # each, or 32 MiB from compute capability 9.0 on.
 CUBLAS = 2 * 8.1 * 2**20
+# Tokens, with their padding, whose attention has its gradient computed at a time. A
+# longer row takes as many as it has.
+ATTENTION_TOKENS = 12288
 LOGIT_ROWS = 512  # tokens whose logits exist at a time on the fast path
 MLP_ROWS = 512  # tokens of a prompt that go through an MLP at a time
+# Inputs of layers in RAM are kept in pieces of at most so many bytes: torch rounds
+# page-locked memory up to a power of two.
+PIECE = 2**26
+# RAM of a free Colab machine, and what its system takes.
+COLAB_RAM, SYSTEM_RAM = 12.7e9, 1.0 * GIB
 # GPU memory that torch reserves beyond its tensors, because its cache is fragmented
 # (with the setting of `runtime.quiet`): up to 0.5 GiB measured, and a margin.
 RESERVE = 0.7 * GIB
@@ -43,6 +51,7 @@ class Memory:
     logits: float = 0.0
     working: float = 0.0  # temporary tensors of one layer or of the loss
     reserve: float = 0.0  # memory that torch reserves beyond its tensors
+    ram: float = 0.0  # what the plan keeps in RAM; not part of the total
 
     @property
     def peak(self) -> float:
@@ -52,11 +61,12 @@ class Memory:
     @property
     def total(self) -> float:
         """The sum of all parts: the GPU memory that is needed."""
-        return sum(asdict(self).values())
+        return sum(asdict(self).values()) - self.ram
 
     def as_gib(self) -> dict[str, float]:
-        """Return every part, and their total, in GiB."""
-        parts = {part.name: getattr(self, part.name) / GIB for part in fields(self)}
+        """Return every part on the device, and their total, in GiB."""
+        names = [part.name for part in fields(self) if part.name != "ram"]
+        parts = {name: getattr(self, name) / GIB for name in names}
         return {**parts, "total": self.total / GIB}
 
 
@@ -137,6 +147,18 @@ def inference(
         working=CUBLAS + prompt + 2.0 * width * inner * (method == "qlora"),
         reserve=RESERVE,
     )
+
+
+def piece_rows(row: int) -> int:
+    """Return how many rows of `row` bytes make a piece of page-locked RAM."""
+    return max(1, PIECE // row)
+
+
+def page_locked(rows: int, row: int) -> int:
+    """Return the bytes of page-locked RAM for `rows` rows of `row` bytes."""
+    whole, rest = divmod(rows, piece_rows(row))
+    sizes = [piece_rows(row) * row] * whole + [rest * row] * (rest > 0)
+    return sum(1 << (size - 1).bit_length() for size in sizes)
 
 
 def ram_to_load(config: PreTrainedConfig | Shape) -> float:

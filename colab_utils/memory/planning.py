@@ -1,16 +1,12 @@
-"""Plan a training run that fits the GPU, and check the machine before a download."""
+"""Plan a training run that fits the GPU and the RAM."""
 
 from __future__ import annotations
 
 import bisect
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from colab_utils import hub, runtime
 from colab_utils.memory import costs
 from colab_utils.memory.costs import Memory
 from colab_utils.memory.step import Step
@@ -22,6 +18,10 @@ if TYPE_CHECKING:
 
 # A T4 sustains about 24 TFLOP/s in float16 and 260 GB/s. Only the ratio decides a plan.
 FLOPS, BANDWIDTH = 24e12, 260e9
+# How much longer an operation of attention takes than one of a matrix product: 4.8 to
+# 5.4 on an H100 with documents of 4,096 to 16,384 tokens (bench/LOG.md); no T4 was
+# measured.
+SLOWER = 5.0
 # What needs less memory, for each method.
 SMALLER = {
     "qlora": "a smaller RANK or MODEL",
@@ -37,13 +37,13 @@ class Plan:
 
     A micro-batch is one packed row of `tokens` tokens, and an update sees
     `accumulation` of them. `recompute` is the number of layers with gradient
-    checkpointing; `offload` keeps their inputs in RAM.
+    checkpointing; the inputs of the first `offload` of them are in RAM.
     """
 
     tokens: int
     accumulation: int
     recompute: int
-    offload: bool
+    offload: int
     fast: bool
     cost: Memory
 
@@ -51,7 +51,9 @@ class Plan:
         """Return the plan in one line."""
         times = f"{self.accumulation} x " if self.accumulation > 1 else ""
         layers = f"{self.recompute or 'no'} layer{'s' * (self.recompute != 1)}"
-        offload = ", inputs and embeddings in RAM" if self.offload else ""
+        offload = ""
+        if self.offload:
+            offload = f", {self.cost.ram / GIB:.1f} GiB of inputs and embeddings in RAM"
         return (
             f"{times}{self.tokens:,} tokens an update; gradient checkpointing for "
             f"{layers}{offload}; {self.cost.total / GIB:.2f} GiB at the peak"
@@ -59,13 +61,20 @@ class Plan:
 
 
 def seconds(
-    config: PreTrainedConfig | Shape, method: str, tokens: int, recompute: int
+    config: PreTrainedConfig | Shape,
+    method: str,
+    tokens: int,
+    recompute: int,
+    document: float,
 ) -> float:
     """Return roughly the seconds that a T4 needs for a micro-batch of `tokens` tokens.
 
     Per weight and token the forward pass has 2 operations, the backward pass 2 (4 if
     all weights are trained), and a checkpointed layer 2 more. QLoRA dequantizes every
-    weight once per pass.
+    weight once per pass. A token attends to half of its document on average; `document`
+    is its number of tokens. For documents of several lengths it is the mean of their
+    squares divided by their mean. The backward pass of attention has 2.5 times the
+    operations of the forward pass (Dao et al. 2022).
     """
     shape = Shape.from_config(config)
     linear, _ = costs.parameters(shape)
@@ -73,8 +82,9 @@ def seconds(
     again = recompute / shape.layers
     passes = 3 if method == "full" else 2
     work = 2.0 * tokens * (passes * (linear + head) + again * linear)
+    attention = 2.0 * tokens * document * shape.queries * shape.layers * (3.5 + again)
     dequantized = 2.5 * linear * (2 + again) if method == "qlora" else 0.0
-    return work / FLOPS + dequantized / BANDWIDTH
+    return (work + SLOWER * attention) / FLOPS + dequantized / BANDWIDTH
 
 
 def plan(
@@ -85,6 +95,7 @@ def plan(
     longest: int,
     update: int,
     budget: float,
+    ram: float = costs.COLAB_RAM,
     fast: bool = True,
     gpu: bool = True,
     optimizer: str = "adamw_8bit",
@@ -93,9 +104,10 @@ def plan(
 
     `longest` is the longest row in tokens, `update` the number of tokens that one
     update should train on. This tries micro-batches from `longest` to `update` tokens,
-    each with as few checkpointed layers as fit. On the fast path of a GPU the inputs of
-    all layers may also be in RAM. The plan is for the reference path if the fast path
-    does not know the model's family, or if a row is longer than its sliding window.
+    each with as few checkpointed layers as fit. On the fast path of a GPU, inputs of
+    layers may also be in RAM, if the machine has `ram` bytes of it. The plan is for the
+    reference path if the fast path does not know the model's family, or if a row is
+    longer than its sliding window.
 
     Raises MemoryError, with the numbers and what to change, when nothing fits.
     """
@@ -117,6 +129,16 @@ def plan(
     )
     found = list(candidates(step, longest, update, budget))
     fitting = [one for one in found if one.cost.total <= budget]
+    free = ram - costs.SYSTEM_RAM - costs.ram_to_load(shape)
+    if fitting and all(one.cost.ram > free for one in fitting):
+        least = min(one.cost.ram for one in fitting)
+        raise MemoryError(
+            f"{method} for rows of {longest:,} tokens must keep {least / GIB:.1f} GiB "
+            f"in RAM, and {max(free, 0) / GIB:.1f} GiB of {ram / 1e9:.1f} GB are free "
+            f"for it. Use {SMALLER[method]}, or set MAX_TOKENS lower in "
+            "01_create_dataset."
+        )
+    fitting = [one for one in fitting if one.cost.ram <= free]
     if not fitting:
         at_rank = "" if method == "full" else f" at rank {rank}"
         raise MemoryError(
@@ -127,9 +149,8 @@ def plan(
         )
 
     def slowness(one: Plan) -> tuple[bool, float]:
-        return one.offload, (
-            seconds(step.shape, method, one.tokens, one.recompute) / one.tokens
-        )
+        spent = seconds(step.shape, method, one.tokens, one.recompute, longest)
+        return one.offload > 0, spent / one.tokens
 
     return min(fitting, key=slowness)
 
@@ -152,118 +173,20 @@ def save_memory(step: Step, budget: float) -> Step:
     """Return the step with as few checkpointed layers as fit `budget` bytes.
 
     If checkpointing all layers is not enough, and the step runs on the fast path of a
-    GPU, their inputs are in RAM.
+    GPU, as few of their inputs as possible are in RAM.
     """
     layers = step.shape.layers
 
-    def fits(recompute: int) -> bool:
-        return replace(step, recompute=recompute).peak().total <= budget
+    def fits(recompute: int, offload: int = 0) -> bool:
+        one = replace(step, recompute=recompute, offload=offload)
+        return one.peak().total <= budget
 
     # Each checkpointed layer saves memory, except the last one.
     fewest = bisect.bisect_left(range(layers), True, key=fits)
     if fewest < layers or fits(layers):
         return replace(step, recompute=fewest)
-    return replace(step, recompute=layers, offload=step.gpu and step.fast)
-
-
-class Need(NamedTuple):
-    """Memory or disk space that a run needs, in bytes."""
-
-    name: str
-    needed: float
-    free: float
-    total: float
-    advice: str  # what to change if even `total` is too small
-
-    def __str__(self) -> str:
-        """Return in one line what is needed and what is free."""
-        return (
-            f"{self.name}: needs {self.needed / GIB:.1f} GiB of "
-            f"{self.free / GIB:.1f} free"
-        )
-
-    def problem(self) -> str | None:
-        """Return what is missing and what to change, or None if enough is free."""
-        if self.needed <= self.free:
-            return None
-        advice = self.advice
-        if self.needed <= self.total:
-            advice = "something else holds memory: restart the session"
-        return (
-            f"{self.name} has {self.free / GIB:.1f} GiB free and "
-            f"{self.needed / GIB:.1f} are needed: {advice}"
-        )
-
-
-def preflight(config: PreTrainedConfig, model: str, cost: Memory) -> None:
-    """Check GPU, RAM, disk and access before a download; print the numbers.
-
-    `model` is a folder or a Hub id, `cost` a result of `estimate` or of `plan`. Raises
-    MemoryError if memory or disk space is too small; the message lists what is needed,
-    what is free and what to change. Raises PermissionError for a model that can't be
-    downloaded, and FileNotFoundError for a name that does not exist.
-    """
-    shape = Shape.from_config(config)
-    needs, denied = _memory_needs(shape, cost), None
-    if not Path(model).is_dir():
-        with hub.hub_errors(model, None):
-            downloaded = _downloaded(model)
-        if not downloaded:
-            needs.append(_disk_need(shape))
-            if not hub.can_read(model, hub.token()):
-                denied = f"{model} can't be downloaded (the reason is printed above)"
-    for need in needs:
-        print(need)
-    problems = [problem for need in needs if (problem := need.problem())]
-    if problems:
-        found = "; ".join([*problems, denied] if denied else problems)
-        raise MemoryError(f"This would not fit. {found}.")
-    if denied:
-        raise PermissionError(f"{denied}.")
-
-
-def _memory_needs(shape: Shape, cost: Memory) -> list[Need]:
-    """Return the memory that the GPU, if there is one, and RAM must have free."""
-    import psutil
-    import torch
-
-    machine, ram = runtime.detect(), psutil.virtual_memory()
-    needed, loading = [], costs.ram_to_load(shape)
-    if machine.device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        advice = "choose a smaller MODEL, RANK or MAX_TOKENS"
-        needed.append(Need(machine.accelerator, cost.total, free, total, advice))
-        advice = "choose a smaller MODEL"
-    else:
-        loading += cost.total
-        advice = "choose a machine with a GPU, or a smaller MODEL"
-    return [*needed, Need("RAM", loading, ram.available, ram.total, advice)]
-
-
-def _disk_need(shape: Shape) -> Need:
-    """Return the space that the disk must have free for a model's files."""
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    folder = next(one for one in (cache, *cache.parents) if one.exists())
-    free = shutil.disk_usage(folder).free
-    files = costs.weights(shape, "qlora" if shape.quantized else "lora", 2).total
-    # `total` is `free`, because a restart frees no disk space.
-    return Need("disk", files, free, free, f"delete files, for example in {folder}")
-
-
-def _downloaded(model: str) -> bool:
-    """Return whether the Hub's cache holds all weights already."""
-    from huggingface_hub import try_to_load_from_cache
-
-    def find(name: str) -> str | None:
-        found = try_to_load_from_cache(model, name)
-        return found if isinstance(found, str) else None
-
-    if find("model.safetensors"):
-        return True
-    index = find("model.safetensors.index.json")
-    if index is None:
-        return False
-    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-    return all(map(find, set(shards)))
+    if not (step.gpu and step.fast):
+        return replace(step, recompute=layers)
+    counts = range(layers)
+    fewest = bisect.bisect_left(counts, True, key=lambda count: fits(layers, count))
+    return replace(step, recompute=layers, offload=fewest)

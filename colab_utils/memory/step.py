@@ -19,10 +19,11 @@ class Options(TypedDict, total=False):
     """The optional settings of a `Step`."""
 
     recompute: int
-    offload: bool
+    offload: int
     fast: bool
     accumulating: bool
     gpu: bool
+    accumulators: int
     optimizer: str
 
 
@@ -61,11 +62,13 @@ class Step:
     """A training step on one micro-batch of `tokens` tokens.
 
     `method` is "qlora", "lora" or "full" (in float32). The first `recompute` layers use
-    gradient checkpointing and keep only their input. With `offload` that input and the
-    embeddings are in RAM. `fast` is the fast path, which full fine-tuning does not
-    have. With `accumulating`, gradients of an earlier micro-batch exist. With `gpu`
-    activations are float16 or bfloat16, and cuBLAS and torch's cache take memory; on a
-    CPU activations are float32.
+    gradient checkpointing and keep only their input. For the first `offload` of these
+    the input is in RAM, together with the embeddings. `fast` is the fast path, which
+    full fine-tuning does not have. With `accumulating`, gradients of an earlier
+    micro-batch exist. With `gpu` activations are float16 or bfloat16, and cuBLAS and
+    torch's cache take memory; on a CPU activations are float32. The attention kernel
+    accumulates `accumulators` gradients in float32: those of q, k and v below compute
+    capability 8.0, only that of q from there on.
 
     Raises ValueError for an unknown method or optimizer, or a number below 1.
     """
@@ -75,10 +78,11 @@ class Step:
     rank: int
     tokens: int
     recompute: int = 0
-    offload: bool = False
+    offload: int = 0
     fast: bool = False
     accumulating: bool = False
     gpu: bool = True
+    accumulators: int = 3
     optimizer: str = "adamw_torch"
 
     def __post_init__(self) -> None:
@@ -90,7 +94,9 @@ class Step:
             optimizer=self.optimizer,
         )
         recompute = max(0, min(self.recompute, self.shape.layers))
+        offload = min(self.offload, recompute) if self.gpu else 0
         object.__setattr__(self, "recompute", recompute)
+        object.__setattr__(self, "offload", offload)
         object.__setattr__(self, "fast", self.fast and not self.full)
 
     @property
@@ -120,18 +126,27 @@ class Step:
             # transformers keeps the optimizer states of the embeddings in float32
             states += (8.0 - optimizer) * shape.vocab * shape.width
         return replace(
-            costs.weights(shape, self.method, self.size, self.offload),
+            costs.weights(shape, self.method, self.size, self.offload > 0),
             adapters=0.0 if self.full else 4.0 * self.trained,
             optimizer=states,
             working=costs.CUBLAS if self.gpu else 0.0,
             reserve=costs.RESERVE if self.gpu else 0.0,
+            ram=self.ram,
         )
+
+    @property
+    def ram(self) -> float:
+        """Bytes of the layers' inputs and of the embeddings in RAM."""
+        if not self.offload:
+            return 0.0
+        shape = self.shape
+        embeddings = 0 if shape.tied else self.size * shape.vocab * shape.width
+        inputs = costs.page_locked(self.tokens, shape.width * self.size)
+        return float(self.offload * inputs + embeddings)
 
     @property
     def layer_input(self) -> float:
         """Bytes of a layer's input, which gradient checkpointing keeps."""
-        if self.offload and self.gpu:
-            return 0
         # Full fine-tuning computes in float32 between its layers.
         return self.tokens * self.shape.width * (4 if self.full else self.size)
 
@@ -173,14 +188,21 @@ class Step:
 
     def layer(self, i: int) -> Memory:
         """Return the moment when layer `i` runs backward."""
-        own = self.layer_keeps + (self.layer_input if i < self.recompute else 0.0)
+        own = self.layer_keeps
+        if i < self.recompute and not self.fast:  # a layer on the fast path keeps it
+            own += self.layer_input
         layers = self.shape.layers
         return self._moment(
             i,
             own=own,
             gradients=4.0 * self.trained * (layers - 1 - i) / layers,
-            temporary=self.tokens
-            * activations.backward_bytes(self.shape, self.size, self.fast),
+            temporary=activations.backward_bytes(
+                self.shape,
+                self.tokens,
+                self.size,
+                self.fast,
+                self.accumulators if self.gpu else 0,
+            ),
         )
 
     def update(self) -> Memory:
@@ -208,7 +230,8 @@ class Step:
         return replace(
             self.fixed,
             gradients=max(accumulated, gradients),
-            checkpoints=self.layer_input * min(waiting, self.recompute),
+            checkpoints=self.layer_input
+            * max(min(waiting, self.recompute) - self.offload, 0),
             activations=kept + own,
             logits=logits,
             working=self.fixed.working + temporary + buffer,

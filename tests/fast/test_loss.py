@@ -1,19 +1,38 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from colab_utils.fast.loss import CrossEntropy
+from colab_utils.fast.loss import NormedCrossEntropy
 
 
-def test_cross_entropy_in_chunks():
+@pytest.fixture
+def given() -> tuple:
     torch.manual_seed(0)
     x = torch.randn(37, 16, dtype=torch.float64, requires_grad=True)
-    head = torch.randn(50, 16, dtype=torch.float64)
+    weight, head = torch.randn(16).double(), torch.randn(50, 16).double()
     targets = torch.randint(50, (37,))
-    expected = torch.nn.functional.cross_entropy(x @ head.T, targets, reduction="sum")
+    targets[::3] = -100
+    return x, weight, 1e-5, head, targets
+
+
+def test_loss_in_chunks(given):
+    x, weight, eps, head, targets = given
+    logits = torch.nn.functional.rms_norm(x, (16,), weight, eps) @ head.T
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     (grad,) = torch.autograd.grad(expected, x)
+    hits = (logits.argmax(-1) == targets).sum()
     for chunk in (5, 37, 64):
-        total, _ = CrossEntropy.apply(x, head, targets, chunk)
+        total, correct = NormedCrossEntropy.apply(*given, chunk)
         (found,) = torch.autograd.grad(total * 3, x)
         torch.testing.assert_close(total, expected)
         torch.testing.assert_close(found, 3 * grad)
+        assert correct == hits
+
+
+def test_loss_refuses_a_second_backward_pass(given):
+    # The gradient is computed in the memory of the first one.
+    total, _ = NormedCrossEntropy.apply(*given, 8)
+    torch.autograd.grad(total, given[0], retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(total, given[0])

@@ -19,7 +19,7 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from colab_utils import models
-from colab_utils.fast import patch
+from colab_utils.fast import documents, patch
 
 # transformers computes norms and the loss in float32 whatever the model's dtype is.
 RELATIVE_ERROR = 1e-5
@@ -47,7 +47,7 @@ def test_apply_gradients(shape, lora):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recompute", "offload"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize(("recompute", "offload"), [(1, 0), (3, 0), (3, 1), (3, 3)])
 @pytest.mark.parametrize("tied", [False, True])
 def test_apply_with_checkpointing_and_offload(recompute, offload, tied):
     model = with_lora(small_llama(tie_word_embeddings=tied), **LORAS["rank patterns"])
@@ -106,6 +106,23 @@ def test_apply_separates_documents():
     assert_same_gradients(gradients(model, batch), first, 1e-12)
 
 
+def test_apply_groups_of_documents(monkeypatch):
+    """Sorting documents by length, and a kernel call for each group, change nothing."""
+    model = with_lora(small_llama(), target_modules="all-linear")
+    batch = packed(padded([5, 40, 3, 1, 38, 9]))
+    patch.apply(model, recompute=1)
+    expected = gradients(model, batch)
+    seen = []
+
+    def flatten(*given):
+        seen.append(documents.flatten(*given, limit=1))
+        return seen[-1]
+
+    monkeypatch.setattr(patch, "flatten", flatten)
+    assert_same_gradients(gradients(model, batch), expected, 1e-12)
+    assert len(seen[0].groups) > 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_apply_nf4_weights(tmp_path, grouped):
@@ -152,7 +169,7 @@ def test_apply_evaluation_and_generation_stay_transformers():
     model.eval()
     with torch.no_grad():
         expected = model(**batch)
-        patch.apply(model, recompute=3, offload=True)
+        patch.apply(model, recompute=3, offload=3)
         found = model(**batch)
         assert torch.equal(found.logits, expected.logits)
         ids = model.generate(input_ids=batch["input_ids"], max_new_tokens=4)
@@ -325,7 +342,7 @@ def test_apply_other_model_and_full_fine_tuning(capsys):
 
 def test_remove_restores_the_model():
     model = with_lora(small_llama(), target_modules="all-linear")
-    patch.apply(model, offload=True)
+    patch.apply(model, offload=3)
     inner = model.get_base_model()
     scratch = patch.FastPath.of(inner).scratch
     gradients(model, padded([8]))

@@ -1,0 +1,195 @@
+"""Train on rows that fill a T4, and compare the planned with the measured memory.
+
+    python bench/long_rows.py CHECKPOINT [tiny] [TOKENS ...]
+
+For each number of tokens: plan a step on one packed row for a T4, then train on rows
+of one document each ("single") and of many documents ("mixed"). Prints a line for each
+run: the plan, tensors and memory reserved at the peak, GPU time; where the GPU runs out
+of memory, the holes in torch's cache. `tiny` tests the script on a CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import emulate
+import ours
+import torch
+from bitsandbytes.optim import GlobalOptimManager
+from datasets import Dataset
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from colab_utils import memory, models, training
+from colab_utils.training.sft import FastSFTTrainer
+
+GPU = torch.cuda.is_available()
+TOKENS = (4096, 8192, 12288, 16384)
+# GiB beyond the planned tensors that torch may take; without it, a T4's memory.
+RESERVE = os.environ.get("RESERVE")
+
+
+class Clock(TrainerCallback):
+    """Sums the GPU time of the last steps by kind of kernel."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.profiled = steps, steps // 2
+        self.prof: Any = None
+        self.reserved: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if GPU and state.global_step == self.steps - self.profiled:
+            self.prof = profile(activities=[ProfilerActivity.CUDA])
+            self.prof.__enter__()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if GPU:
+            torch.cuda.synchronize()
+            self.reserved.append(round(torch.cuda.memory_reserved() / 2**30, 2))
+        if self.prof and state.global_step == self.steps:
+            self.prof.__exit__(None, None, None)
+
+
+def rows(kind: str, tokens: int, words: int, count: int) -> Dataset:
+    """Return `count` rows of about `tokens` tokens: of one document, or of many."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = [tokens] * count
+    if kind == "mixed":
+        noise = torch.randn(count * tokens // 120, generator=draw)
+        lengths = (noise * 0.8 + 5).exp().clamp(16, min(1024, tokens)).long().tolist()
+    ids = [torch.randint(3, words - 1, (n,), generator=draw).tolist() for n in lengths]
+    return Dataset.from_dict({"input_ids": ids})
+
+
+def holes() -> dict[str, Any]:
+    """Return the free blocks in torch's cache by size, in MiB, and the layout."""
+    found: dict[str, Any] = {"small": 0.0, "medium": 0.0, "large": 0.0, "layout": ""}
+    for segment in torch.cuda.memory_snapshot():
+        if segment["segment_type"] != "large":
+            continue
+        found["expandable"] = segment["is_expandable"]
+        for block in segment["blocks"]:
+            size = block["size"] / 2**20
+            free = block["state"] == "inactive"
+            found["layout"] += f"{'-' if free else '+'}{size:.0f} "
+            if free:
+                kind = "small" if size < 20 else "medium" if size < 100 else "large"
+                found[kind] += size
+    return found
+
+
+def measure(base: Any, config: Any, kind: str, tokens: int) -> dict[str, Any]:
+    """Plan, train, and return the numbers."""
+    given = {"gpu": GPU, "optimizer": "adamw_8bit" if GPU else "adamw_torch"}
+    plan = memory.plan(
+        config,
+        "qlora",
+        16,
+        longest=tokens,
+        update=tokens,
+        budget=emulate.CAP * memory.GIB,
+        **given,
+    )
+    # Unlike a T4's, the attention kernel of this card accumulates one gradient.
+    given |= {"recompute": plan.recompute, "offload": plan.offload, "fast": True}
+    here = memory.estimate(config, "qlora", 16, tokens, accumulators=1, **given).peak
+    steps = 8 if tokens <= 8192 else 4
+    clock = Clock(steps)
+    trainer = FastSFTTrainer(
+        model=base,
+        processing_class=models.load_tokenizer("demo"),
+        train_dataset=rows(kind, tokens, config.vocab_size, steps),
+        callbacks=[clock],
+        peft_config=ours.lora(16),
+        args=SFTConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=1,
+            max_steps=steps,
+            max_length=tokens,
+            packing=True,
+            gradient_checkpointing=False,
+            optim=given["optimizer"],
+            report_to="none",
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=not GPU,
+            **training.precision(),
+        ),
+    )
+    training.float32_adapters(trainer)
+    training.use_fast_path(trainer, plan)
+    found = {"kind": kind, "tokens": tokens, "recompute": plan.recompute}
+    found |= {"offload": plan.offload, "total_on_t4": plan.cost.total / memory.GIB}
+    found |= {"planned_ram": plan.cost.ram / memory.GIB}
+    found |= {"planned_on_t4": plan.cost.peak / memory.GIB}
+    found["planned"] = here / memory.GIB
+    found = {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}
+    if GPU and RESERVE:
+        card = torch.cuda.get_device_properties(0).total_memory
+        limit = here + float(RESERVE) * memory.GIB
+        torch.cuda.set_per_process_memory_fraction(limit / card)
+    if GPU:
+        memory.release()
+    try:
+        trainer.train()
+        log = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+        found |= {"loss": log[-1]}
+    except torch.cuda.OutOfMemoryError as error:
+        found["out_of_memory"] = str(error)[:500]
+    if GPU:
+        found["allocated"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        found["reserved"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+        found["after_steps"] = clock.reserved
+        found["expandable"] = holes().get("expandable")
+        found["ram"] = round(memory.ram(), 2)
+        if clock.prof and "loss" in found:
+            kinds: dict[str, float] = {}
+            for event in clock.prof.key_averages():
+                spent = event.self_device_time_total / 1e3 / clock.profiled
+                name = emulate.kind_of(event.key)
+                kinds[name] = kinds.get(name, 0.0) + spent
+            found["gpu_ms"] = round(sum(kinds.values()), 1)
+            found["kinds_ms"] = {k: round(v, 1) for k, v in kinds.items()}
+    training.use_reference_path(trainer)
+    trainer.model.unload()
+    GlobalOptimManager.get_instance().module_weight_config_triple.clear()
+    return found
+
+
+def main() -> None:
+    tiny = "tiny" in sys.argv
+    numbers = [int(word) for word in sys.argv[2:] if word.isdigit()]
+    emulate.t4()
+    config = models.load_config(sys.argv[1])
+    base = models.load_model(sys.argv[1], models.quantization_config())
+    last: dict[str, Any] = {}
+    if GPU:
+        torch._C._cuda_attach_out_of_memory_observer(
+            lambda *_: last.update(holes=holes())
+        )
+    for tokens in numbers or ((128, 256) if tiny else TOKENS):
+        for kind in ("single", "mixed"):
+            last.clear()
+            gc.collect()
+            if GPU:
+                torch.cuda.empty_cache()
+            began = time.time()
+            found = measure(base, config, kind, tokens)
+            found["seconds"] = round(time.time() - began, 1)
+            print("LONG", json.dumps(found | last), flush=True)
+
+
+if __name__ == "__main__":
+    main()
