@@ -24,7 +24,7 @@ class LayerFunction(torch.autograd.Function):
         y, saved = layer.forward(x, given)
         kept = saved.tensors()
         if layer.checkpoint:
-            kept = [*to_ram(x)] if layer.offload else [x]
+            kept = [*(to_ram(x) if layer.offload else [x])]
         ctx.save_for_backward(*given, *kept)
         ctx.layer, ctx.count = layer, len(given)
         return y
@@ -39,12 +39,12 @@ class LayerFunction(torch.autograd.Function):
         given, kept = tensors[: ctx.count], tensors[ctx.count :]
         del tensors
         if layer.checkpoint:
-            saved = layer.recompute(
-                kept.pop().to(grad.device, non_blocking=True), given
-            )
+            x = from_ram(kept, grad.device) if layer.offload else kept[0]
+            saved = layer.recompute(x, given)
+            del x
         else:
             saved = Saved.of(kept)
-            del kept
+        del kept
         need_dx = ctx.needs_input_grad[0]
         dx, grads = layer.backward(grad.contiguous(), saved, given, need_dx)
         return dx, None, *grads

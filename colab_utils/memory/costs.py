@@ -32,9 +32,9 @@ MLP_ROWS = 512  # tokens of a prompt that go through an MLP at a time
 PIECE = 2**26
 # RAM of a free Colab machine, and what its system takes.
 COLAB_RAM, SYSTEM_RAM = 12.7e9, 1.0 * GIB
-# GPU memory that torch reserves beyond its tensors, because its cache is fragmented
-# (with the setting of `runtime.quiet`): up to 0.5 GiB measured, and a margin.
-RESERVE = 0.7 * GIB
+# GPU memory that torch reserves beyond its tensors, with the setting of `runtime.quiet`:
+# 0.27 GiB measured where nothing is left to give back (bench/LOG.md), and a margin.
+RESERVE = 0.4 * GIB
 
 
 @dataclass(frozen=True)

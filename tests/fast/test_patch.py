@@ -106,6 +106,15 @@ def test_apply_separates_documents():
     assert_same_gradients(gradients(model, batch), first, 1e-12)
 
 
+def test_apply_offload_in_pieces(monkeypatch):
+    model = with_lora(small_llama(), target_modules="all-linear")
+    batch = padded([30, 7])
+    expected = gradients(model, batch)
+    monkeypatch.setattr("colab_utils.memory.costs.PIECE", 16 * 96 * 8)
+    assert patch.apply(model, recompute=3, offload=2)
+    assert_same_gradients(gradients(model, batch), expected, 1e-12)
+
+
 def test_apply_groups_of_documents(monkeypatch):
     """Sorting documents by length, and a kernel call for each group, change nothing."""
     model = with_lora(small_llama(), target_modules="all-linear")
