@@ -109,6 +109,7 @@ def test_apply_separates_documents():
 def test_apply_offload_in_pieces(monkeypatch):
     model = with_lora(small_llama(), target_modules="all-linear")
     batch = padded([30, 7])
+    patch.apply(model)
     expected = gradients(model, batch)
     monkeypatch.setattr("colab_utils.memory.costs.PIECE", 16 * 96 * 8)
     assert patch.apply(model, recompute=3, offload=2)
