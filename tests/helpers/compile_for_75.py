@@ -1,0 +1,124 @@
+"""Compile the kernels for a T4 (compute capability 7.5) down to machine code, on a CPU.
+
+    PYTHONPATH=.:tests python -m helpers.compile_for_75
+
+Any Python with torch, triton and bitsandbytes can run it. It prints a line for each
+kernel and model, then everything as JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from helpers import kernels
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from colab_utils.fast import warmup
+
+TARGET = GPUTarget("cuda", 75, 32)
+SHARED = 48 * 1024  # bytes that a program gets without asking the driver for more
+CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+
+
+class WithoutGPU:
+    """What Triton asks of a driver before it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_only(launch: Callable[[], None]) -> list[dict[str, Any]]:
+    """Compile every kernel that `launch` runs, and run none; return what they need.
+
+    Each result holds the kernel's name, its problems on a T4, and the registers and
+    bytes of its machine code.
+    """
+    results = []
+    run = JITFunction.run
+
+    def record(self: JITFunction, *args: Any, **options: Any) -> None:
+        result = {"kernel": self.fn.__name__}
+        try:
+            result |= examine(run(self, *args, **options | {"warmup": True}))
+        except Exception as error:
+            result["problems"] = [f"does not compile: {error} {error.__cause__ or ''}"]
+        results.append(result)
+
+    driver.set_active(WithoutGPU())
+    with mock.patch.object(JITFunction, "run", record):
+        launch()
+    return results
+
+
+def examine(kernel: Any) -> dict[str, Any]:
+    """Return the problems of a compiled kernel, and the sizes in its machine code."""
+    sizes = usage(kernel.asm["cubin"])
+    shared = kernel.metadata.shared + sizes["SHARED"]
+    code = kernel.asm["ttir"]
+    problems = {
+        f"the machine code is for sm_{sizes['sm']}": sizes["sm"] != 75,
+        f"spills: {sizes['STACK']} bytes of stack": sizes["STACK"] or sizes["LOCAL"],
+        f"{shared} bytes of shared memory": shared >= SHARED,
+        "bfloat16": "bf16" in code,
+        "float8": "f8E" in code,
+        "no float16 argument": "!tt.ptr<f16>" not in code,
+    }
+    found = [problem for problem, there in problems.items() if there]
+    return {"problems": found, "registers": sizes["REG"], "shared": shared}
+
+
+@functools.cache
+def usage(cubin: bytes) -> dict[str, int]:
+    """Return what cuobjdump reads in machine code: `sm`, and bytes by kind of memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = "".join(
+            subprocess.run(
+                [CUOBJDUMP, option, file.name],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+            for option in ("--list-elf", "--dump-resource-usage")
+        )
+    sizes = re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)
+    found = {name: int(size) for name, size in sizes}
+    return found | {"sm": int(re.findall(r"\.sm_(\d+)\.cubin", text)[0])}
+
+
+def main() -> None:
+    results = []
+    start = time.perf_counter()
+    for name, shape in kernels.MODELS.items():
+        for kind in (warmup.compile_training, warmup.compile_decoding):
+            launch = functools.partial(kind, shape, torch.float16, "cpu")
+            results += [{"model": name} | found for found in compile_only(launch)]
+    for found in results:
+        print(*found.values(), sep="\t")
+    print(f"triton {triton.__version__}: {time.perf_counter() - start:.0f} s")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
