@@ -1,4 +1,4 @@
-"""The kernels compile for a T4 (compute capability 7.5) to machine code that it can run.
+"""Each kernel compiles to machine code for a T4 (compute capability 7.5).
 
 No GPU takes part. Another Triton than the installed one, such as Colab's:
     pip install --no-deps --target /tmp/triton-3.6 triton==3.6.0

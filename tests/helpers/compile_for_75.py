@@ -8,26 +8,29 @@ kernel and model, then everything as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
-from helpers import kernels
 from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from colab_utils.fast import warmup
+from helpers import kernels
 
 TARGET = GPUTarget("cuda", 75, 32)
 SHARED = 48 * 1024  # bytes that a program gets without asking the driver for more
@@ -45,6 +48,45 @@ class WithoutGPU:
 
     def get_current_stream(self, device: int) -> int:
         return 0
+
+
+class AsT4:
+    """Triton's driver of the GPU here, but with a T4 as its target."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+
+@contextlib.contextmanager
+def on_this_gpu() -> Iterator[set[str]]:
+    """Run kernels as their PTX for a T4; the result collects the names of those loaded.
+
+    The driver of any newer GPU compiles that PTX to its own machine code.
+    """
+    loaded = set()
+
+    def keep_ptx(self: CUDABackend, ptx: str, metadata: dict, *_: Any) -> bytes:
+        assert re.search(r"^\.target sm_75\b", ptx, re.MULTILINE), ptx[:500]
+        loaded.add(metadata["name"])
+        return ptx.encode() + b"\0"
+
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+        mock.patch.object(CUDABackend, "make_cubin", keep_ptx),
+    ):
+        real = driver.active
+        driver.set_active(AsT4(real))
+        try:
+            yield loaded
+        finally:
+            driver.set_active(real)
 
 
 def compile_only(launch: Callable[[], None]) -> list[dict[str, Any]]:
@@ -89,7 +131,7 @@ def examine(kernel: Any) -> dict[str, Any]:
 
 @functools.cache
 def usage(cubin: bytes) -> dict[str, int]:
-    """Return what cuobjdump reads in machine code: `sm`, and bytes by kind of memory."""
+    """Return the registers, bytes and architecture (`sm`) of machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -1,4 +1,4 @@
-"""The Triton kernels of the package, and the models whose sizes they are tested with."""
+"""The package's Triton kernels, and the models whose sizes they are tested with."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def demo_shape() -> Shape:
     return Shape.from_config(SimpleNamespace(**config))  # type: ignore[arg-type]
 
 
-# The sizes in the published configs. Qwen 2.5 has biases; Qwen 3 has norms of the heads.
+# The sizes in published configs. Qwen 2.5 has biases, Qwen 3 has norms of the heads.
 MODELS = {
     "Llama 2 7B": shape(4096, 11008, 32, 32, 128, 32000),
     "Llama 2 13B": shape(5120, 13824, 40, 40, 128, 32000),
@@ -58,6 +58,12 @@ MODELS = {
     "Qwen 2.5 7B": shape(3584, 18944, 28, 4, 128, 152064, "qwen2"),
     "Qwen 3 4B": shape(2560, 9728, 32, 8, 128, 151936, "qwen3"),
 }
+# The functions of `kernel_checks`, by name.
+CHECKS = (
+    *("dequantize_nf4", "norm", "add_norm", "norm_backward", "norm_heads", "rotate"),
+    *("swiglu", "cross_entropy", "swiglu_backward", "step_on_a_cache"),
+    "all_kernels_of_a_model",
+)
 
 
 def names() -> set[str]:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
+
 from helpers.compile_for_75 import compile_only
 
 
