@@ -95,6 +95,7 @@ def run_program(name: str, **env: str) -> Any:
             [sys.executable, "-m", f"helpers.{name}"],
             env=os.environ | settings | {"TRITON_CACHE_DIR": cache} | env,
             cwd=ROOT,
+            timeout=900,
             capture_output=True,
             text=True,
         )
