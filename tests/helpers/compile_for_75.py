@@ -2,22 +2,25 @@
 
     PYTHONPATH=.:tests python -m helpers.compile_for_75
 
-Any Python with torch, triton and bitsandbytes can run it. It prints a line for each
-kernel and model, then everything as JSON.
+Any Python with torch and triton can run it. It prints a line for each kernel and model,
+then everything as JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -149,7 +152,23 @@ def usage(cubin: bytes) -> dict[str, int]:
     return found | {"sm": int(re.findall(r"\.sm_(\d+)\.cubin", text)[0])}
 
 
+def as_nf4(weight: torch.Tensor, **_: Any) -> tuple[torch.Tensor, SimpleNamespace]:
+    """Return zeros in the layout that bitsandbytes' `quantize_4bit` returns."""
+    blocks = weight.numel() // 64
+    state = SimpleNamespace(
+        absmax=torch.zeros(blocks, dtype=torch.uint8),
+        code=torch.zeros(16),
+        offset=torch.zeros(()),
+        state2=SimpleNamespace(code=torch.zeros(256), absmax=torch.zeros(1)),
+    )
+    return torch.zeros(32 * blocks, 1, dtype=torch.uint8), state
+
+
 def main() -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        functional = SimpleNamespace(quantize_4bit=as_nf4)
+        sys.modules["bitsandbytes"] = SimpleNamespace(functional=functional)
+        sys.modules["bitsandbytes.functional"] = functional
     results = []
     start = time.perf_counter()
     for name, shape in kernels.MODELS.items():
