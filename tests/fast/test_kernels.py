@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from helpers import kernels
 
 pytest.importorskip("triton", reason="Triton has no build for this system")
 
-ROOT = Path(__file__).parents[2]
-CHECKS = (
-    *("dequantize_nf4", "norm", "add_norm", "norm_backward", "norm_heads", "rotate"),
-    *(
-        "swiglu",
-        "cross_entropy",
-        "swiglu_backward",
-        "step_on_a_cache",
-        "all_kernels_of_a_model",
-    ),
-)
-
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, str | None]:
-    """The traceback of each check that failed, None for those that passed."""
+def results() -> dict[str, dict[str, str | None]]:
+    """For each check and model: the traceback of a failure, or None."""
     settings = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(
-        [sys.executable, ROOT / "tests/helpers/kernel_checks.py"],
-        env=os.environ | settings | {"PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return kernels.run_program("kernel_checks", **settings)["checks"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", kernels.CHECKS)
 def test_kernel_matches_pytorch(results, check):
-    assert results[check] is None, results[check]
+    failed = {model: failure for model, failure in results[check].items() if failure}
+    assert not failed, "\n".join(failed.values())
 
 
 @pytest.mark.slow
 def test_kernel_checks_are_complete(results):
-    assert set(results) == set(CHECKS)
+    assert set(results) == set(kernels.CHECKS)

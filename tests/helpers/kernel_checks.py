@@ -1,21 +1,27 @@
-"""Compare each Triton kernel with its PyTorch function, in Triton's interpreter.
+"""Compare each Triton kernel with its PyTorch function.
 
-The interpreter must be chosen before Triton is imported, so this is a program of its
-own. `TRITON_INTERPRET=1 python kernel_checks.py` prints a JSON object: the name of each
-check, and its traceback, or null where it passed.
+    PYTHONPATH=.:tests TRITON_INTERPRET=1 python -m helpers.kernel_checks
+    PYTHONPATH=.:tests python -m helpers.kernel_checks
+
+The first line runs the kernels in Triton's interpreter: in float32, with small sizes.
+The second runs them on a GPU: in float16, with the sizes of real models, compiled for a
+T4. Both print a JSON object. It holds the traceback for each check and model, or null
+where the kernel is right, and the names of the kernels that were compiled for a T4.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import traceback
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import bitsandbytes.functional as bnb
 import torch
-from transformers import AutoConfig
 
-from colab_utils import models
 from colab_utils.fast import (
     attention,
     attention_kernels,
@@ -25,124 +31,176 @@ from colab_utils.fast import (
     warmup,
 )
 from colab_utils.shape import Shape
+from helpers.compile_for_75 import on_this_gpu
+from helpers.kernels import MODELS, shape
+
+# Widths and heads that are powers of two, and others.
+SMALL = {
+    "6 heads": shape(192, 1100, 6, 6, 32, 300),
+    "grouped heads": shape(192, 160, 6, 2, 48, 9000),
+    "one group": shape(128, 256, 4, 1, 32, 256),
+    "odd sizes": replace(shape(60, 130, 3, 1, 20, 70), qk_norm=True),
+}
 
 
-def assert_close(found, expected, rel=1e-6):
+@dataclass
+class Check:
+    """The sizes and dtype that kernels get, where they run, and the tolerance."""
+
+    shape: Shape
+    tokens: int
+    device: str
+    dtype: torch.dtype
+    rel: float
+
+    def compare(
+        self, kernel: Callable[..., Any], reference: Callable[..., Any], *given: Any
+    ) -> Any:
+        """Call both on the same numbers; compare what they return and overwrite.
+
+        The reference runs on the CPU in float32. Returns the kernel's results.
+        """
+        given = [self.rounded(x) for x in given]
+        ours = [on(x, self.device) for x in given]
+        theirs = [on(x, "cpu", torch.float32) for x in given]
+        found, expected = kernel(*ours), reference(*theirs)
+        both = tensors([found, ours]), tensors([expected, theirs])
+        for mine, other in zip(*both, strict=True):
+            assert_close(mine, other, self.rel)
+        return found
+
+    def rounded(self, x: Any) -> Any:
+        return x.to(self.dtype) if is_float(x) else x
+
+    def rows(self, width: int) -> torch.Tensor:
+        return torch.randn(self.tokens, width)
+
+    def angles(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines as a rotary embedding lays them out."""
+        angles = (torch.rand(tokens, self.shape.head_dim // 2) * 6).repeat(1, 2)
+        return angles.cos(), angles.sin()
+
+
+def is_float(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def on(x: Any, device: str, dtype: torch.dtype | None = None) -> Any:
+    """Return a copy of a tensor; the dtype is for floating-point numbers."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.to(device, dtype if is_float(x) else None, copy=True)
+
+
+def tensors(results: Any) -> list[torch.Tensor]:
+    """Return all tensors in nested lists and tuples."""
+    if isinstance(results, torch.Tensor):
+        return [results]
+    nested = results if isinstance(results, list | tuple) else []
+    return [tensor for result in nested for tensor in tensors(result)]
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, rel: float) -> None:
+    found = found.cpu()
+    if not is_float(found):
+        assert torch.equal(found, expected)
+        return
     error = (found.double() - expected.double()).norm() / expected.double().norm()
     assert error < rel, error
 
 
-def dequantize_nf4():
-    for shape, dtype in (((96, 640), torch.float32), ((33, 64), torch.float16)):
-        w = torch.randn(shape, dtype=dtype)
+def dequantize_nf4(check: Check) -> None:
+    half = torch.float16, 1e-3
+    for size, (dtype, rel) in (((96, 640), (check.dtype, check.rel)), ((33, 64), half)):
+        w = torch.randn(size, dtype=dtype)
         packed, state = bnb.quantize_4bit(w, quant_type="nf4", compress_statistics=True)
-        out = torch.full(shape, float("nan"), dtype=dtype)
-        kernels.dequantize_nf4(packed, state, out)
         expected = bnb.dequantize_4bit(packed, state)
-        assert_close(out, expected, 1e-6 if dtype == torch.float32 else 1e-3)
+        out = torch.full_like(expected, float("nan"), device=check.device)
+        state.to(check.device)
+        kernels.dequantize_nf4(packed.to(check.device), state, out)
+        assert_close(out, expected, rel)
 
 
-def norm():
-    x, w = torch.randn(5, 192) * 3, torch.randn(192)
-    assert_close(kernels.norm(x, w, 1e-5), ops.norm(x, w, 1e-5))
+def norm(check: Check) -> None:
+    x, weight = check.rows(check.shape.width) * 3, torch.randn(check.shape.width)
+    check.compare(kernels.norm, ops.norm, x, weight, 1e-5)
 
 
-def add_norm():
-    x, y, w = torch.randn(5, 192) * 3, torch.randn(5, 192), torch.randn(192)
-    a, b = x.clone(), x.clone()
-    assert_close(kernels.add_norm(a, y, w, 1e-5), ops.add_norm(b, y, w, 1e-5))
-    assert_close(a, b)
+def add_norm(check: Check) -> None:
+    x, y = (check.rows(check.shape.width) for _ in range(2))
+    weight = torch.randn(check.shape.width)
+    check.compare(kernels.add_norm, ops.add_norm, x * 3, y, weight, 1e-5)
 
 
-def norm_backward():
-    x, w, residual = torch.randn(5, 192) * 3, torch.randn(192), torch.randn(5, 192)
-    a, b = (torch.randn(5, 192, generator=torch.manual_seed(1)) for _ in range(2))
-    found = kernels.norm_backward(a, x, w, residual, 1e-5)
-    assert_close(found, ops.norm_backward(b, x, w, residual, 1e-5))
-    assert_close(a, b)
+def norm_backward(check: Check) -> None:
+    grad, x, residual = (check.rows(check.shape.width) for _ in range(3))
+    given = grad, x * 3, torch.randn(check.shape.width), residual, 1e-5
+    check.compare(kernels.norm_backward, ops.norm_backward, *given)
 
 
-def norm_heads():
-    for heads, kept, width in ((6, 2, 24), (4, 1, 32)):
-        x = torch.randn(7, (heads + 2 * kept) * width) * 3
-        q, k = torch.randn(2, width)
-        given = (x, q, k, kept, 1e-5)
-        assert_close(kernels.norm_heads(*given), ops.norm_heads(*given))
-        a = torch.randn_like(x)
-        b = a.clone()
-        kernels.norm_heads_backward(a, *given)
-        ops.norm_heads_backward(b, *given)
-        assert_close(a, b)
+def norm_heads(check: Check) -> None:
+    shape = check.shape
+    grad, x = (check.rows(shape.queries + 2 * shape.keys) for _ in range(2))
+    q, k = torch.randn(2, shape.head_dim)
+    given = x * 3, q, k, shape.kv_heads, 1e-5
+    check.compare(kernels.norm_heads, ops.norm_heads, *given)
+    check.compare(kernels.norm_heads_backward, ops.norm_heads_backward, grad, *given)
 
 
-def rotate():
-    for heads, kept in ((6, 3), (4, 1)):
-        cos, sin = torch.randn(7, 24), torch.randn(7, 24)
-        cos[:, 12:], sin[:, 12:] = cos[:, :12], sin[:, :12]
-        for sign in (1, -1):
-            a = torch.randn(7, (heads + kept) * 24)
-            b = a.clone()
-            kernels.rotate(a, cos, sin, heads, sign)
-            ops.rotate(b, cos, sin, heads, sign)
-            assert_close(a, b)
+def rotate(check: Check) -> None:
+    shape = check.shape
+    cos, sin = check.angles(check.tokens)
+    for sign in (1, -1):
+        x = check.rows(shape.queries + 2 * shape.keys)
+        given = x, cos, sin, shape.heads + shape.kv_heads, sign
+        check.compare(kernels.rotate, ops.rotate, *given)
 
 
-def cross_entropy():
-    for vocabulary in (300, 9000):
-        a = torch.randn(6, vocabulary) * 4
-        targets = torch.randint(vocabulary, (6,))
-        a[0, targets[0]] = a[0].max() + 1  # a hit
-        a[1, 7] = a[1, 250] = a[1].max() + 1  # a tie: the first token is the top-1
-        targets[1] = 7
-        b = a.clone()
-        losses, hits = loss_kernels.cross_entropy(a, targets)
-        expected, wanted = ops.cross_entropy(b, targets)
-        assert_close(losses, expected)
-        assert_close(a, b)
-        assert hits[:2].all() and torch.equal(hits, wanted)
+def cross_entropy(check: Check) -> None:
+    vocab = check.shape.vocab
+    logits, targets = torch.randn(6, vocab) * 4, torch.randint(vocab, (6,))
+    logits[0, targets[0]] = logits[0].max() + 1  # a hit
+    # A tie: the first token is the top-1.
+    logits[1, 7] = logits[1, vocab - 50] = logits[1].max() + 1
+    targets[1] = 7
+    both = loss_kernels.cross_entropy, ops.cross_entropy
+    _, hits = check.compare(*both, logits, targets)
+    assert hits[:2].all()
 
 
-def swiglu():
-    gate, up = torch.randn(3, 2 * 1100).chunk(2, -1)
-    assert_close(kernels.swiglu(gate, up), ops.swiglu(gate, up))
+def swiglu(check: Check) -> None:
+    def of(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda gate_up: module.swiglu(*gate_up.chunk(2, -1))
+
+    check.compare(of(kernels), of(ops), check.rows(2 * check.shape.inner))
 
 
-def swiglu_backward():
-    a = torch.randn(3, 2 * 1100)
-    b, grad = a.clone(), torch.randn(3, 1100)
-    other = grad.clone()
-    kernels.swiglu_backward(grad, a)
-    ops.swiglu_backward(other, b)
-    assert_close(a, b)
-    assert_close(grad, other)
+def swiglu_backward(check: Check) -> None:
+    grad, gate_up = (check.rows(n * check.shape.inner) for n in (1, 2))
+    check.compare(kernels.swiglu_backward, ops.swiglu_backward, grad, gate_up)
 
 
-def step_on_a_cache():
-    for heads, kept, width in ((6, 6, 32), (6, 2, 48), (3, 1, 20)):
-        rows, size = 3, 70
-        cos, sin = torch.randn(size, width), torch.randn(size, width)
-        half = width // 2
-        cos[:, half:], sin[:, half:] = cos[:, :half], sin[:, :half]
-        lengths = torch.tensor([0, 41, 69], dtype=torch.int32)
-        q = torch.randn(rows, heads * width)
-        k, v = torch.randn(2, rows, kept * width)
-        keys, values = torch.randn(2, rows, size, kept, width)
-        found = []
-        for backend in (attention_kernels, attention):
-            given = [t.clone() for t in (q, k, v, cos, sin, keys, values)]
-            backend.rotate_and_store(*given, lengths)
-            q2, *_, keys2, values2 = given
-            y = backend.attention_step(q2, keys2, values2, lengths)
-            found.append((y, q2, keys2, values2))
-        for ours, reference in zip(*found, strict=True):
-            assert_close(ours, reference)
+def step_on_a_cache(check: Check) -> None:
+    def of(module: Any) -> Callable[..., tuple[torch.Tensor, ...]]:
+        def step(q, k, v, cos, sin, *cache):
+            # A kernel leaves k as it is; the reference may overwrite it.
+            module.rotate_and_store(q, k.clone(), v, cos, sin, *cache)
+            return module.attention_step(q, *cache)
+
+        return step
+
+    shape, rows, size = check.shape, 3, 80
+    q = torch.randn(rows, shape.queries)
+    k, v = torch.randn(2, rows, shape.keys)
+    keys, values = torch.randn(2, rows, size, shape.kv_heads, shape.head_dim)
+    lengths = torch.tensor([0, 41, 79], dtype=torch.int32)
+    given = q, k, v, *check.angles(size), keys, values, lengths
+    check.compare(of(attention_kernels), of(attention), *given)
 
 
-def all_kernels_of_a_model():
-    demo = Shape.from_config(AutoConfig.from_pretrained(models.location("demo")))
-    for shape in (demo, replace(demo, qk_norm=True)):
-        warmup.compile_training(shape, torch.float32, "cpu")
-        warmup.compile_decoding(shape, torch.float32, "cpu")
+def all_kernels_of_a_model(check: Check) -> None:
+    warmup.compile_training(check.shape, check.dtype, check.device)
+    warmup.compile_decoding(check.shape, check.dtype, check.device)
 
 
 CHECKS = (
@@ -151,16 +209,32 @@ CHECKS = (
 )
 
 
+def attempt(function: Callable[[Check], None], check: Check) -> str | None:
+    """Return the traceback of a check that fails, else None."""
+    torch.manual_seed(0)
+    try:
+        function(check)
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
 def main() -> None:
-    found = {}
-    for check in CHECKS:
-        torch.manual_seed(0)
-        try:
-            check()
-            found[check.__name__] = None
-        except Exception:
-            found[check.__name__] = traceback.format_exc()
-    print(json.dumps(found))
+    if os.environ.get("TRITON_INTERPRET"):
+        shapes, settings = SMALL, (7, "cpu", torch.float32, 1e-6)
+        code = contextlib.nullcontext(set())
+    else:
+        shapes, settings = MODELS, (517, "cuda", torch.float16, 1e-3)
+        code = on_this_gpu()
+    with code as loaded:
+        found = {
+            function.__name__: {
+                name: attempt(function, Check(shape, *settings))
+                for name, shape in shapes.items()
+            }
+            for function in CHECKS
+        }
+    print(json.dumps({"checks": found, "loaded": sorted(loaded)}))
 
 
 if __name__ == "__main__":
