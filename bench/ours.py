@@ -46,7 +46,7 @@ def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list)
     return trainer
 
 
-def planned(given: tuple, recompute: int, offload: bool = False, fast: bool = True):
+def planned(given: tuple, recompute: int, offload: int = 0, fast: bool = True):
     """Build a trainer from the arguments `given` of `trainer_of`, with this plan."""
     trainer, o = trainer_of(*given), given[1]
     tokens, cost = o["bs"] * o["seq"], memory.Memory()
@@ -65,7 +65,7 @@ def lean(*given: Any):
 
     All layers use gradient checkpointing; their inputs and the embeddings are in RAM.
     """
-    return planned(given, 10**6, offload=True)
+    return planned(given, 10**6, offload=10**6)
 
 
 def plain(*given: Any):

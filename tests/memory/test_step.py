@@ -7,10 +7,12 @@ import pytest
 
 from colab_utils import memory
 from colab_utils.memory import costs, step
-from colab_utils.memory.activations import activation_bytes
+from colab_utils.memory.activations import activation_bytes, workspace_bytes
 from colab_utils.shape import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("weights", "scales", "adapters", "gradients", "optimizer", "checkpoints")
+PARTS += ("activations", "logits", "working", "reserve")
 PEAKS = json.loads((ROOT / "bench" / "results" / "peaks.json").read_text())
 
 
@@ -46,6 +48,7 @@ def test_estimate_as_measured_on_a_gpu(monkeypatch, seven_b, row):
         offload=row["offload"],
         fast=row["fast"],
         accumulating=row["times"] > 1,
+        accumulators=1,
         optimizer="adamw_8bit",
     )
     assert found.peak / memory.GIB == pytest.approx(row["measured"], rel=0.03)
@@ -63,13 +66,33 @@ def test_estimate_counts_gradients_or_activations(seven_b):
 
 def test_estimate_with_recompute_and_offload(seven_b):
     ways = [{}, {"recompute": 16}, {"recompute": 32}]
-    ways.append({"recompute": 32, "offload": True})
+    ways.append({"recompute": 32, "offload": 32})
     peaks = [
         memory.estimate(seven_b(), "qlora", 16, 2048, fast=True, **w) for w in ways
     ]
     assert sorted(peaks, key=lambda one: -one.peak) == peaks
     assert peaks[3].checkpoints == 0
     assert peaks[2].weights - peaks[3].weights == 2 * 32000 * 4096
+    assert peaks[3].ram == 32 * 2048 * 4096 * 2 + 2 * 32000 * 4096
+    assert peaks[3].total == sum(peaks[3].as_gib()[k] * memory.GIB for k in PARTS)
+
+
+def test_estimate_offloads_the_first_layers_only(seven_b):
+    """An input of 12,289 tokens takes a piece of 64 MiB and one of 33, rounded up."""
+    way = {"recompute": 32, "fast": True}
+    none, some = (
+        memory.estimate(seven_b(), "qlora", 16, 12_289, offload=k, **way)
+        for k in (0, 10)
+    )
+    saved = 10 * 2 * 12_289 * 4096
+    assert none.checkpoints - some.checkpoints == saved
+    assert some.ram == 10 * (64 + 64) * 2**20 + 2 * 32000 * 4096
+
+
+@pytest.mark.parametrize(("tokens", "padded"), [(2048, 12_288), (16_384, 16_384)])
+def test_workspace_is_of_the_padded_tokens(seven_b, tokens, padded):
+    shape = Shape.from_config(seven_b())
+    assert workspace_bytes(shape, tokens, 3) == 3 * 4 * 4096 * padded
 
 
 def test_at_loss_with_more_tokens_has_more_activations_only(seven_b):
