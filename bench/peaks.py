@@ -160,6 +160,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
         gpu=GPU,
         optimizer="adamw_8bit" if GPU else "adamw_torch",
         accumulators=1,  # unlike a T4's, this card's attention kernel needs no more
+        packed=False,
     )
     plan = memory.Plan(tokens, times, recompute, offload, fast, cost)
     training.use_fast_path(trainer, plan)

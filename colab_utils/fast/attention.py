@@ -55,20 +55,23 @@ def grouped_attention_backward(
     out: torch.Tensor,
     *saved: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the gradient of qkv; `out` and `saved` are from `grouped_attention`."""
+    """Return the gradient of qkv, possibly in its memory.
+
+    `out` and `saved` are what `grouped_attention` returned.
+    """
     if len(groups) == 1:
         where = (heads, kv_heads, groups[0].documents)
         return attention_backward(grad, qkv, *where, out, *saved)
-    found, count = torch.empty_like(qkv), len(saved) // len(groups)
+    count = len(saved) // len(groups)
     for i, (rows, documents) in enumerate(groups):
-        found[rows] = attention_backward(
+        qkv[rows] = attention_backward(
             grad[rows],
             qkv[rows],
             *(heads, kv_heads, documents),
             out[rows],
             *saved[i * count : (i + 1) * count],
         )
-    return found
+    return qkv
 
 
 def attention(

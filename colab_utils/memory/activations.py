@@ -58,7 +58,12 @@ def loss_bytes(
 
 
 def backward_bytes(
-    shape: Shape, tokens: int, size: int, fast: bool, accumulators: int
+    shape: Shape,
+    tokens: int,
+    size: int,
+    fast: bool,
+    accumulators: int,
+    packed: bool = True,
 ) -> float:
     """Return the bytes of temporary tensors while a layer runs backward.
 
@@ -67,7 +72,7 @@ def backward_bytes(
     width, inner, queries = shape.width, shape.inner, shape.queries
     if not fast:
         return 1.0 * size * tokens * (2 * width + 3 * inner)
-    workspace = workspace_bytes(shape, tokens, accumulators)
+    workspace = workspace_bytes(shape, tokens, accumulators, packed)
     # the gradients of the layer's output, of h and of the attention's output; q, k, v
     held, rows = 2 * width + queries, queries + 2 * shape.keys
     # the heads' norms keep their input, so that attention reads a copy
@@ -81,13 +86,17 @@ def backward_bytes(
     return max(size * tokens * max(width + inner, 3 * width), attention - freed)
 
 
-def workspace_bytes(shape: Shape, tokens: int, accumulators: int) -> float:
+def workspace_bytes(
+    shape: Shape, tokens: int, accumulators: int, packed: bool = True
+) -> float:
     """Return the bytes in which the attention kernel accumulates gradients.
 
-    They are float32, for `tokens` tokens with the padding of their group. Source: the
-    workspace of PyTorch's mem_eff_attention/kernel_backward.h.
+    They are float32, for `tokens` tokens; if several documents are packed into a row,
+    with the padding of their group. Source: the workspace of PyTorch's
+    mem_eff_attention/kernel_backward.h.
     """
-    return 4.0 * accumulators * shape.queries * max(tokens, ATTENTION_TOKENS)
+    padded = max(tokens, ATTENTION_TOKENS) if packed else tokens
+    return 4.0 * accumulators * shape.queries * padded
 
 
 def dequantized_bytes(shape: Shape, method: str, size: int, fast: bool) -> float:

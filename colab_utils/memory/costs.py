@@ -32,7 +32,7 @@ MLP_ROWS = 512  # tokens of a prompt that go through an MLP at a time
 PIECE = 2**26
 # RAM of a free Colab machine, and what its system takes.
 COLAB_RAM, SYSTEM_RAM = 12.7e9, 1.0 * GIB
-# GPU memory that torch reserves beyond its tensors, with the setting of `runtime.quiet`:
+# GPU memory that torch reserves beyond its tensors, as `runtime.quiet` sets it up:
 # 0.27 GiB measured where nothing is left to give back (bench/LOG.md), and a margin.
 RESERVE = 0.4 * GIB
 

@@ -24,6 +24,7 @@ class Options(TypedDict, total=False):
     accumulating: bool
     gpu: bool
     accumulators: int
+    packed: bool
     optimizer: str
 
 
@@ -68,7 +69,7 @@ class Step:
     micro-batch exist. With `gpu` activations are float16 or bfloat16, and cuBLAS and
     torch's cache take memory; on a CPU activations are float32. The attention kernel
     accumulates `accumulators` gradients in float32: those of q, k and v below compute
-    capability 8.0, only that of q from there on.
+    capability 8.0, only that of q from there on. In `packed` rows it pads documents.
 
     Raises ValueError for an unknown method or optimizer, or a number below 1.
     """
@@ -83,6 +84,7 @@ class Step:
     accumulating: bool = False
     gpu: bool = True
     accumulators: int = 3
+    packed: bool = True
     optimizer: str = "adamw_torch"
 
     def __post_init__(self) -> None:
@@ -202,6 +204,7 @@ class Step:
                 self.size,
                 self.fast,
                 self.accumulators if self.gpu else 0,
+                self.packed,
             ),
         )
 

@@ -99,7 +99,7 @@ def test_plan_offloads_only_where_nothing_else_fits(seven_b):
 
 def test_plan_may_keep_the_last_layer(seven_b):
     """On the reference path, checkpointing the last layer too takes more memory."""
-    config = seven_b(num_hidden_layers=22)
+    config = seven_b(num_hidden_layers=22, vocab_size=1000)
     cost = [
         memory.estimate(
             config, "qlora", 16, 4096, recompute=k, optimizer="adamw_8bit"

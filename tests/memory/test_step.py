@@ -49,6 +49,7 @@ def test_estimate_as_measured_on_a_gpu(monkeypatch, seven_b, row):
         fast=row["fast"],
         accumulating=row["times"] > 1,
         accumulators=1,
+        packed=False,
         optimizer="adamw_8bit",
     )
     assert found.peak / memory.GIB == pytest.approx(row["measured"], rel=0.03)
@@ -93,6 +94,7 @@ def test_estimate_offloads_the_first_layers_only(seven_b):
 def test_workspace_is_of_the_padded_tokens(seven_b, tokens, padded):
     shape = Shape.from_config(seven_b())
     assert workspace_bytes(shape, tokens, 3) == 3 * 4 * 4096 * padded
+    assert workspace_bytes(shape, tokens, 3, packed=False) == 3 * 4 * 4096 * tokens
 
 
 def test_at_loss_with_more_tokens_has_more_activations_only(seven_b):
