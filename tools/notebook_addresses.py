@@ -43,7 +43,7 @@ if {{"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"}} & os.environ.keys():
         if "unable to access" in done.stderr:
             raise RuntimeError(
                 "github.com cannot be reached: check the network, then run this cell "
-                "again. On Kaggle, switch on Settings > Internet."
+                "again. On Kaggle, verify your phone, then turn on Settings > Internet."
             )
         if done.returncode:
             raise RuntimeError(

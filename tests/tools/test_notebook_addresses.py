@@ -245,7 +245,7 @@ def test_setup_cell_refuses_placeholder_before_pip(monkeypatch, place) -> None:
 @pytest.mark.parametrize(
     ("stderr", "expected"),
     [
-        ("fatal: unable to access 'https://github.com/': Could not", "On Kaggle, swi"),
+        ("fatal: unable to access 'https://github.com/': Could not", "On Kaggle, ver"),
         ("error: pathspec 'v1.2.3' did not match any file(s)", f"@v{VERSION}: check"),
     ],
 )
