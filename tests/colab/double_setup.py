@@ -38,8 +38,8 @@ def test_setup_adds_packages_and_replaces_none(course, new_machine, place):
     machine = new_machine(place)
     before = machine.packages()
     assert before["torchao"] == "0.10.0" and not EXTRA.keys() & before.keys()
-    cell = set_up(course)
-    first, second = machine.run([cell, set_up(course)]).cells
+    again = new_code_cell(set_up(course).source)
+    first, second = machine.run([set_up(course), again]).cells
     added = ", ".join(f"{name} {version}" for name, version in EXTRA.items())
     assert printed(first) == (
         f"set-up: installed {added}; removed torchao 0.10.0 (peft refuses float16 LoRA "

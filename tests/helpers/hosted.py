@@ -71,10 +71,9 @@ class Machine:
 
     def __post_init__(self) -> None:
         """Copy the packages, and let git find the course."""
-        link_packages(DOUBLE / "image", self.home / "python")
+        own = DOUBLE / "kaggle" if self.place is KAGGLE else None
+        link_packages(DOUBLE / "image", self.home / "python", own)
         self.go_to(self.course)
-        if self.place is KAGGLE:
-            self.pip("install", "-q", *KAGGLE_OWN)
 
     @property
     def python(self) -> Path:
@@ -158,25 +157,27 @@ class Machine:
         return notebook
 
 
-# What Kaggle installs over Colab's versions (Kaggle/docker-python, 2025).
-KAGGLE_OWN = ("ipywidgets==8.1.5",)
-# What the set-up cell removes, and what KAGGLE_OWN replaces.
-CHANGING = ("torchao", "ipywidgets", "widgetsnbextension", "jupyterlab_widgets")
+def link_packages(image: Path, machine: Path, own: Path | None) -> None:
+    """Make an environment that has the packages of another one, without copying GBs.
 
-
-def link_packages(image: Path, machine: Path) -> None:
-    """Make an environment that has the packages of another one, without copying GBs."""
+    `own` is a folder with packages that replace those of the image.
+    """
     (machine / "bin").mkdir(parents=True)
     for name in ("python", "python3", "python3.13"):
         (machine / "bin" / name).symlink_to((image / "bin" / name).resolve())
     shutil.copy2(image / "pyvenv.cfg", machine)
     inside = Path("lib", "python3.13", "site-packages")
     (machine / inside).mkdir(parents=True)
-    for path in (image / inside).iterdir():
-        if path.name.startswith(CHANGING) and path.is_dir():
-            shutil.copytree(path, machine / inside / path.name)
-        elif path.name != "__pycache__":
-            (machine / inside / path.name).symlink_to(path)
+    paths = {path.name: path for path in (image / inside).iterdir()}
+    if own:
+        names = {path.name.partition("-")[0] for path in own.iterdir()}
+        paths = {n: p for n, p in paths.items() if n.partition("-")[0] not in names}
+        paths |= {path.name: path for path in own.iterdir()}
+    for name, path in paths.items():
+        if name.startswith("torchao"):  # the set-up cell removes it
+            shutil.copytree(path, machine / inside / name)
+        elif name not in ("__pycache__", "bin", "share", "etc"):
+            (machine / inside / name).symlink_to(path)
 
 
 def publish(folder: Path, tag: bool = True) -> Path:
