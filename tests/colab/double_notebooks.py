@@ -25,9 +25,9 @@ def keep(place: hosted.Place, name: str, notebook) -> None:
     nbformat.write(notebook, folder / name)
 
 
-def run_all(machine: hosted.Machine, course: Path, name: str):
+def run_all(machine: hosted.Machine, course: Path, name: str, **parameters: object):
     """Run a notebook to its end; return its executed cells."""
-    notebook = machine.run(cells(course, name))
+    notebook = machine.run(cells(course, name, **parameters))
     keep(machine.place, name, notebook)
     failed = [cell for cell in notebook.cells if error(cell)]
     assert not failed, f"{name}: {failed[0].source}\n{error(failed[0])['evalue']}"
@@ -64,7 +64,7 @@ def test_course_on_colab(course, new_machine, tmp_path):
     drive.mkdir()
     for name in COURSE:
         machine = new_machine(COLAB, COLAB_DOUBLE_DRIVE_FOLDER=str(drive))
-        executed = run_all(machine, course, name)
+        executed = run_all(machine, course, name, USE_DRIVE=True)
         assert "Mounted at /content/drive" in all_text(executed)
         if name.startswith("03"):
             assert widgets_shown(executed) >= 1

@@ -13,11 +13,11 @@ pytestmark = pytest.mark.slow
 
 
 def first_cells(course, **parameters: object) -> list:
-    """Return the code cells of 01 up to the workspace, with other parameters."""
-    code = [cell for cell in cells(course, "01") if cell.cell_type == "code"]
-    (number,) = (n for n, cell in enumerate(code) if "Workspace.open(" in cell.source)
-    given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    return [*code[:number], new_code_cell(given), code[number]]
+    """Return the code cells of 01 up to the workspace."""
+    found = cells(course, "01", **parameters)
+    code = [cell for cell in found if cell.cell_type == "code"]
+    (last,) = (n for n, cell in enumerate(code) if "Workspace.open(" in cell.source)
+    return code[: last + 1]
 
 
 @pytest.mark.parametrize("answer", ["refused", "failed", "slow", "forbidden"])

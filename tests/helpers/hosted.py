@@ -140,6 +140,7 @@ class Machine:
             "-f",
             "{connection_file}",
         ]
+        launch += ["-f", "{connection_file}"]
         text = {"argv": launch, "display_name": "Python 3", "language": "python"}
         (spec / "kernel.json").write_text(json.dumps(text))
         specs = KernelSpecManager(kernel_dirs=[str(spec.parent)])
@@ -210,12 +211,22 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True)
 
 
-def cells(course: Path, name: str) -> list[Any]:
-    """Return the cells of a published notebook; `name` may be its number."""
+def cells(course: Path, name: str, **parameters: object) -> list[Any]:
+    """Return the cells of a published notebook; `name` may be its number.
+
+    `parameters` stand in a cell after the notebook's own, as papermill would write them.
+    """
     import nbformat
+    from nbformat.v4 import new_code_cell
 
     (path,) = (course / "notebooks").glob(f"{Path(name).stem}*.ipynb")
-    return nbformat.read(path, as_version=4).cells
+    found = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        found.append(cell)
+        if parameters and "parameters" in cell.metadata.get("tags", []):
+            lines = [f"{name} = {value!r}" for name, value in parameters.items()]
+            found.append(new_code_cell("\n".join(lines)))
+    return found
 
 
 def printed(cell: Any) -> str:
