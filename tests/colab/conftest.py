@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from helpers import hosted
 
+MARK = ".made-by-the-tests"  # in a working folder that the tests may remove
+
 
 @pytest.fixture(scope="session", autouse=True)
 def image() -> Path:
@@ -44,18 +46,23 @@ def new_machine(course) -> Iterator[Callable[..., hosted.Machine]]:
         return hosted.Machine(place, homes[-1], repository or str(course), variables)
 
     yield new
-    for home in homes:
-        shutil.rmtree(home)
+    for folder in homes:
+        shutil.rmtree(folder)
     for place in hosted.PLACES:
-        empty(place)
+        clear(place)
+    shutil.rmtree(hosted.KAGGLE_INPUTS, ignore_errors=True)
+
+
+def clear(place: hosted.Place) -> None:
+    """Remove the working folder of a machine, if a test has made it."""
+    if (place.folder / MARK).exists():
+        shutil.rmtree(place.folder)
 
 
 def empty(place: hosted.Place) -> None:
-    """Remove the working folder of an earlier machine, if a test has made it."""
-    mark = place.folder / ".made-by-the-tests"
-    if mark.exists():
-        shutil.rmtree(place.folder)
+    """Make the working folder of a new machine; leave one alone that is in use."""
+    clear(place)
     if place.folder.is_dir() and any(place.folder.iterdir()):
         pytest.exit(f"{place.folder} has files: these tests need it empty", 1)
     place.folder.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    (place.folder / MARK).touch()

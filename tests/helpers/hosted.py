@@ -58,6 +58,8 @@ KAGGLE = Place(
     },
 )
 PLACES = (COLAB, KAGGLE)
+# Where Kaggle shows the outputs of notebooks that were added as input.
+KAGGLE_INPUTS = Path("/kaggle/input/notebooks")
 
 
 @dataclass
@@ -99,6 +101,8 @@ class Machine:
             "GIT_CONFIG_GLOBAL": str(self.home / "gitconfig"),
             "PYTHONPATH": str(STAND_INS),
             "COLAB_DOUBLE_WAIT": "0.5",
+            # A debugger that nobody uses prints a warning at each start.
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             **self.place.variables,
             **self.variables,
         }
@@ -133,14 +137,8 @@ class Machine:
 
         spec = self.home / "kernels" / "python3"
         spec.mkdir(parents=True, exist_ok=True)
-        launch = [
-            str(self.python),
-            "-m",
-            "ipykernel_launcher",
-            "-f",
-            "{connection_file}",
-        ]
-        launch += ["-f", "{connection_file}"]
+        launch = [str(self.python), "-m", "ipykernel_launcher", "-f"]
+        launch.append("{connection_file}")
         text = {"argv": launch, "display_name": "Python 3", "language": "python"}
         (spec / "kernel.json").write_text(json.dumps(text))
         specs = KernelSpecManager(kernel_dirs=[str(spec.parent)])
@@ -214,7 +212,7 @@ def git(folder: Path, *arguments: str) -> None:
 def cells(course: Path, name: str, **parameters: object) -> list[Any]:
     """Return the cells of a published notebook; `name` may be its number.
 
-    `parameters` stand in a cell after the notebook's own, as papermill would write them.
+    `parameters` stand in a cell after the notebook's own, as papermill writes them.
     """
     import nbformat
     from nbformat.v4 import new_code_cell
