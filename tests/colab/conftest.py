@@ -50,7 +50,7 @@ def new_machine(course) -> Iterator[Callable[..., hosted.Machine]]:
         shutil.rmtree(folder)
     for place in hosted.PLACES:
         clear(place)
-    shutil.rmtree(hosted.KAGGLE_INPUTS, ignore_errors=True)
+    shutil.rmtree(hosted.KAGGLE_INPUTS / "somebody", ignore_errors=True)
 
 
 def clear(place: hosted.Place) -> None:
