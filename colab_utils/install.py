@@ -1,4 +1,4 @@
-"""Install the packages that Colab lacks, and replace none that it has."""
+"""Install the packages that Colab or Kaggle lacks, and replace none that it has."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+
+from colab_utils import runtime
 
 # Colab lacks these. requirements.txt pins the same versions, and a test compares them.
 EXTRA = ("trl==0.29.1", "bitsandbytes==0.50.2", "rensa==0.5.0", "gguf==0.19.0")
@@ -33,6 +35,10 @@ SHIPPED = (
 )
 # With an older torchao, peft >= 0.19 refuses LoRA on layers that are not quantized.
 TORCHAO = (0, 16)
+# What pip prints if it reaches no package index.
+OFFLINE = re.compile(
+    r"NewConnectionError|ConnectTimeoutError|NameResolutionError|versions: none\)"
+)
 PIP_VERSION = re.compile(  # the only versions that pip accepts in a constraints file
     r"(\d+!)?\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?",
     re.ASCII,
@@ -86,7 +92,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _failure(output: str) -> str:
-    """Return a sentence that says what stopped pip, and pip's last lines."""
+    """Return a sentence that says what stopped pip; pip's last lines if they help."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = "\n".join(["Its last lines:", *lines[-8:]])
     needs = re.findall(r"(\S+ \S+) depends on (([\w.-]+).*)", output)
@@ -98,7 +104,12 @@ def _failure(output: str) -> str:
                     f"{name} {version} under the running notebook. The versions in "
                     f"colab_utils/install.py do not fit this image. {last}"
                 )
-    return f"pip failed. Check the network, then run the cell again. {last}"
+    if OFFLINE.search(output):
+        advice = "check the network"
+        if runtime.on_kaggle():
+            advice = "verify your phone, turn on Settings > Internet"
+        return f"pip reached no package index: {advice}, then run this cell again."
+    return f"pip failed. {last}"
 
 
 def _stale() -> list[str]:
@@ -113,8 +124,8 @@ def _stale() -> list[str]:
     return found
 
 
-def colab() -> None:
-    """Install the packages of `EXTRA` on Colab, and print one line about it.
+def missing() -> None:
+    """Install the packages of `EXTRA` that are missing, and print one line about it.
 
     Installed packages keep their versions. If that is impossible, pip installs nothing,
     and RuntimeError names the package that would be replaced. A torchao that peft does
@@ -136,7 +147,10 @@ def colab() -> None:
         done.append(f"removed torchao {torchao} (peft refuses float16 LoRA with it)")
     print(f"set-up: {'; '.join(done) or 'nothing to do'}")
     if stale := _stale():
+        menu = "Runtime > Restart session"
+        if runtime.on_kaggle():
+            menu = "Run > Restart & clear cell outputs"
         print(
-            f"This notebook already loaded {', '.join(stale)}: choose "
-            "Runtime > Restart session, then run again from the top."
+            f"This notebook already loaded {', '.join(stale)}: choose {menu}, then run "
+            "again from the top."
         )

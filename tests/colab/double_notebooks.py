@@ -1,0 +1,93 @@
+"""All notebooks on machines like those of Colab and Kaggle, as a reader runs them.
+
+HEADLESS is unset: the notebooks ask for secrets and Drive, and show their widgets.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from helpers import hosted
+from helpers.hosted import COLAB, KAGGLE, cells, error, printed
+
+pytestmark = pytest.mark.slow
+COURSE = [path.name for path in sorted((hosted.ROOT / "notebooks").glob("*.ipynb"))]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def keep(place: hosted.Place, name: str, notebook) -> None:
+    """Keep an executed notebook for a look at it: .colab-double/executed/."""
+    folder = hosted.DOUBLE / "executed" / place.name
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / name)
+
+
+def run_all(machine: hosted.Machine, course: Path, name: str):
+    """Run a notebook to its end; return its executed cells.
+
+    Only the model is not the default, which needs a GPU and a network.
+    """
+    model = {"MODEL": "demo"} if name.startswith(("01", "02")) else {}
+    notebook = machine.run(cells(course, name, **model))
+    keep(machine.place, name, notebook)
+    failed = [cell for cell in notebook.cells if error(cell)]
+    assert not failed, f"{name}: {failed[0].source}\n{error(failed[0])['evalue']}"
+    assert hosted.TOKEN not in json.dumps(notebook)
+    print(f"{machine.place.name} {name}: {notebook.metadata['seconds']} s")
+    return notebook.cells
+
+
+def all_text(executed) -> str:
+    return "".join(printed(cell) for cell in executed if cell.cell_type == "code")
+
+
+def widgets_shown(executed) -> int:
+    outputs = [out for cell in executed for out in cell.get("outputs", [])]
+    return sum(WIDGET in out.get("data", {}) for out in outputs)
+
+
+def check_course(first: Path, second: Path, fourth: Path) -> None:
+    """Compare the workspaces of 01, 02 and 04 with what the demo world promises."""
+    dataset = json.loads((first / "datasets/my-dataset/recipe.json").read_text())
+    assert dataset["kind"] == "dataset"
+    adapter = json.loads((second / "adapters/my-adapter/recipe.json").read_text())
+    results = next(iter(adapter["results"].values()))
+    assert results["tuned"] > 0.9 and results["base"] < 0.2, results
+    assert adapter["versions"]["torch"].startswith("2.11.0")  # Colab's, not ours
+    model = fourth / "models" / "my-llama"
+    assert (model / "model.safetensors").is_file()
+    assert list(model.rglob("*.gguf"))
+
+
+def test_course_on_colab(course, new_machine, tmp_path):
+    """Each notebook has a machine of its own; Drive is all that they share."""
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    for name in COURSE:
+        machine = new_machine(COLAB, COLAB_DOUBLE_DRIVE_FOLDER=str(drive))
+        executed = run_all(machine, course, name)
+        assert "Mounted at /content/drive" in all_text(executed)
+        if name.startswith("03"):
+            assert widgets_shown(executed) >= 1
+    check_course(*[drive / "llama-workspace"] * 3)
+
+
+def test_course_on_kaggle(course, new_machine):
+    """Each notebook has a session of its own, with the outputs of the earlier ones.
+
+    A reader saves a version of each notebook, and adds it to the next (Add Input).
+    """
+    for name in COURSE:
+        machine = new_machine(KAGGLE)
+        executed = run_all(machine, course, name)
+        assert "Drive" not in all_text(executed)
+        if name.startswith("03"):
+            assert widgets_shown(executed) >= 1
+        outputs = hosted.KAGGLE_INPUTS / "somebody" / Path(name).stem
+        outputs.parent.mkdir(parents=True, exist_ok=True)
+        KAGGLE.folder.rename(outputs)
+    written = hosted.KAGGLE_INPUTS / "somebody"
+    check_course(*(next(written.glob(f"{n}*/workspace")) for n in ("01", "02", "04")))
