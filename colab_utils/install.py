@@ -113,7 +113,7 @@ def _stale() -> list[str]:
     return found
 
 
-def colab() -> None:
+def missing() -> None:
     """Install the packages of `EXTRA` on Colab, and print one line about it.
 
     Installed packages keep their versions. If that is impossible, pip installs nothing,

@@ -64,7 +64,7 @@ def python(folder: Path, *arguments: str, links: Path) -> subprocess.CompletedPr
 
 
 def set_up(folder: Path, links: Path, before: str = "") -> subprocess.CompletedProcess:
-    code = f"{before}\nfrom colab_utils import install\ninstall.colab()"
+    code = f"{before}\nfrom colab_utils import install\ninstall.missing()"
     return python(folder, "-c", code, links=links)
 
 

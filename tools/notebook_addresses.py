@@ -1,13 +1,14 @@
-"""Write the project's address into Colab badges, set-up cells and the README's table.
+"""Write the project's address into badges, set-up cells and the README's table.
 
 The address is `owner/repository` on GitHub. A badge opens a notebook from the branch
-main. The notebook's set-up cell installs the package from the tag of the version that
-the notebook was written for.
+main, on Colab or on Kaggle. The notebook's set-up cell installs the package from the
+tag of the version that the notebook was written for.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import re
 import subprocess
 from collections import Counter
@@ -16,25 +17,53 @@ from pathlib import Path
 
 from tools.notebook_shape import ANY_BADGE, summary, tags
 
+# The address until the project has one. Nobody else can take it, and run code in a
+# reader's notebook: a name on GitHub cannot end in a hyphen.
+PLACEHOLDER = "free-gpu-llama-/course"
+
 # The first code cell of every notebook. Colab folds it to its title.
 SETUP = """\
-# @title Set-up: installs what Colab lacks (half a minute); does nothing elsewhere
+# @title Set-up: installs what Colab or Kaggle lacks (half a minute); nothing elsewhere
 import importlib.util
 import os
+import subprocess
+import sys
 
-if "COLAB_RELEASE_TAG" in os.environ:
+COURSE = "git+https://github.com/{address}@v{version}"
+if {{"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"}} & os.environ.keys():
     if importlib.util.find_spec("colab_utils") is None:
-        %pip install -q --no-deps "git+https://github.com/{address}@v{version}"
-    if importlib.util.find_spec("colab_utils") is None:
-        raise ImportError("pip failed (above). No tag v{version}? Delete @v{version}.")
+        if "-/" in COURSE:
+            raise RuntimeError(
+                "This copy of the course has no address yet: its owner must run "
+                "`make badges` in a clone, then commit."
+            )
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", COURSE]
+        ask_nobody = {{**os.environ, "GIT_TERMINAL_PROMPT": "0"}}
+        done = subprocess.run(command, env=ask_nobody, capture_output=True, text=True)
+        if "unable to access" in done.stderr:
+            raise RuntimeError(
+                "github.com cannot be reached: check the network, then run this cell "
+                "again. On Kaggle, switch on Settings > Internet."
+            )
+        if done.returncode:
+            raise RuntimeError(
+                f"pip cannot install {{COURSE}}: check that this repository is public "
+                "and has this tag."
+            )
     from colab_utils import install
 
-    install.colab()"""
+    install.missing()"""
 
 COLAB = "https://colab.research.google.com/github/{address}/blob/main/notebooks/{name}"
+KAGGLE = (
+    "https://kaggle.com/kernels/welcome?src="
+    "https://github.com/{address}/blob/main/notebooks/{name}"
+)
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    f"({COLAB})"
+    f"({COLAB}) "
+    "[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]"
+    f"({KAGGLE})"
 )
 COLAB_LINK = re.compile(
     r"colab\.research\.google\.com/github/"
@@ -195,6 +224,21 @@ def set_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
     return TABLE.sub(lambda found: found[1] + table + found[2], readme)
 
 
+def placeholder_problems(address: str) -> list[str]:
+    """Return a problem if a repository on GitHub still has the placeholder as address.
+
+    A clone that is not published needs no address: its notebooks run from the clone.
+    """
+    repository = os.environ.get("GITHUB_REPOSITORY")
+    if address != PLACEHOLDER or not repository:
+        return []
+    return [
+        f"README.md and notebooks: the address is {PLACEHOLDER}, a placeholder, so no "
+        f"notebook opens or runs on Colab and Kaggle; fix: make badges in a clone of "
+        f"{repository}, then commit"
+    ]
+
+
 def address_problems(root: Path, notebooks: dict[str, dict]) -> list[str]:
     """Find badges, links, set-up cells and a table that disagree with each other.
 
@@ -216,7 +260,7 @@ def address_problems(root: Path, notebooks: dict[str, dict]) -> list[str]:
         table = set_table(readme, wanted, address)
     except NotebookError as error:
         return [str(error)]
-    problems = []
+    problems = placeholder_problems(address)
     if table != readme:
         problems.append(
             f"README.md: table or link is not the one of {address} and these "

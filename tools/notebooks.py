@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from tools.notebook_addresses import (
+    PLACEHOLDER,
     NotebookError,
     Release,
     address_problems,
@@ -157,9 +158,16 @@ def write_badges(root: Path) -> None:
     for path in paths:
         _write(path, dump(canonical(notebooks[path.name], path)))
     _write(readme, table)
+    if address == PLACEHOLDER:
+        print(
+            f"{address} is a placeholder: no badge opens, and on Colab and Kaggle the "
+            "set-up cells refuse to run. When the repository is on GitHub: git remote "
+            "add origin https://github.com/OWNER/NAME, then make badges again"
+        )
+        return
     print(
-        f"On Colab the notebooks install {tag} of {address}. If GitHub has no such "
-        f"tag: git tag {tag} && git push origin {tag}"
+        f"On Colab and Kaggle the notebooks install {tag} of {address}. If GitHub has "
+        f"no such tag: git tag {tag} && git push origin {tag}"
     )
 
 

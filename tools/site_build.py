@@ -92,8 +92,9 @@ def site_links(text: str, place: Path, root: Path, copy: Path, address: str) -> 
         kind = "tree" if (root / path).is_dir() else "blob"
         return f"https://github.com/{address}/{kind}/main/{path.as_posix()}{anchor}"
 
-    def plain(badge: re.Match[str]) -> str:
-        return f"[Open in Colab]({badge[0].rpartition('](')[2]}"
+    def plain(badges: re.Match[str]) -> str:
+        links = re.findall(r"!\[([^\]]*)\]\([^)]*\)\]\(([^)]*)\)", badges[0])
+        return " ".join(f"[{name}]({link})" for name, link in links)
 
     def own(link: re.Match[str]) -> str:
         page = Path(link[1] or "README.md").with_suffix(".md")

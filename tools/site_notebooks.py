@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tools.notebook_addresses import COLAB, COLAB_LINK
+from tools.notebook_addresses import COLAB, COLAB_LINK, KAGGLE
 from tools.notebook_shape import ANY_BADGE, tags
 
 HEADING = re.compile(r"#{1,6} ")
@@ -105,11 +105,14 @@ def last_heading(source: str) -> str:
 def text_cell(source: str, name: str, address: str) -> str:
     """Return a text cell: headings as Markdown, all else as HTML.
 
-    The badge becomes a button without an image from another server; other links to
+    The badges become buttons without an image from another server; other links to
     this repository's notebooks lead to their pages of the site.
     """
-    colab = COLAB.format(address=address, name=name)
-    button = f'<a class="md-button" href="{colab}">Open in Colab</a>'
+    button = " ".join(
+        f'<a class="md-button" href="{link.format(address=address, name=name)}">'
+        f"Open in {place}</a>"
+        for place, link in (("Colab", COLAB), ("Kaggle", KAGGLE))
+    )
     texts = (page_links(part, address) for part in ANY_BADGE.split(source))
     parts, fence = [""], ""
     for line in button.join(texts).splitlines(keepends=True):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,6 +14,7 @@ import pytest
 from helpers.notebook_project import NAME, PYPROJECT, README, VERSION, good, save, tool
 
 import colab_utils
+from colab_utils import install
 from tools import notebook_addresses as addresses
 from tools import notebooks
 
@@ -52,12 +55,14 @@ def test_badges_follow_git_remote(
     cells = json.loads((project / "notebooks" / NAME).read_text())["cells"]
     link = f"/github/{address}/blob/main/notebooks/{NAME}"
     assert link in "".join(cells[0]["source"])
+    kaggle = f"/kernels/welcome?src=https://github.com/{address}/blob/main/notebooks/"
+    assert f"{kaggle}{NAME})" in "".join(cells[0]["source"])
     assert f'"git+https://github.com/{address}@v{VERSION}"' in "".join(
         cells[1]["source"]
     )
     readme = (project / "README.md").read_text()
     assert f"| [Count to six](notebooks/{NAME}) | You count things. | [![Open" in readme
-    assert link in readme
+    assert link in readme and f"{kaggle}{NAME})" in readme
     assert readme.endswith("\n\nThe end.\n")
 
 
@@ -164,62 +169,138 @@ def test_check_without_readme(project: Path) -> None:
     ]
 
 
-def test_setup_cell_installs_only_on_colab(monkeypatch) -> None:
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    source = addresses.SETUP.format(address="first/course", version=VERSION)
-    assert len(source.splitlines()) <= 12
-    program = TransformerManager().transform_cell(source)
-
-    def no_magic() -> None:
-        raise AssertionError("the set-up cell installed something")
-
-    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
-    exec(program, {"get_ipython": no_magic})
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(AssertionError, match="installed"):
-        exec(program, {"get_ipython": no_magic})
+PLACES = ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"]
 
 
-class FailingShell:
-    """IPython in which every magic fails as pip does: it prints, and does not raise."""
+class Machine:
+    """Run the set-up cell of an address with a pip that ends as the test says."""
 
-    def run_line_magic(self, name: str, line: str) -> None:
-        print(f"ERROR: %{name} {line}")
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, place: str | None) -> None:
+        self.commands: list[list[str]] = []
+        self.environments: list[dict[str, str]] = []
+        self.calls: list[str] = []
+        self.has_course = False
+        self.status, self.stderr = 0, ""
+        for name in PLACES:
+            monkeypatch.delenv(name, raising=False)
+        if place:
+            monkeypatch.setenv(place, "1")
+        found = {True: object(), False: None}
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name: found[self.has_course]
+        )
+        monkeypatch.setattr(subprocess, "run", self.pip)
+        monkeypatch.setattr(install, "missing", lambda: self.calls.append("missing"))
+
+    def pip(self, command: list[str], env: dict[str, str], **options: bool) -> object:
+        assert options == {"capture_output": True, "text": True}
+        self.commands.append(command)
+        self.environments.append(env)
+        return subprocess.CompletedProcess(command, self.status, "", self.stderr)
+
+    def set_up(self, address: str = "fork/course") -> None:
+        exec(addresses.SETUP.format(address=address, version=VERSION), {})
 
 
-def test_setup_cell_after_failed_pip_says_what_to_do(monkeypatch, capsys) -> None:
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    source = addresses.SETUP.format(address="fork/course", version=VERSION)
-    program = TransformerManager().transform_cell(source)
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=f"No tag v{VERSION}.*Delete @v{VERSION}"):
-        exec(program, {"get_ipython": FailingShell})
-    assert f"git+https://github.com/fork/course@v{VERSION}" in capsys.readouterr().out
+def test_setup_cell_does_nothing_elsewhere(monkeypatch) -> None:
+    machine = Machine(monkeypatch, None)
+    machine.set_up()
+    machine.set_up(addresses.PLACEHOLDER)
+    assert machine.commands == machine.calls == []
 
 
-def test_setup_cell_installs_package_then_what_colab_lacks(monkeypatch) -> None:
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    from colab_utils import install
-
-    source = addresses.SETUP.format(address="fork/course", version=VERSION)
-    program = TransformerManager().transform_cell(source)
-    calls, specs = [], iter([None, object()])  # not installed, then installed
-
-    class Shell:
-        def run_line_magic(self, name: str, line: str) -> None:
-            calls.append(f"{name} {line}")
-
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: next(specs))
-    monkeypatch.setattr(install, "colab", lambda: calls.append("install.colab"))
-    exec(program, {"get_ipython": Shell})
+@pytest.mark.parametrize("place", PLACES)
+def test_setup_cell_installs_package_then_what_is_missing(monkeypatch, place) -> None:
+    machine = Machine(monkeypatch, place)
+    machine.set_up()
     package = f"git+https://github.com/fork/course@v{VERSION}"
-    assert calls == [f'pip install -q --no-deps "{package}"', "install.colab"]
+    assert machine.commands == [
+        [sys.executable, "-m", "pip", "install", "--no-deps", package]
+    ]
+    # Without it, git asks for a name and a password if the repository is missing.
+    assert machine.environments[0]["GIT_TERMINAL_PROMPT"] == "0"
+    assert "GIT_TERMINAL_PROMPT" not in os.environ
+    assert machine.calls == ["missing"]
+
+
+def test_setup_cell_keeps_installed_package(monkeypatch) -> None:
+    machine = Machine(monkeypatch, "COLAB_RELEASE_TAG")
+    machine.has_course = True
+    machine.set_up()
+    machine.set_up(addresses.PLACEHOLDER)
+    assert machine.commands == []
+    assert machine.calls == ["missing", "missing"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_setup_cell_refuses_placeholder_before_pip(monkeypatch, place) -> None:
+    machine = Machine(monkeypatch, place)
+    with pytest.raises(
+        RuntimeError, match=r"no address yet: .* must run `make badges`"
+    ):
+        machine.set_up(addresses.PLACEHOLDER)
+    assert machine.commands == machine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("stderr", "expected"),
+    [
+        ("fatal: unable to access 'https://github.com/': Could not", "On Kaggle, swi"),
+        ("error: pathspec 'v1.2.3' did not match any file(s)", f"@v{VERSION}: check"),
+    ],
+)
+def test_setup_cell_after_failed_pip(monkeypatch, stderr, expected) -> None:
+    machine = Machine(monkeypatch, "KAGGLE_KERNEL_RUN_TYPE")
+    machine.status, machine.stderr = 1, stderr
+    with pytest.raises(RuntimeError) as raised:
+        machine.set_up()
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value) and machine.calls == []
+
+
+@pytest.mark.parametrize("address", ["a/b", addresses.PLACEHOLDER, f"{'o' * 39}/long"])
+def test_setup_cell_is_formatted_with_any_address(address: str) -> None:
+    """`make format` must not change the cell that `make badges` writes."""
+    source = addresses.SETUP.format(address=address, version=VERSION)
+    assert len(source.splitlines()) <= 30
+    command = [*notebooks.RUFF, "format", "--quiet", "-"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True)
+    assert done.stdout.rstrip("\n") == source, done.stderr
+
+
+# --- the placeholder -----------------------------------------------------------------
+
+
+def test_placeholder_cannot_be_registered() -> None:
+    """GitHub's names have letters, digits and single hyphens, none at an end."""
+    owner = addresses.PLACEHOLDER.split("/")[0]
+    assert not re.fullmatch(r"[a-z\d]+(-[a-z\d]+)*", owner, re.IGNORECASE)
+    assert f"{addresses.PLACEHOLDER.split('/')[0][-1]}/" == "-/"
+
+
+def test_check_finds_placeholder_on_github(project: Path, monkeypatch) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    path = project / "pyproject.toml"
+    path.write_text(PYPROJECT.replace("first/course", addresses.PLACEHOLDER))
+    assert tool(project, "badges") == 0
+    assert notebooks.check(project) == []  # a clone on somebody's machine
+    monkeypatch.setenv("GITHUB_REPOSITORY", "some/one")
+    (problem,) = notebooks.check(project)
+    assert f"the address is {addresses.PLACEHOLDER}, a placeholder" in problem
+    assert "fix: make badges in a clone of some/one" in problem
+    git(project, "init", "--quiet")
+    git(project, "remote", "add", "origin", "https://github.com/some/one")
+    assert tool(project, "badges") == 0
+    assert notebooks.check(project) == []
+
+
+def test_badges_with_placeholder_print_what_to_do(project: Path, capsys) -> None:
+    path = project / "pyproject.toml"
+    path.write_text(PYPROJECT.replace("first/course", addresses.PLACEHOLDER))
+    assert tool(project, "badges") == 0
+    printed = capsys.readouterr().out
+    assert "git remote add origin https://github.com/OWNER/NAME" in printed
+    assert "git push" not in printed
 
 
 def test_setup_cells_install_the_version_of_the_package() -> None:

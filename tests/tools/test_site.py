@@ -158,12 +158,14 @@ def test_notebook_page(executed: Path, tmp_path: Path) -> None:
 
 
 def test_notebook_page_links(executed: Path, tmp_path: Path) -> None:
-    """The badge leads to Colab, without an image; other links lead to the site."""
+    """The badges lead to Colab and Kaggle, without images; other links to the site."""
     page = site_notebooks.notebook_page(executed, tmp_path / "out", ADDRESS)
     colab = addresses.COLAB.format(address=ADDRESS, name="01_x.ipynb")
+    kaggle = addresses.KAGGLE.format(address=ADDRESS, name="01_x.ipynb")
     assert f'<a class="md-button" href="{colab}">Open in Colab</a>' in page
+    assert f'<a class="md-button" href="{kaggle}">Open in Kaggle</a>' in page
     assert "[on](02_y.html)" in page
-    assert "badge.svg" not in page
+    assert ".svg" not in page
     other = site_notebooks.notebook_page(executed, tmp_path / "out", "else/course")
     assert "[on](https://colab.research.google.com/github/someone/" in other
 
@@ -262,6 +264,7 @@ def test_site_links(tmp_path: Path) -> None:
         (folder / name).write_text("")
     badge = addresses.BADGE.format(address=ADDRESS, name="01_x.ipynb")
     colab = addresses.COLAB.format(address=ADDRESS, name="01_x.ipynb")
+    kaggle = addresses.KAGGLE.format(address=ADDRESS, name="01_x.ipynb")
     home = addresses.pages(ADDRESS)
     text = (
         f"[a](docs/style.md#words) [b](notebooks/01_x.ipynb) [c](LICENSE) {badge} "
@@ -270,7 +273,7 @@ def test_site_links(tmp_path: Path) -> None:
     assert site_build.site_links(text, Path("."), tmp_path, copy, ADDRESS) == (
         "[a](docs/style.md#words) [b](notebooks/01_x.md) "
         "[c](https://github.com/someone/course/blob/main/LICENSE) "
-        f"[Open in Colab]({colab}) "
+        f"[Open in Colab]({colab}) [Open in Kaggle]({kaggle}) "
         "[d](notebooks/01_x.md) [e](gone.md) [f](README.md) "
         "[g](https://github.com/someone/course/tree/main/bench/results)"
     )

@@ -1,9 +1,9 @@
 """A stand-in for Kaggle's `kaggle_secrets`; README.md says what steers it.
 
-As in Kaggle/docker-python: the client needs a token that Kaggle puts in the environment.
-It asks kaggle.com over the network. With Settings > Internet off, that is a
-ConnectionError. A label that is not attached to the notebook is a BackendError; a request
-that Kaggle denies is a CredentialError. The errors share no base but Exception.
+As in Kaggle/docker-python: the client needs a token that Kaggle puts in the
+environment. It asks kaggle.com over the network. With Settings > Internet off, that is
+a ConnectionError. A label that is not attached to the notebook is a BackendError; a
+request that Kaggle denies is a CredentialError. The errors share no base but Exception.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Requests to Colab's page, which environment variables answer.
 
 The real module sends a message to the browser and reads the answer from the kernel's
-stdin channel. It returns None if no answer comes in time, and raises MessageError if the
-page answers with an error.
+stdin channel. It returns None if no answer comes in time, and raises MessageError if
+the page answers with an error.
 """
 
 from __future__ import annotations

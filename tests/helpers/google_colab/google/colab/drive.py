@@ -1,8 +1,8 @@
 """Google Drive on Colab: a mount that is a link to a folder, or one of the errors.
 
-As in colabtools: the page asks for access and answers with an error (MessageError) if the
-user closes the window or says no. All later problems are ValueError. The mountpoint must
-be empty, without a space, not a link, and in a folder that exists.
+As in colabtools: the page asks for access and answers with an error (MessageError) if
+the user closes the window or says no. All later problems are ValueError. The mountpoint
+must be empty, without a space, not a link, and in a folder that exists.
 """
 
 from __future__ import annotations

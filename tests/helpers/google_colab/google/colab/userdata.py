@@ -1,7 +1,7 @@
 """Colab's secrets.
 
-As in colabtools: a request waits 10 seconds for the page. The page does not answer while
-its window "Grant access" is open, and outside of a browser. Two of the errors are
+As in colabtools: a request waits 10 seconds for the page. The page does not answer
+while its window "Grant access" is open, and outside of a browser. Two of the errors are
 `errors.Error`, and NotebookAccessError is not.
 """
 
