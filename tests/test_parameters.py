@@ -36,7 +36,7 @@ def test_clean_removes_what_surrounds_a_text(text, spaces, pairs):
         ('""', ""),
         ("'", "'"),
         ("it's", "it's"),
-        ("'tis \"x\"", "'tis \"x\""),
+        ('\'tis "x"', '\'tis "x"'),
         ("“my-data” ", "my-data"),
         ("a b", "a b"),
         (7, "7"),
@@ -71,7 +71,9 @@ def test_number_or_auto_returns_auto_a_number_in_range_or_a_sentence(value):
         found = parameters.number_or_auto("X", value, 0.1, 0.9)
     except ValueError as error:
         text = str(error)
-        assert text.startswith(f"X = {value!r}, but it must be a number from 0.1 to 0.9")
+        assert text.startswith(
+            f"X = {value!r}, but it must be a number from 0.1 to 0.9"
+        )
         assert ' or "auto".' in text
     else:
         assert found == "auto" or 0.1 <= found <= 0.9
