@@ -11,10 +11,6 @@ import json
 import sys
 import tempfile
 
-from colab_utils import runtime
-
-runtime.quiet()
-
 import huggingface_hub.utils._auth as auth
 from datasets import Dataset
 from google.colab import _message

@@ -1,4 +1,4 @@
-"""The Hub's library never asks Colab's secrets by itself, after the course has asked."""
+"""The Hub's library never asks Colab's secrets by itself."""
 
 from __future__ import annotations
 
