@@ -205,16 +205,16 @@ def quiet() -> None:
     """
     # Tokenizers warn when a data loader forks; this package tokenizes in one thread.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Kaggle has two T4s. With both, transformers' trainer would copy the model to each,
+    # which a quantized model does not survive; the course trains on one.
+    if on_kaggle():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     # Packed rows differ in length and fragment torch's cache of GPU memory: 1 GiB was
     # lost in the largest planned run, 0.4 GiB with expandable segments (bench/LOG.md).
     if "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ["PYTORCH_ALLOC_CONF"] = allocator = "expandable_segments:True"
         if torch := sys.modules.get("torch"):  # too late for the variable
             torch._C._accelerator_setAllocatorSettings(allocator)
-    # Kaggle has two T4s. With both, transformers' trainer would copy the model to each,
-    # which a quantized model does not survive; the course trains on one.
-    if on_kaggle():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     for name, pattern in IGNORED_MESSAGES.items():
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Matching) for known in logger.filters):
