@@ -159,7 +159,9 @@ def test_open_drive_denied_says_what_to_do(tmp_path, answer, sentence):
         (tmp_path / "content" / "drive" / "mine.txt").touch()
         answer = "allowed"
     *_, last = on_drive(tmp_path, "Workspace.open(True)", answer)
-    assert last.startswith(f"RuntimeError: Google Drive was not mounted: {sentence}")
+    assert last.startswith(
+        f"RuntimeError: Google Drive could not be mounted: {sentence}"
+    )
     assert "set USE_DRIVE = False: then the files are lost" in last
 
 
