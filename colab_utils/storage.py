@@ -100,8 +100,8 @@ def _drive() -> Place:
 def _drive_problem(text: str) -> str:
     known = (advice for part, advice in DRIVE_ERRORS.items() if part in text)
     return (
-        f"Google Drive could not be mounted: {next(known, text)}. Or set USE_DRIVE = False: "
-        "then the files are lost when Colab deletes this machine."
+        f"Google Drive could not be mounted: {next(known, text)}. Or set USE_DRIVE = "
+        "False: then the files are lost when Colab deletes this machine."
     )
 
 
