@@ -1,37 +1,96 @@
-"""The parameters of a notebook: checked before anything is computed."""
+"""The parameters of a notebook: read however they were typed, and checked at once.
+
+A form field of Colab writes its value into the code: a text field writes text, and a
+number field writes 3, 3.0 or None. Papermill passes any of these.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, TypeVar
+
+Number = TypeVar("Number", int, float)
+QUOTES = ('""', "''", "``", "“”", "‘’")
 
 
-def check_range(**given: tuple[Any, float, float]) -> None:
-    """Check numeric parameters: NAME=(value, lowest, highest).
+def clean(value: object) -> str:
+    """Return a text field without the spaces and quotes around it; None is "".
 
-    If the bounds are integers, the value must be one. Raises ValueError with the
-    parameter's name, its value and the allowed range.
-
-    >>> check_range(RANK=(16, 1, 1024), EPOCHS=(0.5, 0.01, 1000.0))
+    >>> clean(' "my-data" '), clean(None)
+    ('my-data', '')
     """
-    for name, (value, low, high) in given.items():
-        fraction = isinstance(low, float)
-        kind = (int, float) if fraction else int
-        good = isinstance(value, kind) and not isinstance(value, bool)
-        if not (good and low <= value <= high):
-            number = "a number" if fraction else "a whole number"
-            raise ValueError(
-                f"{name} = {value!r}, but it must be {number} from {low:g} to {high:g}."
-            )
+    text = "" if value is None else str(value).strip()
+    while len(text) > 1 and text[0] + text[-1] in QUOTES:
+        text = text[1:-1].strip()
+    return text
 
 
-def check_choice(**given: tuple[Any, ...]) -> None:
-    """Check parameters that are one of several values: NAME=(value, *choices).
+def is_auto(value: object) -> bool:
+    """Return whether a field is empty or says "auto", in any spelling."""
+    return clean(value).lower() in ("", "auto")
+
+
+def number(name: str, value: object, low: Number, high: Number) -> Number:
+    """Return the number in a field, an int if the bounds are integers.
+
+    Raises ValueError with the parameter's name, its value and the allowed range.
+
+    >>> number("RANK", "16.0", 1, 1024), number("EPOCHS", " 3 ", 0.01, 1000.0)
+    (16, 3.0)
+    """
+    return _number(name, value, low, high, "")
+
+
+def number_or_auto(
+    name: str, value: object, low: Number, high: Number
+) -> Number | Literal["auto"]:
+    """Return the number in a field as `number` does, or "auto" if `is_auto`.
+
+    >>> number_or_auto("SHARE", "2e-1", 0.0, 1.0), number_or_auto("SHARE", "", 0.0, 1.0)
+    (0.2, 'auto')
+    """
+    if is_auto(value):
+        return "auto"
+    return _number(name, value, low, high, ' or "auto"')
+
+
+def _number(name: str, value: object, low: Number, high: Number, more: str) -> Number:
+    whole = isinstance(low, int)
+    found = None if isinstance(value, bool) else _parse(value, whole)
+    if found is not None and low <= found <= high:
+        return type(low)(found)
+    shown = f"{name} = {value!r}" if clean(value) else f"{name} is empty"
+    kind, form = ("a whole number", ",") if whole else ("a number", "g")
+    comma = " Write a decimal point, not a comma." if "," in clean(value) else ""
+    raise ValueError(
+        f"{shown}, but it must be {kind} from {low:{form}} to {high:{form}}{more}."
+        f"{comma}"
+    )
+
+
+def _parse(value: object, whole: bool) -> int | float | None:
+    """Return the number that a value stands for, or None."""
+    text = clean(value)
+    try:
+        return int(text)  # exact, also above 2**53
+    except ValueError:
+        pass
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return None if whole and not found.is_integer() else found
+
+
+def choice(name: str, value: object, *choices: str) -> str:
+    """Return the choice in a field; empty is "auto" if that is a choice.
 
     Raises ValueError with the parameter's name, its value and the choices.
 
-    >>> check_choice(METHOD=("qlora", "qlora", "lora", "full"))
+    >>> choice("METHOD", "'lora'", "qlora", "lora", "full")
+    'lora'
     """
-    for name, (value, *choices) in given.items():
-        if value not in choices:
-            known = ", ".join(map(repr, choices))
-            raise ValueError(f"{name} = {value!r}, but it must be one of {known}.")
+    text = "auto" if "auto" in choices and is_auto(value) else clean(value)
+    if text not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} = {value!r}, but it must be one of {known}.")
+    return text

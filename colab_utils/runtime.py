@@ -37,6 +37,13 @@ IGNORED_MESSAGES = {
 }
 
 
+# How to get a GPU on a free machine.
+GPU_SWITCH = {
+    "Colab": "Runtime > Change runtime type > T4 GPU",
+    "Kaggle": "Settings > Accelerator > GPU T4 x2",
+}
+
+
 def _is_set(name: str) -> bool:
     return os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no")
 
@@ -62,6 +69,12 @@ def in_ci() -> bool:
 def headless() -> bool:
     """Return whether the session is non-interactive (`HEADLESS=1`, or in CI)."""
     return _is_set("HEADLESS") or in_ci()
+
+
+def place() -> str:
+    """Return where this runs: "Kaggle", "Colab", "CI" or "this machine"."""
+    places = {"Kaggle": on_kaggle(), "Colab": on_colab(), "CI": in_ci()}
+    return next((name for name, here in places.items() if here), "this machine")
 
 
 @dataclass(frozen=True)
@@ -121,9 +134,8 @@ def detect() -> Runtime:
     else:
         accelerator, device = "CPU", "cpu"
         dtype, reason = dtype_for(None, "no GPU that torch can use; the CPU")
-    places = {"Kaggle": on_kaggle(), "Colab": on_colab(), "CI": in_ci()}
     return Runtime(
-        place=next((name for name, here in places.items() if here), "this machine"),
+        place=place(),
         accelerator=accelerator,
         device=device,
         memory_gib=memory,
@@ -134,8 +146,11 @@ def detect() -> Runtime:
     )
 
 
-def describe() -> Runtime:
-    """Print the hardware of this machine in a few lines, and return it."""
+def describe(needs_gpu: bool = False) -> Runtime:
+    """Print the hardware of this machine in a few lines, and return it.
+
+    With `needs_gpu`, a line on Colab and Kaggle says how to get a missing GPU.
+    """
     found = detect()
     memory = f" with {found.memory_gib:.1f} GiB" if found.memory_gib else ""
     print(
@@ -143,10 +158,10 @@ def describe() -> Runtime:
         f"{found.disk_gib:.0f} GiB free disk"
     )
     print(found.reason)
-    if found.place == "Colab" and found.device == "cpu":
+    if needs_gpu and found.device == "cpu" and found.place in GPU_SWITCH:
         print(
-            "There is no GPU. To get one: Runtime > Change runtime type > T4 GPU, then "
-            "run again from the top."
+            f"There is no GPU. To get one: {GPU_SWITCH[found.place]}, then run again "
+            "from the top."
         )
     return found
 
@@ -190,6 +205,10 @@ def quiet() -> None:
     """
     # Tokenizers warn when a data loader forks; this package tokenizes in one thread.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Kaggle has two T4s. With both, transformers' trainer would copy the model to each,
+    # which a quantized model does not survive; the course trains on one.
+    if on_kaggle():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     # Packed rows differ in length and fragment torch's cache of GPU memory: 1 GiB was
     # lost in the largest planned run, 0.4 GiB with expandable segments (bench/LOG.md).
     if "PYTORCH_ALLOC_CONF" not in os.environ:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import glob
 import itertools
 import os
 import re
@@ -12,9 +13,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from colab_utils import runtime
+from colab_utils import parameters, runtime, storage
+from colab_utils.storage import Place
 
-DRIVE = Path("/content/drive")
 # Which notebook writes a folder of the workspace, and which parameter names it.
 MAKERS = {
     "datasets": ("01_create_dataset", "DATASET_NAME"),
@@ -29,38 +30,29 @@ MARKS = ("recipe.json", "checkpoints*", "inputs.json")
 class Workspace:
     """The folder that holds `datasets/`, `adapters/` and `models/`.
 
-    `kept` is False on Colab's own disk, which disappears with the machine.
+    `place` says where the folder is kept; `open` chooses it.
     """
 
     folder: Path
-    kept: bool = True
+    place: Place | None = None
 
     @classmethod
-    def open(cls, drive: bool = False) -> Workspace:
+    def open(cls, use_drive: bool = False) -> Workspace:
         """Choose the workspace, create it if it is missing, and print where it is.
 
-        The environment variable `WORKSPACE` names it. Otherwise it is
-        `MyDrive/llama-workspace` on Colab with `drive=True`, else `workspace` next to
-        this project's README, or in the current folder outside of a clone. Raises
-        OSError if the folder is not writable.
+        `storage.choose` decides: on Colab with `use_drive` it is on Google Drive.
+        Raises RuntimeError if Drive can't be mounted, and OSError if the folder is not
+        writable.
         """
-        named = os.environ.get("WORKSPACE", "").strip()
-        on_drive = False
-        if named and drive:
-            print("drive=True is ignored: the environment variable WORKSPACE decides")
-        elif drive:
-            on_drive = _mount_drive()
-        if named:
-            path = Path(named).expanduser().absolute()
-        elif on_drive:
-            path = DRIVE / "MyDrive" / "llama-workspace"
-        else:
-            path = (runtime.project_root() or Path.cwd()) / "workspace"
-        _create(path)
-        kept = bool(on_drive or named or not runtime.on_colab())
-        lost = ", deleted with this machine: set USE_DRIVE = True to keep it"
-        print(f"workspace: {path}{'' if kept else lost}")
-        return cls(path, kept)
+        place = storage.choose(use_drive)
+        _create(place.folder)
+        print(f"workspace: {place.folder}{place.note}")
+        return cls(place.folder, place)
+
+    @property
+    def scratch(self) -> Path | None:
+        """A folder for large temporary files, if the workspace is on a small disk."""
+        return self.place.scratch if self.place else None
 
     def new(self, kind: str, name: str) -> Path:
         """Return the folder `<workspace>/<kind>/<name>` that a notebook will write.
@@ -70,12 +62,13 @@ class Workspace:
         name, and FileExistsError if the folder holds something that the course did not
         write: it would be replaced.
         """
-        folder, parameter = self._place(kind, name), MAKERS[kind][1]
+        folder, parameter = self._folder(kind, name), MAKERS[kind][1]
         check_replaceable(folder, parameter, MARKS)
         if (folder / "recipe.json").is_file():
             print(
-                f"{kind}/{name} is finished, and stays until this notebook saves its "
-                f"own result there. To keep both, choose another {parameter}."
+                f"{kind}/{folder.name} is finished, and stays until this notebook "
+                "saves its own result there. To keep both, choose another "
+                f"{parameter}."
             )
         return folder
 
@@ -88,29 +81,63 @@ class Workspace:
         FileNotFoundError, which says what to run, if the folder is missing or
         unfinished.
         """
-        folder = self._place(kind, name)
-        if (folder / "recipe.json").is_file():
-            return folder
+        folder = self._folder(kind, name)
+        name = folder.name
+        finished = self._finished(kind)
+        if found := finished.get(name):
+            if found != folder:
+                print(f"{kind}/{name} is read from {found}")
+            return found
         notebook, parameter = MAKERS[kind]
         state = "is unfinished (recipe.json is missing)"
         if not folder.is_dir():
             state = "does not exist"
-        finished = sorted(r.parent.name for r in folder.parent.glob("*/recipe.json"))
         advice = f" ({folder.parent} has no finished one)."
         if finished:
-            advice = f", or set {parameter} to one of: {', '.join(finished)}."
+            advice = f", or set {parameter} to one of: {', '.join(sorted(finished))}."
         elsewhere = (
-            "\nDid another Colab notebook write it? Set USE_DRIVE = True in both."
+            f"\n{self.place.missing}." if self.place and self.place.missing else ""
         )
         raise FileNotFoundError(
             f"{folder} {state}. Run the notebook {notebook}, which writes it{advice}"
-            + ("" if self.kept else elsewhere)
+            f"{elsewhere}"
         )
 
-    def _place(self, kind: str, name: str) -> Path:
+    def with_room(self, folder: Path, size: float) -> Path:
+        """Return `folder` for `size` bytes, or one on a larger disk if it has no room.
+
+        Only a workspace with a `scratch` folder has a larger disk. The change is
+        printed.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if self.scratch is None or size <= free:
+            return folder
+        other = self.scratch / folder.relative_to(self.folder)
+        other.parent.mkdir(parents=True, exist_ok=True)
+        print(
+            f"{folder.name} takes {size / runtime.GIB:.1f} GiB, and {self.folder} has "
+            f"{free / runtime.GIB:.1f} GiB free. So it is written to {other}, which is "
+            "lost with this machine: to keep it, set HUB_NAME, or free the space and "
+            "run again."
+        )
+        return other
+
+    def _finished(self, kind: str) -> dict[str, Path]:
+        """Return the finished folders of a kind by name; those of the workspace win."""
+        inputs = self.place.inputs if self.place else ()
+        patterns = [*inputs, glob.escape(str(self.folder))]
+        recipes = [
+            Path(file)
+            for pattern in patterns
+            for file in sorted(glob.glob(f"{pattern}/{kind}/*/recipe.json"))
+        ]
+        return {file.parent.name: file.parent for file in recipes}
+
+    def _folder(self, kind: str, name: str) -> Path:
         """Return an artifact's folder; restore it if a replacement was interrupted."""
         if kind not in MAKERS:
             raise ValueError(f"kind = {kind!r}, but it must be one of: {_kinds()}.")
+        name = parameters.clean(name)
         _check_name(kind, name)
         folder = self.folder / kind / name
         restore(folder)
@@ -119,30 +146,6 @@ class Workspace:
 
 def _kinds() -> str:
     return ", ".join(MAKERS)
-
-
-def _mount_drive() -> bool:
-    """Mount Google Drive if possible; return whether it is mounted."""
-    if not runtime.on_colab():
-        print("drive=True is ignored: Google Drive can be mounted on Colab only")
-        return False
-    if runtime.headless():
-        print(
-            "drive=True is ignored: mounting asks for access, and this run is headless"
-        )
-        return False
-    if (DRIVE / "MyDrive").is_dir():
-        return True
-    from google.colab import drive
-
-    try:
-        drive.mount(str(DRIVE))
-    except Exception as error:  # Colab raises several types of its own here
-        raise RuntimeError(
-            f"Google Drive could not be mounted ({error}). Allow the access that the "
-            "window asks for, or set USE_DRIVE = False to work without Drive."
-        ) from error
-    return True
 
 
 def _create(path: Path) -> None:

@@ -137,13 +137,43 @@ def test_describe_prints_a_few_lines(capsys):
     assert "Change runtime type" not in printed
 
 
-def test_describe_on_colab_says_how_to_get_a_gpu(monkeypatch, capsys):
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
-    found = runtime.describe()
+@pytest.mark.parametrize(
+    ("variable", "switch"),
+    [
+        ("COLAB_RELEASE_TAG", "Runtime > Change runtime type > T4 GPU, then run again"),
+        (
+            "KAGGLE_KERNEL_RUN_TYPE",
+            "Settings > Accelerator > GPU T4 x2, then run again",
+        ),
+    ],
+)
+def test_describe_says_how_to_get_a_gpu(monkeypatch, capsys, variable, switch):
+    monkeypatch.setenv(variable, "x")
+    runtime.describe()
+    assert "There is no GPU" not in capsys.readouterr().out  # none is needed
+    found = runtime.describe(needs_gpu=True)
     printed = capsys.readouterr().out
-    switch = "Runtime > Change runtime type > T4 GPU, then run again from the top"
     assert (switch in printed) == (found.device == "cpu")
-    assert "demo model" not in printed  # models.resolve_model prints that
+
+
+def test_describe_elsewhere_gives_no_advice(capsys):
+    runtime.describe(needs_gpu=True)
+    assert "There is no GPU" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "given", "visible"),
+    [
+        ({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, {}, "0"),
+        ({"KAGGLE_KERNEL_RUN_TYPE": "x"}, {"CUDA_VISIBLE_DEVICES": "1"}, "1"),
+        ({}, {}, "None"),
+    ],
+)
+def test_quiet_on_kaggle_leaves_one_gpu(monkeypatch, place, given, visible):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    code = "import os; from colab_utils import runtime; runtime.quiet(); "
+    code += "print(os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    assert run(code, **place, **given).stdout == f"{visible}\n"
 
 
 def test_import_is_light():

@@ -164,6 +164,9 @@ def _parameters(
         names.append(name)
         if not re.search(r"# *@param\b", line):
             yield place, f"{names[-1]} has no form field", "end its line in `# @param`"
+        if re.search(r"""# *@param\b.*\btype *: *["']?raw\b""", line):
+            what = f"{name} is a raw field, where text without quotes is a NameError"
+            yield place, what, "make it a text field, and parse it with `parameters`"
     if len(names) > MOST_PARAMETERS:
         what = f"{len(names)} parameters, over {MOST_PARAMETERS}"
         yield place, what, "keep those that a reader would change"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from colab_utils import demo, hub, recipe, runtime, workspace
+from colab_utils import demo, hub, parameters, recipe, runtime, workspace
 from colab_utils.data import kinds, readers, schema
 from colab_utils.data.schema import BadRow, Rejected, Row, escape, reject
 
@@ -23,13 +23,13 @@ ADVICE = {
 }
 
 
-def resolve_dataset(source: str, model: str) -> str:
+def resolve_dataset(source: str | None, model: str) -> str:
     """Return the dataset that "auto" stands for: "demo" for the demo model, else Dolly.
 
-    The choice is printed. Any other source is returned as it is.
+    The choice is printed. Any other source is returned without spaces or quotes around.
     """
-    if source != "auto":
-        return source
+    if not parameters.is_auto(source):
+        return parameters.clean(source)
     if model == "demo":
         print("dataset: questions about the demo world, because the model is the demo")
         return "demo"

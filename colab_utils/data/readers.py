@@ -224,7 +224,9 @@ def read_hub(source: str) -> Iterator[Numbered]:
     name, _, config = source.partition(":")
     try:
         with hub.hub_errors(name, key):
-            dataset = load_dataset(name, config or None, split="train", token=key)
+            dataset = load_dataset(
+                name, config or None, split="train", token=key or False
+            )
     except ValueError as error:
         raise ValueError(
             f"{source} can't be loaded: {error}\nName a config after a colon, as in "

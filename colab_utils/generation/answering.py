@@ -48,8 +48,8 @@ def answers(
     from colab_utils.fast.decoder import make_decoder
 
     prompts = _check_prompts(prompts)
-    parameters.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
-    parameters.check_range(batch_size=(batch_size, 1, 10**9))
+    max_new_tokens = parameters.number("max_new_tokens", max_new_tokens, 1, 10**9)
+    batch_size = parameters.number("batch_size", batch_size, 1, 10**9)
     sample, stop = sampler(**sampling), stop_strings(stop)
     if not prompts:
         return []
@@ -93,7 +93,7 @@ def stream(
     """
     from colab_utils.fast.decoder import borrow_decoder
 
-    parameters.check_range(max_new_tokens=(max_new_tokens, 1, 10**9))
+    max_new_tokens = parameters.number("max_new_tokens", max_new_tokens, 1, 10**9)
     sample, context = sampler(**sampling), min(context_length(model), CONTEXT)
     stop = stop_strings(stop)
     _report_ignored_settings(model)

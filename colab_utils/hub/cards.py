@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from colab_utils import recipe
+from colab_utils import parameters, recipe
 from colab_utils.hub.errors import hub_errors
 from colab_utils.hub.tokens import MAKE, STORE, token
 
@@ -178,7 +178,10 @@ def write_trained(folder: Path, trained: Trained, dataset: Path, **extra: Any) -
 
 
 def push(
-    folder: Path, repo_id: str, kind: str = "model", files: list[str] | None = None
+    folder: Path,
+    repo_id: str | None,
+    kind: str = "model",
+    files: list[str] | None = None,
 ) -> str | None:
     """Upload an artifact to a private repository on the Hub, unless `repo_id` is blank.
 
@@ -189,7 +192,8 @@ def push(
     has no write permission, or if the repository is public already. Raises
     ConnectionError if the connection breaks.
     """
-    if not repo_id.strip():
+    repo_id = parameters.clean(repo_id)
+    if not repo_id:
         print("not pushed: HUB_NAME is empty")
         return None
     key = token()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from colab_utils import runtime
 from colab_utils.hub.tokens import MAKE, STORE, scrub
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class _Failure:
         url = str(self.response.response.url) if self.response else ""
         kind = "datasets/" if "/datasets/" in url else ""
         return f"https://huggingface.co/{kind}{self.repo_id}"
+
+
+def _network() -> str:
+    if runtime.on_kaggle():
+        return "Switch Settings > Internet on (it needs a verified phone number)"
+    return "Check the network"
 
 
 # A function that returns whether the rule applies, the built-in error, the sentence.
@@ -154,13 +161,13 @@ def _rules() -> list[_Rule]:
         (
             lambda f: f.has(absent),
             ConnectionError,
-            "The Hub was not reached, and {repo} is not on this machine yet. Check the "
-            "network, then run the cell again.",
+            "The Hub was not reached, and {repo} is not on this machine yet. "
+            f"{_network()}, then run the cell again.",
         ),
         (
             lambda f: f.has(httpx.TransportError, ConnectionError),
             ConnectionError,
-            "The Hub was not reached. Check the network, then run the cell again.",
+            f"The Hub was not reached. {_network()}, then run the cell again.",
         ),
         (
             lambda f: f.has(hub.HFValidationError),

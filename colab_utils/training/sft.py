@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from trl.trainer.sft_trainer import SFTTrainer
 
 
 class FastSFTTrainer(SFTTrainer):
-    """TRL's `SFTTrainer` with three changes; the loss and its gradient are the same.
+    """TRL's `SFTTrainer` with four changes; the loss and its gradient are the same.
 
     - No step has learning rate 0: TRL's warmup begins with one. This class leaves it
       out, so n steps have the learning rates of TRL's steps 2 to n + 1.
@@ -24,6 +25,9 @@ class FastSFTTrainer(SFTTrainer):
       from which TRL computes its metrics after each step. This class then logs
       `num_tokens` and `mean_token_accuracy` from the fast path's own output, and no
       `entropy`.
+    - An adapter is saved without embeddings. Otherwise PEFT asks the Hub, at each
+      checkpoint, whether the base model's vocabulary has another size, and the Hub's
+      library looks for a token and asks Colab's secrets.
     """
 
     fast_path = False  # `training.use_fast_path` sets it
@@ -102,6 +106,20 @@ class FastSFTTrainer(SFTTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and isinstance(self.lr_scheduler, LambdaLR):
             _set_rates(self.lr_scheduler)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        model = self.model
+        if not isinstance(model, PeftModel):
+            super()._save(output_dir, state_dict)
+            return
+        save = functools.partial(model.save_pretrained, save_embedding_layers=False)
+        vars(model)["save_pretrained"] = save  # before the method of the class
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del vars(model)["save_pretrained"]
 
     def _log_step(self, inputs: dict[str, Any], accuracy: torch.Tensor) -> None:
         """Log the metrics that TRL 0.29 would compute from the logits."""

@@ -168,9 +168,11 @@ def test_load_uses_the_category_of_dolly(tmp_path, capsys):
 
 
 def test_resolve_dataset_auto(capsys):
-    assert data.resolve_dataset("my.csv", "demo") == "my.csv"
+    for typed in ("my.csv", " my.csv ", '"my.csv"'):
+        assert data.resolve_dataset(typed, "demo") == "my.csv"
     assert capsys.readouterr().out == ""
-    assert data.resolve_dataset("auto", "demo") == "demo"
+    for auto in ("auto", "Auto ", "'auto'", "", None):
+        assert data.resolve_dataset(auto, "demo") == "demo"
     assert data.resolve_dataset("auto", "meta-llama/Llama-2-7b-hf") == dataset.DOLLY
     assert "because the model is the demo" in capsys.readouterr().out
 

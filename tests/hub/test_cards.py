@@ -299,7 +299,7 @@ def test_write_trained_of_a_merged_model(tmp_path):
     assert made["results"] == results and made["losses"] == losses
 
 
-@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize("name", ["", " ", '""'])
 def test_push_without_a_name(tmp_path, hub, name):
     lines = push(tmp_path, name, hub, HF_TOKEN=RIGHT)
     assert lines == ["not pushed: HUB_NAME is empty", "pushed: None"]

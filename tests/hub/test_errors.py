@@ -136,7 +136,11 @@ def test_can_read(endpoint, tmp_path):
 @pytest.mark.parametrize(
     ("env", "sentence"),
     [
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "The Hub was not reached"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "Check the network, then run the"),
+        (
+            {"HF_ENDPOINT": "http://127.0.0.1:9", "KAGGLE_KERNEL_RUN_TYPE": "x"},
+            "Switch Settings > Internet on",
+        ),
         ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids"),
     ],
 )

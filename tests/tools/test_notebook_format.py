@@ -41,6 +41,18 @@ def test_format_repairs_what_check_finds(
     assert notebooks.check(project) == []
 
 
+def test_a_notebook_without_gpu_does_not_ask_for_one(project: Path) -> None:
+    (project / "notebooks" / NAME).rename(project / "notebooks/01_create_dataset.ipynb")
+    found = " ".join(notebooks.check(project))
+    assert (
+        "01_create_dataset.ipynb: metadata not canonical, or asking for a GPU" in found
+    )
+    tool(project, "format")
+    path = project / "notebooks/01_create_dataset.ipynb"
+    metadata = json.loads(path.read_text())["metadata"]
+    assert "accelerator" not in metadata and "gpuType" not in metadata["colab"]
+
+
 def test_check_finds_json_layout(project: Path) -> None:
     path = project / "notebooks" / NAME
     path.write_text(json.dumps(json.loads(path.read_text())))

@@ -122,6 +122,10 @@ VIOLATIONS = {
     "unused import": (change(4, "import json\nimport math"), ":4: `json` imported"),
     "does not parse": (change(8, "print("), ":8: "),
     "eleven": (change(6, MANY), ":6: 11 parameters, over 10"),
+    "raw": (
+        change(6, 'COUNT = 6  # @param {type:"raw"}'),
+        ":6: COUNT is a raw field",
+    ),
     "no form": (change(6, "COUNT = 6"), ":6: COUNT has no form field"),
     "no literal": (
         change(6, "COUNT = len('six')  # @param"),
