@@ -32,7 +32,7 @@ from tools.notebook_shape import Finding, shape
 ROOT = Path(__file__).resolve().parents[1]
 RUFF = [sys.executable, "-m", "ruff"]
 
-NOTEBOOK_METADATA = {
+NOTEBOOK_METADATA: dict[str, Any] = {
     "accelerator": "GPU",
     "colab": {"gpuType": "T4", "provenance": []},
     "kaggle": {
@@ -45,7 +45,7 @@ NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# Colab opens these on a machine without a GPU: its free hours are for the others.
+# Colab and Kaggle open these on a machine without a GPU: its free hours are for the others.
 WITHOUT_GPU = ("01_create_dataset",)
 CELL_METADATA = ("cellView", "tags")
 CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -116,6 +116,8 @@ def canonical(nb: dict, path: Path) -> dict:
     if path.stem in WITHOUT_GPU:
         del nb["metadata"]["accelerator"]
         nb["metadata"]["colab"] = {"provenance": []}
+        kaggle = {"accelerator": "none", "isGpuEnabled": False}
+        nb["metadata"]["kaggle"] = NOTEBOOK_METADATA["kaggle"] | kaggle
     return _formatted(nb, path)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from colab_utils.fast.attention import Documents, Group
-from colab_utils.memory.costs import ATTENTION_TOKENS
+from colab_utils.memory.costs import attention_tokens
 
 
 class Tokens(NamedTuple):
@@ -40,13 +40,13 @@ def flatten(
     labels: torch.Tensor,
     mask: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
-    limit: int = ATTENTION_TOKENS,
+    limit: int | None = None,
 ) -> Tokens:
     """Return the rows of a batch, padded or packed, as one row of T tokens.
 
     A document begins at a row's first token, and at each position 0. A group has at
-    most `limit` tokens with its padding, or T if that is more. Raises ValueError for a
-    mask that hides more than padding.
+    most `limit` tokens with its padding, by default `attention_tokens`. Raises
+    ValueError for a mask that hides more than padding.
     """
     whole = torch.ones_like(labels) if mask is None else mask
     if whole.shape != labels.shape:
@@ -77,7 +77,7 @@ def flatten(
         )
     targets = torch.full_like(labels, -100)
     targets[:-1] = torch.where(begins[1:], -100, labels[1:])
-    limit = max(limit, len(labels))
+    limit = attention_tokens(len(labels)) if limit is None else limit
     if len(lengths) * max(lengths) <= limit:
         documents = Documents(ends.int(), max(lengths))
         return Tokens(targets, positions, None, [Group(slice(None), documents)])

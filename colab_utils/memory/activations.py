@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from colab_utils.memory.costs import ATTENTION_TOKENS, LOGIT_ROWS
+from colab_utils.memory.costs import LOGIT_ROWS, attention_tokens
 from colab_utils.shape import Shape
 
 
@@ -95,7 +95,7 @@ def workspace_bytes(
     with the padding of their group. Source: the workspace of PyTorch's
     mem_eff_attention/kernel_backward.h.
     """
-    padded = max(tokens, ATTENTION_TOKENS) if packed else tokens
+    padded = attention_tokens(tokens) if packed else tokens
     return 4.0 * accumulators * shape.queries * padded
 
 

@@ -22,9 +22,7 @@ NF4_WEIGHT, NF4_SCALE = 0.5, 1 / 64 + 4 / (64 * 256)
 # The workspaces of cuBLAS, one for the forward and one for the backward pass: 8.1 MiB
 # each, or 32 MiB from compute capability 9.0 on.
 CUBLAS = 2 * 8.1 * 2**20
-# Tokens, with their padding, whose attention has its gradient computed at a time. A
-# longer row takes as many as it has.
-ATTENTION_TOKENS = 12288
+PADDING, ATTENTION_TOKENS = 6, 12288  # see `attention_tokens`
 LOGIT_ROWS = 512  # tokens whose logits exist at a time on the fast path
 MLP_ROWS = 512  # tokens of a prompt that go through an MLP at a time
 # Inputs of layers in RAM are kept in pieces of at most so many bytes: torch rounds
@@ -147,6 +145,15 @@ def inference(
         working=CUBLAS + prompt + 2.0 * width * inner * (method == "qlora"),
         reserve=RESERVE,
     )
+
+
+def attention_tokens(tokens: int) -> int:
+    """Return how many tokens, with padding, one call of attention may have.
+
+    The gradient of attention needs memory for each of them. A row of `tokens` tokens
+    may be padded to PADDING times its length, up to ATTENTION_TOKENS.
+    """
+    return max(tokens, min(PADDING * tokens, ATTENTION_TOKENS))
 
 
 def piece_rows(row: int) -> int:

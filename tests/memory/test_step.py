@@ -90,7 +90,9 @@ def test_estimate_offloads_the_first_layers_only(seven_b):
     assert some.ram == 10 * (64 + 64) * 2**20 + 2 * 32000 * 4096
 
 
-@pytest.mark.parametrize(("tokens", "padded"), [(2048, 12_288), (16_384, 16_384)])
+@pytest.mark.parametrize(
+    ("tokens", "padded"), [(512, 3072), (4096, 12_288), (16_384, 16_384)]
+)
 def test_workspace_is_of_the_padded_tokens(seven_b, tokens, padded):
     shape = Shape.from_config(seven_b())
     assert workspace_bytes(shape, tokens, 3) == 3 * 4 * 4096 * padded

@@ -51,6 +51,7 @@ def test_a_notebook_without_gpu_does_not_ask_for_one(project: Path) -> None:
     path = project / "notebooks/01_create_dataset.ipynb"
     metadata = json.loads(path.read_text())["metadata"]
     assert "accelerator" not in metadata and "gpuType" not in metadata["colab"]
+    assert not metadata["kaggle"]["isGpuEnabled"]
 
 
 def test_check_finds_json_layout(project: Path) -> None:
