@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tools.notebook_addresses import (
     PLACEHOLDER,
@@ -45,7 +46,7 @@ NOTEBOOK_METADATA: dict[str, Any] = {
     "kernelspec": {"display_name": "Python 3", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# Colab and Kaggle open these on a machine without a GPU: its free hours are for the others.
+# Colab and Kaggle open these without a GPU: its free hours are for the others.
 WITHOUT_GPU = ("01_create_dataset",)
 CELL_METADATA = ("cellView", "tags")
 CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
