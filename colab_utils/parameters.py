@@ -55,7 +55,7 @@ def number_or_auto(
 
 def _number(name: str, value: object, low: Number, high: Number, more: str) -> Number:
     whole = isinstance(low, int)
-    found = None if isinstance(value, bool) else _parse(value, whole)
+    found = _parse(value, whole)
     if found is not None and low <= found <= high:
         return type(low)(found)
     shown = f"{name} = {value!r}" if clean(value) else f"{name} is empty"
