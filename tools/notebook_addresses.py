@@ -26,6 +26,7 @@ SETUP = """\
 # @title Set-up: installs what Colab or Kaggle lacks (half a minute); nothing elsewhere
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -40,16 +41,18 @@ if {{"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"}} & os.environ.keys():
         command = [sys.executable, "-m", "pip", "install", "--no-deps", COURSE]
         ask_nobody = {{**os.environ, "GIT_TERMINAL_PROMPT": "0"}}
         done = subprocess.run(command, env=ask_nobody, capture_output=True, text=True)
-        if "unable to access" in done.stderr:
+        if re.search("unable to access|from versions: none", done.stderr):
             raise RuntimeError(
-                "github.com cannot be reached: check the network, then run this cell "
+                "No network: GitHub or PyPI cannot be reached. Check it, then run this cell "
                 "again. On Kaggle, verify your phone, then turn on Settings > Internet."
             )
-        if done.returncode:
+        if re.search("git .* did not run", done.stderr):
             raise RuntimeError(
-                f"pip cannot install {{COURSE}}: check that this repository is public "
-                "and has this tag."
+                f"pip cannot find {{COURSE}}: check that this repository is public and "
+                "has this tag."
             )
+        if done.returncode:
+            raise RuntimeError(f"pip cannot install {{COURSE}}: {{done.stderr[-900:]}}")
     from colab_utils import install
 
     install.missing()"""

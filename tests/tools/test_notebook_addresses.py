@@ -246,7 +246,9 @@ def test_setup_cell_refuses_placeholder_before_pip(monkeypatch, place) -> None:
     ("stderr", "expected"),
     [
         ("fatal: unable to access 'https://github.com/': Could not", "On Kaggle, ver"),
-        ("error: pathspec 'v1.2.3' did not match any file(s)", f"@v{VERSION}: check"),
+        ("setuptools>=77 (from versions: none)", "No network: GitHub or PyPI"),
+        ("× git checkout -q v1.2.3 did not run successfully.", "public and has this"),
+        ("ERROR: No space left on device", f"{VERSION}: ERROR: No space left"),
     ],
 )
 def test_setup_cell_after_failed_pip(monkeypatch, stderr, expected) -> None:
@@ -262,7 +264,7 @@ def test_setup_cell_after_failed_pip(monkeypatch, stderr, expected) -> None:
 def test_setup_cell_is_formatted_with_any_address(address: str) -> None:
     """`make format` must not change the cell that `make badges` writes."""
     source = addresses.SETUP.format(address=address, version=VERSION)
-    assert len(source.splitlines()) <= 30
+    assert len(source.splitlines()) <= 35
     command = [*notebooks.RUFF, "format", "--quiet", "-"]
     done = subprocess.run(command, input=source, capture_output=True, text=True)
     assert done.stdout.rstrip("\n") == source, done.stderr
