@@ -43,8 +43,8 @@ if {{"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"}} & os.environ.keys():
         done = subprocess.run(command, env=ask_nobody, capture_output=True, text=True)
         if re.search("unable to access|from versions: none", done.stderr):
             raise RuntimeError(
-                "No network: GitHub or PyPI cannot be reached. Check it, then run this cell "
-                "again. On Kaggle, verify your phone, then turn on Settings > Internet."
+                "No network: GitHub or PyPI cannot be reached. Check it, then run this "
+                "cell again. On Kaggle: verify your phone, turn on Settings > Internet."
             )
         if re.search("git .* did not run", done.stderr):
             raise RuntimeError(

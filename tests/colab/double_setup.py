@@ -80,7 +80,7 @@ def test_setup_without_network(course, new_machine, place):
     (cell,) = machine.run([set_up(course)]).cells
     said = one_sentence(cell)
     assert said.startswith("No network: GitHub or PyPI cannot be reached.")
-    assert "then turn on Settings > Internet" in said
+    assert "turn on Settings > Internet" in said
 
 
 def test_setup_without_package_index(course, new_machine, place):

@@ -245,7 +245,7 @@ def test_setup_cell_refuses_placeholder_before_pip(monkeypatch, place) -> None:
 @pytest.mark.parametrize(
     ("stderr", "expected"),
     [
-        ("fatal: unable to access 'https://github.com/': Could not", "On Kaggle, ver"),
+        ("fatal: unable to access 'https://github.com/': Could not", "On Kaggle: ver"),
         ("setuptools>=77 (from versions: none)", "No network: GitHub or PyPI"),
         ("× git checkout -q v1.2.3 did not run successfully.", "public and has this"),
         ("ERROR: No space left on device", f"{VERSION}: ERROR: No space left"),
