@@ -21,7 +21,7 @@ from tools.notebook_shape import ANY_BADGE, summary, tags
 # reader's notebook: a name on GitHub cannot end in a hyphen.
 PLACEHOLDER = "free-gpu-llama-/course"
 
-# The first code cell of every notebook. Colab folds it to its title.
+# The first code cell of every notebook. Colab folds it to its title, Kaggle hides it.
 SETUP = """\
 # @title Set-up: installs what Colab or Kaggle lacks (half a minute); nothing elsewhere
 import importlib.util
@@ -200,7 +200,8 @@ def set_address(nb: dict, name: str, names: set[str], release: Release) -> dict:
     if setup is None:
         setup = {"cell_type": "code", "execution_count": None, "outputs": []}
         cells.insert(1, setup)
-    setup["metadata"] = {"cellView": "form", "tags": ["setup"]}
+    hidden = {"cellView": "form", "_kg_hide-input": True}
+    setup["metadata"] = {**hidden, "tags": ["setup"]}
     setup["source"] = SETUP.format(address=release.address, version=release.version)
     return nb
 

@@ -48,7 +48,7 @@ NOTEBOOK_METADATA: dict[str, Any] = {
 }
 # Colab and Kaggle open these without a GPU: its free hours are for the others.
 WITHOUT_GPU = ("01_create_dataset",)
-CELL_METADATA = ("cellView", "tags")
+CELL_METADATA = ("_kg_hide-input", "cellView", "tags")
 CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 

@@ -150,7 +150,8 @@ def test_badges_add_missing_badge_and_setup_cell(project: Path) -> None:
         for name in (NAME, "02_new.ipynb")
     )
     assert first["source"] == second["source"]
-    assert second["metadata"] == {"cellView": "form", "tags": ["setup"]}
+    hidden = {"cellView": "form", "_kg_hide-input": True}
+    assert second["metadata"] == {**hidden, "tags": ["setup"]}
 
 
 def test_check_finds_link_to_missing_notebook(project: Path) -> None:
