@@ -62,7 +62,6 @@ def check_course(first: Path, second: Path, fourth: Path) -> None:
     assert adapter["versions"]["torch"].startswith("2.11.0")  # Colab's, not ours
     model = fourth / "models" / "my-llama"
     assert (model / "model.safetensors").is_file()
-    assert list(model.rglob("*.gguf"))
 
 
 def test_course_on_colab(course, new_machine, tmp_path):
