@@ -78,8 +78,6 @@ ADDRESS = re.compile(
 )
 PAGES = re.compile(r"https://([\w-]+)\.github\.io/([\w.-]*[\w-])")
 TABLE = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
-
-
 VERSION = re.compile(r'^__version__ = "([\w.]+)"$', re.MULTILINE)
 
 

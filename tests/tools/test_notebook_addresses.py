@@ -295,6 +295,7 @@ def test_check_finds_placeholder_on_github(project: Path, monkeypatch) -> None:
     git(project, "remote", "add", "origin", "https://github.com/some/one")
     assert tool(project, "badges") == 0
     assert notebooks.check(project) == []
+    assert path.read_text() == PYPROJECT.replace("first/course", "some/one")
 
 
 def test_badges_with_placeholder_print_what_to_do(project: Path, capsys) -> None:
