@@ -29,7 +29,7 @@ def test_drive_that_cannot_be_mounted(course, new_machine):
     assert "workspace: /content/drive/MyDrive/llama-workspace" in printed(last)
     said = [error(cell)["evalue"] for cell in before[place:]]
     for text in said:
-        assert text.startswith("Google Drive was not mounted: ")
+        assert text.startswith("Google Drive could not be mounted: ")
         assert "set USE_DRIVE = False" in text and "drive=" not in text
     assert len(set(said)) == len(answers) - 1
 
