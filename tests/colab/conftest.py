@@ -51,7 +51,8 @@ def new_machine(course) -> Iterator[Callable[..., hosted.Machine]]:
         shutil.rmtree(folder)
     for place in places:
         clear(place)
-    shutil.rmtree(hosted.KAGGLE_INPUTS / "somebody", ignore_errors=True)
+    if hosted.KAGGLE in places:
+        shutil.rmtree(hosted.KAGGLE_INPUTS / "somebody", ignore_errors=True)
 
 
 def clear(place: hosted.Place) -> None:
