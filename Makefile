@@ -55,6 +55,8 @@ test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp and tra
 
 colab-double: $(READY) $(DOUBLE)/.ready ## Run the notebooks on a double of Colab's and Kaggle's machines
 	$(BIN)/python -m pytest tests/colab/double_*.py
+	PYTHONPATH=. $(DOUBLE)/image/bin/python -m pytest --noconftest -o addopts= \
+		tests/fast/test_compile_75.py
 
 # Fails without Python 3.13, so that .ci/run can leave the double out.
 has-python313:

@@ -21,11 +21,12 @@ from tools.notebook_shape import ANY_BADGE, summary, tags
 # reader's notebook: a name on GitHub cannot end in a hyphen.
 PLACEHOLDER = "free-gpu-llama-/course"
 
-# The first code cell of every notebook. Colab folds it to its title.
+# The first code cell of every notebook. Colab folds it to its title, Kaggle hides it.
 SETUP = """\
 # @title Set-up: installs what Colab or Kaggle lacks (half a minute); nothing elsewhere
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -40,16 +41,18 @@ if {{"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"}} & os.environ.keys():
         command = [sys.executable, "-m", "pip", "install", "--no-deps", COURSE]
         ask_nobody = {{**os.environ, "GIT_TERMINAL_PROMPT": "0"}}
         done = subprocess.run(command, env=ask_nobody, capture_output=True, text=True)
-        if "unable to access" in done.stderr:
+        if re.search("unable to access|from versions: none", done.stderr):
             raise RuntimeError(
-                "github.com cannot be reached: check the network, then run this cell "
-                "again. On Kaggle, verify your phone, then turn on Settings > Internet."
+                "No network: GitHub or PyPI cannot be reached. Check it, then run this "
+                "cell again. On Kaggle: verify your phone, turn on Settings > Internet."
+            )
+        if re.search("git .* did not run", done.stderr):
+            raise RuntimeError(
+                f"pip cannot find {{COURSE}}: check that this repository is public and "
+                "has this tag."
             )
         if done.returncode:
-            raise RuntimeError(
-                f"pip cannot install {{COURSE}}: check that this repository is public "
-                "and has this tag."
-            )
+            raise RuntimeError(f"pip cannot install {{COURSE}}: {{done.stderr[-900:]}}")
     from colab_utils import install
 
     install.missing()"""
@@ -75,8 +78,6 @@ ADDRESS = re.compile(
 )
 PAGES = re.compile(r"https://([\w-]+)\.github\.io/([\w.-]*[\w-])")
 TABLE = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
-
-
 VERSION = re.compile(r'^__version__ = "([\w.]+)"$', re.MULTILINE)
 
 
@@ -197,7 +198,8 @@ def set_address(nb: dict, name: str, names: set[str], release: Release) -> dict:
     if setup is None:
         setup = {"cell_type": "code", "execution_count": None, "outputs": []}
         cells.insert(1, setup)
-    setup["metadata"] = {"cellView": "form", "tags": ["setup"]}
+    hidden = {"cellView": "form", "_kg_hide-input": True}
+    setup["metadata"] = {**hidden, "tags": ["setup"]}
     setup["source"] = SETUP.format(address=release.address, version=release.version)
     return nb
 

@@ -48,7 +48,9 @@ NOTEBOOK_METADATA: dict[str, Any] = {
 }
 # Colab and Kaggle open these without a GPU: its free hours are for the others.
 WITHOUT_GPU = ("01_create_dataset",)
-CELL_METADATA = ("cellView", "tags")
+CELL_METADATA = ("_kg_hide-input", "cellView", "tags")
+# These name the project's own address. Model cards take it from the package.
+NAMING = ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")
 CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
@@ -160,7 +162,10 @@ def format_notebooks(root: Path) -> None:
 
 
 def write_badges(root: Path) -> None:
-    """Write address and version into badges, links, set-up cells and the README."""
+    """Write address and version into badges, links, set-up cells and the README.
+
+    The placeholder also goes out of the files that name the project's own address.
+    """
     address, source = repository_address(root)
     release = Release(address, package_version(root))
     tag = f"v{release.version}"
@@ -173,6 +178,8 @@ def write_badges(root: Path) -> None:
     for path in paths:
         _write(path, dump(canonical(notebooks[path.name], path)))
     _write(readme, table)
+    for own in filter(Path.exists, (root / name for name in NAMING)):
+        _write(own, own.read_text(encoding="utf-8").replace(PLACEHOLDER, address))
     if address == PLACEHOLDER:
         print(
             f"{address} is a placeholder: no badge opens, and on Colab and Kaggle the "

@@ -36,21 +36,23 @@ def place(request) -> hosted.Place:
 @pytest.fixture
 def new_machine(course) -> Iterator[Callable[..., hosted.Machine]]:
     """Return a function that makes a machine, which is removed after the test."""
-    homes = []
+    homes, places = [], []
 
     def new(
         place: hosted.Place, repository: str | None = None, **variables: str
     ) -> hosted.Machine:
         empty(place)
+        places.append(place)
         homes.append(Path(tempfile.mkdtemp(dir=hosted.DOUBLE, prefix="machine-")))
         return hosted.Machine(place, homes[-1], repository or str(course), variables)
 
     yield new
     for folder in homes:
         shutil.rmtree(folder)
-    for place in hosted.PLACES:
+    for place in places:
         clear(place)
-    shutil.rmtree(hosted.KAGGLE_INPUTS / "somebody", ignore_errors=True)
+    if hosted.KAGGLE in places:
+        shutil.rmtree(hosted.KAGGLE_INPUTS / "somebody", ignore_errors=True)
 
 
 def clear(place: hosted.Place) -> None:

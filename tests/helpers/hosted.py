@@ -147,7 +147,11 @@ class Machine:
         self.place.folder.mkdir(parents=True, exist_ok=True)
         resources = {"metadata": {"path": str(self.place.folder)}}
         client = NotebookClient(
-            notebook, km=manager, timeout=timeout, resources=resources
+            notebook,
+            km=manager,
+            timeout=timeout,
+            resources=resources,
+            coalesce_streams=True,
         )
         start = time.perf_counter()
         with contextlib.suppress(CellExecutionError):
