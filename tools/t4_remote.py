@@ -133,7 +133,7 @@ def set_up() -> None:
         print("set-up: nothing to do outside Colab")
         return
     pip(str(ROOT))
-    install = "from colab_utils import install; install.colab()"
+    install = "from colab_utils import install; install.missing()"
     subprocess.run([sys.executable, "-c", install], check=True, cwd=ROOT)
     pins = (ROOT / "requirements.txt").read_text()
     pip(*re.findall(r"^papermill==\S+$", pins, re.MULTILINE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tools import t4_leaderboard as leaderboard
+from tools import t4_remote
+from tools.notebook_addresses import SETUP
 from tools.t4_remote import Packer, files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,3 +126,18 @@ def test_step_that_fails_is_named_and_the_next_ones_run(tmp_path):
     assert done.returncode == 1
     state = json.loads((tmp_path / "state.json").read_text())
     assert state["done"] and state["failed"] == ["course", "trl"]
+
+
+def test_set_up_installs_as_the_notebooks_do(monkeypatch):
+    """The commit's package, then what the notebooks' cell calls, then papermill."""
+    commands: list[list[str]] = []
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: commands.append(command)
+    )
+    t4_remote.set_up()
+    (call,) = re.findall(r"^ *(install\.\w+\(\))", SETUP, re.MULTILINE)
+    package, missing, papermill = commands
+    assert package[-1] == str(ROOT) and "--no-deps" in package
+    assert missing[-1] == f"from colab_utils import install; {call}"
+    assert papermill[-1].startswith("papermill==")
