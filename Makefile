@@ -25,6 +25,11 @@ PYTHON313 ?= $(shell for python in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin
 	&& echo "$$python" && break; done)
 # MkDocs and its plugins, in an environment of their own.
 SITE_VENV := .site-venv
+# Google's Colab CLI, in an environment of its own: it needs a newer Python.
+T4 := .t4
+COLAB_CLI := google-colab-cli==0.7.5
+NOTEBOOKS ?=
+RIVALS ?=
 # Newer than the files that it depends on: the packages and the version are installed.
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4
@@ -32,12 +37,15 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4
 ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
 
+T4_ARGUMENTS = $(ARGUMENTS) $(strip $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS)) \
+	$(if $(RIVALS),--rivals $(filter-out none,$(RIVALS))))
+
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-export colab-double has-python313 real check format badges demo bench site clean
+.PHONY: help run test test-fast test-export colab-double has-python313 real check format badges demo bench site t4 test-t4 clean
 
 help: ## Print this
 	@echo "make <target>, one of:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "The first use makes .venv. PYTHON=python3.12 picks the Python (3.10 or newer);"
 	@echo "PIP_ARGS='--index-url ...' reaches pip, for instance for a CPU build of torch."
 
@@ -90,9 +98,15 @@ bench: $(READY) ## Measure speed and memory on a GPU: CHECKPOINT=folder UNSLOTH_
 site: $(SITE_VENV)/.ready ## Build the site in site/ from runs/latest, and check its links
 	$(SITE_VENV)/bin/python -m tools.site_build
 
+t4: $(T4)/.ready ## Run the course on a real Colab T4: NOTEBOOKS="01 02" RIVALS="unsloth trl"
+	@$(T4)/bin/python -m tools.t4 --colab $(T4)/bin/colab $(T4_ARGUMENTS)
+
+test-t4: $(READY) $(T4)/.ready ## Test `make t4` with Google's real CLI and a local server
+	$(BIN)/python -m pytest tests/tools/test_t4_real_cli.py
+
 clean: ## Remove .venv and caches; runs/ and workspace/ stay
 	rm -rf $(VENV) $(LLAMA_CPP) build dist *.egg-info .pytest_cache .ruff_cache \
-		.mypy_cache .hypothesis $(SITE_VENV) .site site $(DOUBLE)
+		.mypy_cache .hypothesis $(SITE_VENV) .site site $(DOUBLE) $(T4)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(LLAMA_CPP)/.ready: Makefile $(READY)
@@ -119,6 +133,16 @@ $(DOUBLE)/.ready: tests/files/colab-pins.txt
 $(SITE_VENV)/.ready: docs/requirements.txt
 	@$(SITE_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(SITE_VENV)
 	$(SITE_VENV)/bin/python -m pip install $(PIP_ARGS) -r docs/requirements.txt
+	@touch $@
+
+$(T4)/.ready: Makefile
+	@for python in $(PYTHON) $(PYTHON313) python3.12 python3.14 python3; do \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
+			&& exec $$python -m venv $(T4); \
+	done; \
+	echo "Google's Colab CLI needs Python 3.12 or newer, and none was found. Install one," \
+		"then name it: make t4 PYTHON=python3.13"; exit 1
+	$(T4)/bin/python -m pip install $(PIP_ARGS) --quiet $(COLAB_CLI)
 	@touch $@
 
 $(READY): requirements.txt pyproject.toml colab_utils/__init__.py

@@ -113,7 +113,8 @@ def write_config(
     reference += [
         {Path(name).stem: f"reference/{name}"} for name in names if name != "index.md"
     ]
-    more = {"Style": "docs/style.md", "Contributing": "CONTRIBUTING.md"}
+    more = {"T4 leaderboard": "docs/t4-leaderboard.md", "Run on a T4": "docs/t4.md"}
+    more |= {"Style": "docs/style.md", "Contributing": "CONTRIBUTING.md"}
     more |= {"Changes": "CHANGELOG.md", "Log of the benchmarks": "bench/LOG.md"}
     there = [{t: p} for t, p in more.items() if (folder / "pages" / p).exists()]
     navigation = [
