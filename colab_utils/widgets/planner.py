@@ -33,10 +33,11 @@ def show_planner(config: LlamaConfig, budget: float) -> VBox | Figure:
 
     def redraw(_: object = None) -> None:
         values = {name: control.value for name, control in controls.items()}
-        figure, text.value = draw_plan(config, budget, **values)
+        figure, line = draw_plan(config, budget, **values)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=90)
-        image.value = file.getvalue()
+        # Drawing takes a while. Both change at the end, so that they always agree.
+        image.value, text.value = file.getvalue(), line
 
     for name, control in controls.items():
         control.description = name
