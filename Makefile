@@ -1,4 +1,5 @@
-# `make` lists the targets. The first use creates .venv; test-export also .llama-cpp.
+# `make` lists the targets. The first use creates .venv; test-export also .llama-cpp, and
+# test-widgets .widgets-test.
 
 PYTHON ?= python3
 PIP_ARGS ?=

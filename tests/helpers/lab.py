@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # What JupyterLab and ipywidgets show in place of a widget.
 BROKEN = ("javascript error", "Error displaying widget", "Loading widget")
-SECONDS = 600  # for a notebook
+SECONDS = 900  # for a notebook; it takes about 60 on two free cores
 
 # JupyterLab's model of the open notebook. The page itself has only the visible cells.
 OPEN = "window.jupyterapp.shell.currentWidget"
@@ -112,7 +112,8 @@ class Lab:
         idle = self.page.get_by_text("Python 3 (ipykernel) | Idle")
         idle.wait_for(timeout=120_000)
         self.menu("Run", "Run All Cells")
-        self.page.wait_for_function(ENDED, timeout=1000 * SECONDS)
+        limit = 1000 * SECONDS
+        self.page.wait_for_function(ENDED, timeout=limit, polling=1000)
         self.page.keyboard.press("Control+s")
         self.page.wait_for_function(SAVED, timeout=30_000)
         print(f"\n{name}: all cells in {time.perf_counter() - start:.0f} s")

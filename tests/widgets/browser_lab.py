@@ -17,7 +17,7 @@ from helpers import front_end, lab
 from helpers.chat_reader import ChatReader
 from helpers.planner_reader import use_planner
 from helpers.saved_notebook import find_cell, problems, widget_cells
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where ipywidgets comes from: .venv has Colab's 7.7.1, and a folder of its own has 8.
@@ -55,7 +55,8 @@ def page(packages, folder) -> Iterator[lab.Lab]:
     with lab.server(folder, packages) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=lab.chromium())
         tab = browser.new_page(viewport={"width": 1100, "height": 900})
-        tab.set_default_timeout(15_000)
+        tab.set_default_timeout(30_000)
+        expect.set_options(timeout=15_000)
         yield lab.Lab(tab, address, out)
         tab.screenshot(path=out / "last.png")
         browser.close()
