@@ -34,7 +34,8 @@ ENDED = f"""() => {{
     const failed = cell => cell.outputs.toJSON().some(o => o.output_type === "error");
     return code.every(cell => cell.executionCount) || code.some(failed);
 }}"""
-SAVED = f"() => !{OPEN}.context.model.dirty"
+# The first save may be an autosave that began before the last cell ended.
+SAVE = f"async () => {{ await {OPEN}.context.save(); await {OPEN}.context.save(); }}"
 SCROLL = f"n => {OPEN}.content.scrollToItem(n, 'smart')"
 LAST = f"() => {OPEN}.content.widgets.length - 1"
 
@@ -114,8 +115,7 @@ class Lab:
         self.menu("Run", "Run All Cells")
         limit = 1000 * SECONDS
         self.page.wait_for_function(ENDED, timeout=limit, polling=1000)
-        self.page.keyboard.press("Control+s")
-        self.page.wait_for_function(SAVED, timeout=30_000)
+        self.page.evaluate(SAVE)
         print(f"\n{name}: all cells in {time.perf_counter() - start:.0f} s")
 
     def menu(self, *path: str) -> None:
