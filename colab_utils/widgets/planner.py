@@ -6,6 +6,9 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import memory, plots, runtime
+from colab_utils.memory.planning import candidates
+from colab_utils.memory.step import Step
+from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
@@ -69,17 +72,17 @@ def draw_plan(
 ) -> tuple[Figure, str]:
     """Return a figure of the plan's peak memory, and the plan as a line of text.
 
-    If no plan fits, the figure shows the smallest estimate and the line says what to
-    change.
+    If no plan fits, the figure shows the least memory that the plan tried, and the line
+    says what to change.
     """
-    limit = budget / memory.GIB
+    limit, update = budget / memory.GIB, length * rows
     try:
         plan = memory.plan(
-            config, method, rank, longest=length, update=length * rows, budget=budget
+            config, method, rank, longest=length, update=update, budget=budget
         )
     except MemoryError as error:
-        cost = memory.estimate(
-            config, method, rank, length, recompute=config.num_hidden_layers
-        )
-        return plots.memory({"too much": cost}, limit), str(error)
+        shape = Shape.from_config(config)
+        step = Step(shape, method, rank, length, fast=True, optimizer="adamw_8bit")
+        *_, least = candidates(step, length, update, budget)
+        return plots.memory({"too much": least.cost}, limit), str(error)
     return plots.memory({"planned": plan.cost}, limit), str(plan)
