@@ -44,7 +44,6 @@ def show_planner(config: LlamaConfig, budget: float) -> VBox | Figure:
 
     for name, control in controls.items():
         control.description = name
-        control.continuous_update = False
         control.observe(redraw, names="value")
     redraw()
     row = widgets.HBox(list(controls.values()))
@@ -59,12 +58,15 @@ def _controls() -> dict[str, Any]:
     import ipywidgets as widgets
 
     ranks = [4, 8, 16, 32, 64, 128]
-    return {
-        "method": widgets.Dropdown(options=memory.METHODS, value=METHOD),
+    sliders = {
         "rank": widgets.SelectionSlider(options=ranks, value=RANK),
         "length": widgets.IntSlider(min=128, max=4096, step=128, value=LENGTH),
         "rows": widgets.IntSlider(min=1, max=64, value=ROWS),
     }
+    for slider in sliders.values():
+        slider.continuous_update = False
+    method = widgets.Dropdown(options=memory.METHODS, value=METHOD)
+    return {"method": method, **sliders}
 
 
 def draw_plan(

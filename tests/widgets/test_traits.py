@@ -20,12 +20,13 @@ def ignored(widget: Widget) -> list[str]:
     ipywidgets accepts `widget.tooltip = ...` without a trait of that name, and the
     browser never gets it.
     """
-    found = [f"{type(widget).__name__}.{name}" for name in vars(widget)]
-    known = {f"{type(widget).__name__}.{name}" for name in vars(type(widget)())}
+    public = {name for name in vars(widget) if not name.startswith("_")}
+    # ipywidgets itself sets `equals` on a widget that has options.
+    found = [f"{type(widget).__name__}.{name}" for name in public - {"equals"}]
     parts = [getattr(widget, part, None) for part in ("layout", "style")]
     for inner in (*getattr(widget, "children", ()), *filter(None, parts)):
         found += ignored(inner)
-    return [name for name in found if name not in known and "._" not in name]
+    return found
 
 
 def planner():
