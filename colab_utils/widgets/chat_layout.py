@@ -90,6 +90,10 @@ class ChatLayout:
             slider.continuous_update = False
             slider.layout.flex, slider.layout.width = "1 1 200px", "auto"
             slider.style.description_width = "85px"
+        # In a narrow page the sliders move below the choice of the model.
+        both = widgets.HBox(list(sliders.values()))
+        both.layout.flex, both.layout.width = "1 1 480px", "auto"
         choice = [self.model] if base else []
-        self.settings = widgets.HBox([*choice, *sliders.values()])
-        self.settings.layout.flex_flow = "row wrap"
+        self.settings = widgets.HBox([*choice, both])
+        for row in (both, self.settings):
+            row.layout.flex_flow = "row wrap"

@@ -6,6 +6,9 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import memory, plots, runtime
+from colab_utils.memory.planning import candidates
+from colab_utils.memory.step import Step
+from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
@@ -33,14 +36,14 @@ def show_planner(config: LlamaConfig, budget: float) -> VBox | Figure:
 
     def redraw(_: object = None) -> None:
         values = {name: control.value for name, control in controls.items()}
-        figure, text.value = draw_plan(config, budget, **values)
+        figure, line = draw_plan(config, budget, **values)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=90)
-        image.value = file.getvalue()
+        # Drawing takes a while. Both change at the end, so that they always agree.
+        image.value, text.value = file.getvalue(), line
 
     for name, control in controls.items():
         control.description = name
-        control.continuous_update = False
         control.observe(redraw, names="value")
     redraw()
     row = widgets.HBox(list(controls.values()))
@@ -55,12 +58,15 @@ def _controls() -> dict[str, Any]:
     import ipywidgets as widgets
 
     ranks = [4, 8, 16, 32, 64, 128]
-    return {
-        "method": widgets.Dropdown(options=memory.METHODS, value=METHOD),
+    sliders = {
         "rank": widgets.SelectionSlider(options=ranks, value=RANK),
         "length": widgets.IntSlider(min=128, max=4096, step=128, value=LENGTH),
         "rows": widgets.IntSlider(min=1, max=64, value=ROWS),
     }
+    for slider in sliders.values():
+        slider.continuous_update = False
+    method = widgets.Dropdown(options=memory.METHODS, value=METHOD)
+    return {"method": method, **sliders}
 
 
 def draw_plan(
@@ -68,17 +74,17 @@ def draw_plan(
 ) -> tuple[Figure, str]:
     """Return a figure of the plan's peak memory, and the plan as a line of text.
 
-    If no plan fits, the figure shows the smallest estimate and the line says what to
-    change.
+    If no plan fits, the figure shows the least memory that the plan tried, and the line
+    says what to change.
     """
-    limit = budget / memory.GIB
+    limit, update = budget / memory.GIB, length * rows
     try:
         plan = memory.plan(
-            config, method, rank, longest=length, update=length * rows, budget=budget
+            config, method, rank, longest=length, update=update, budget=budget
         )
     except MemoryError as error:
-        cost = memory.estimate(
-            config, method, rank, length, recompute=config.num_hidden_layers
-        )
-        return plots.memory({"too much": cost}, limit), str(error)
+        shape = Shape.from_config(config)
+        step = Step(shape, method, rank, length, fast=True, optimizer="adamw_8bit")
+        *_, least = candidates(step, length, update, budget)
+        return plots.memory({"too much": least.cost}, limit), str(error)
     return plots.memory({"planned": plan.cost}, limit), str(plan)

@@ -38,7 +38,8 @@ class Box:
         log, self.notes, row, settings = box.children
         self.current, self.past = log.children
         self.entry, self.send, self.stop, self.clear = row.children
-        *self.model, self.temperature, self.length = settings.children
+        *self.model, sliders = settings.children
+        self.temperature, self.length = sliders.children
 
     @property
     def log(self) -> str:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from colab_utils import widgets
+from colab_utils.widgets.planner import draw_plan
 
 
 def llama_2_7b():
@@ -39,3 +42,17 @@ def test_show_planner_follows_its_sliders(monkeypatch):
     assert "checkpointing for" in text.value and "no layers" not in text.value
     method.value = "full"
     assert "Use METHOD = 'qlora'" in text.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "rank", "length", "rows"),
+    [("full", 16, 4096, 4), ("full", 16, 512, 1), ("lora", 128, 4096, 16)],
+)
+def test_draw_plan_shows_the_number_of_its_text(method, rank, length, rows):
+    """If nothing fits, the figure and the text are about the same plan."""
+    budget = 14.26 * 2**30
+    figure, line = draw_plan(llama_2_7b(), budget, method, rank, length, rows)
+    needed = re.search(r"needs at least ([\d.]+) GiB", line)[1]
+    shown = [text.get_text().split()[-1] for text in figure.axes[0].texts]
+    assert needed in shown

@@ -1,4 +1,4 @@
-"""Replies for `try_widgets`: slow enough to be stopped, with errors and notes."""
+"""Replies for the chat box in a browser: slow to be stopped, with errors and notes."""
 
 from __future__ import annotations
 

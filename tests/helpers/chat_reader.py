@@ -1,36 +1,56 @@
-"""Use the chat box in a browser: the steps of `try_widgets` on notebook 03."""
+"""Use the chat box of notebook 03 in a browser."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
+
+from playwright.sync_api import expect
+
+from helpers.lab import Lab
+
+# Runs after the notebook's cells.
+SLOW = """from helpers.slow_reply import slow_reply
+chat.reply = slow_reply(reply)
+print("ready")"""
 
 
 class ChatReader:
     """Uses the chat box as a user does, and checks what it shows."""
 
-    def __init__(self, page: Any, expect: Any, out: Path) -> None:
-        self.page, self.expect, self.out = page, expect, out
-        field = page.get_by_placeholder("Write a message")
-        self.box = page.locator(".widget-vbox", has=field).last
+    def __init__(self, lab: Lab, cell: int) -> None:
+        self.lab, self.page, self.cell = lab, lab.page, cell
+        lab.scroll_to(cell)
+        field = self.page.get_by_placeholder("Write a message")
+        self.box = self.page.locator(".widget-vbox", has=field).last
         self.entry = self.box.get_by_placeholder("Write a message")
         self.log = self.box.locator(".widget-box").first
         self.entry.scroll_into_view_if_needed()
 
-    def talk(self) -> None:
-        """Use everything that the chat box offers."""
+    def ask(self) -> None:
+        """Ask the notebook's own model one question."""
         self.shot("empty")
+        tracks = self.box.locator(".ui-slider, .noUi-target")  # ipywidgets 7, 8
+        expect(tracks).to_have_count(2)
+        widths = [track.bounding_box()["width"] for track in tracks.all()]
+        assert min(widths) > 100, f"sliders of {widths} px"
         self.send("What is the capital of France?")
-        self.expect(self.log).to_contain_text("Paris", timeout=30_000)
+        expect(self.log).to_contain_text("Paris", timeout=60_000)
         self.wait()
-        self.expect(self.entry).to_have_value("")
+        expect(self.entry).to_have_value("")
         self.shot("fine-tuned")
+
+    def talk(self) -> None:
+        """Use everything that the chat box offers, with slow replies."""
+        self.lab.add_cell(SLOW)
+        self.lab.scroll_to(self.cell)
+        # JupyterLab has removed the box from the page meanwhile, and shows it again.
+        expect(self.log).to_contain_text("Paris")
         self.stop_a_stream()
         self.cause_errors()
         self.stop_before_the_first_word()
         self.send("note")
         self.wait()
-        self.expect(self.box).to_contain_text("2 turns were left out")
+        expect(self.box).to_contain_text("2 turns were left out")
         self.shot("note")
         self.fill_the_log()
         self.leave_the_field()
@@ -39,7 +59,6 @@ class ChatReader:
 
     def stop_a_stream(self) -> None:
         """Watch a long answer of the base model grow, and stop it."""
-        expect = self.expect
         self.box.locator(".widget-readout").last.fill("256")
         self.box.locator(".widget-readout").last.press("Enter")
         self.button("base").click()
@@ -63,12 +82,12 @@ class ChatReader:
         self.button("fine-tuned").click()
         self.entry.fill("fail")
         self.entry.press("Enter")
-        self.expect(self.box).to_contain_text("ValueError: this <was> to fail")
-        self.expect(self.entry).to_have_value("fail")
+        expect(self.box).to_contain_text("ValueError: this <was> to fail")
+        expect(self.entry).to_have_value("fail")
         self.shot("error")
         self.entry.fill("memory")
         self.entry.press("Enter")
-        self.expect(self.box).to_contain_text("The memory ran out")
+        expect(self.box).to_contain_text("The memory ran out")
         self.shot("memory")
 
     def stop_before_the_first_word(self) -> None:
@@ -76,15 +95,15 @@ class ChatReader:
         self.button("base").click()
         self.entry.fill("Wait.")
         self.button("Send").click()
-        self.expect(self.button("Stop")).to_be_enabled()
+        expect(self.button("Stop")).to_be_enabled()
         self.button("Stop").click()
         self.wait()
-        self.expect(self.entry).to_have_value("Wait.")
+        expect(self.entry).to_have_value("Wait.")
         self.button("fine-tuned").click()
         self.entry.press("Enter")  # the text is unchanged: the browser sends only a key
-        self.expect(self.log).to_contain_text("Wait.")
+        expect(self.log).to_contain_text("Wait.")
         self.wait()
-        self.expect(self.entry).to_have_value("")
+        expect(self.entry).to_have_value("")
 
     def fill_the_log(self) -> None:
         """Check that a long log stays scrolled to its newest turn."""
@@ -103,23 +122,20 @@ class ChatReader:
         self.entry.fill("Not yet.")
         self.button("base").click()
         self.page.wait_for_timeout(1000)
-        self.expect(self.entry).to_have_value("Not yet.")
-        self.expect(self.log).not_to_contain_text("Not yet.")
+        expect(self.entry).to_have_value("Not yet.")
+        expect(self.log).not_to_contain_text("Not yet.")
         self.button("Send").click()
-        self.expect(self.log).to_contain_text("Not yet.")
-        self.expect(self.button("Stop")).to_be_enabled()
+        expect(self.log).to_contain_text("Not yet.")
+        expect(self.button("Stop")).to_be_enabled()
 
     def use_the_dark_theme(self) -> None:
-        """Switch JupyterLab to its dark theme."""
-        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
-        for label in ("Theme", "JupyterLab Dark"):
-            self.page.locator(".lm-Menu").get_by_text(label, exact=True).click()
-        self.page.wait_for_timeout(1500)
+        """Look at the box in JupyterLab's dark theme."""
+        self.lab.use_theme("JupyterLab Dark")
         self.shot("dark")
+        self.lab.use_theme("JupyterLab Light")
 
     def clear(self) -> None:
         """Clear the log during an answer, and send before the model has stopped."""
-        expect = self.expect
         self.button("Clear").click()
         expect(self.log).to_have_text("")
         self.wait()
@@ -139,9 +155,8 @@ class ChatReader:
         expect(self.box).not_to_contain_text("Not sent yet")
 
     def shot(self, name: str) -> None:
-        """Take a screenshot, numbered in order."""
-        taken = len(list(self.out.glob("[0-9]*-*.png")))
-        self.page.screenshot(path=self.out / f"{taken:02}-{name}.png")
+        """Take a screenshot."""
+        self.lab.shot(f"chat-{name}")
 
     def button(self, name: str) -> Any:
         """Return a button of the box."""
@@ -151,8 +166,8 @@ class ChatReader:
         """Write a message and press Enter."""
         self.entry.fill(text)
         self.entry.press("Enter")
-        self.expect(self.log).to_contain_text(text)
+        expect(self.log).to_contain_text(text)
 
     def wait(self) -> None:
         """Wait until the answer is complete."""
-        self.expect(self.button("Send")).to_be_enabled(timeout=60_000)
+        expect(self.button("Send")).to_be_enabled(timeout=60_000)
