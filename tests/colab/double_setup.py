@@ -133,7 +133,7 @@ def private() -> Iterator[str]:
 
 def test_setup_with_wrong_address_asks_for_no_password(course, new_machine, private):
     machine = new_machine(hosted.COLAB, private)
-    (cell,) = machine.run([set_up(course)], timeout=60).cells
+    (cell,) = machine.run([set_up(course)], timeout=180).cells
     assert "check that this repository is public" in one_sentence(cell)
 
 

@@ -143,7 +143,7 @@ class Lab:
             self.page.keyboard.press(key)
         self.page.keyboard.insert_text(code)
         self.page.keyboard.press("Control+Enter")
-        self.page.get_by_text("ready", exact=True).wait_for(timeout=30_000)
+        self.page.get_by_text("ready", exact=True).wait_for(timeout=90_000)
 
     def use_theme(self, name: str) -> None:
         """Switch JupyterLab to a theme."""

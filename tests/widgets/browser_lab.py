@@ -55,8 +55,8 @@ def page(packages, folder) -> Iterator[lab.Lab]:
     with lab.server(folder, packages) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=lab.chromium())
         tab = browser.new_page(viewport={"width": 1100, "height": 900})
-        tab.set_default_timeout(30_000)
-        expect.set_options(timeout=15_000)
+        tab.set_default_timeout(90_000)
+        expect.set_options(timeout=60_000)
         yield lab.Lab(tab, address, out)
         tab.screenshot(path=out / "last.png")
         browser.close()
