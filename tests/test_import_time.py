@@ -16,6 +16,7 @@ HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hu
 # Only training and generation import these, after torch and transformers.
 LATE = {"training.callbacks", "training.sft", "fast.attention"}
 LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
+LATE |= {"fast.documents"}
 LATE |= {"fast.loss_kernels"}
 LATE |= {"fast.layer", "fast.linears", "fast.lora", "fast.loss", "fast.ops"}
 LATE |= {"fast.patch", "fast.static_cache", "fast.support"}
