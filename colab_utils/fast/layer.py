@@ -84,9 +84,9 @@ class Layer:
         checkpoint: bool = False,
         offload: bool = False,
     ) -> None:
-        self.groups = [TrainingGroup(module, g, like, scratch) for g in lora.GROUPS]
-        self.qkv, self.o, self.gate_up, self.down = self.groups
-        self.cos, self.sin, self.documents = batch
+        self.linears = [TrainingGroup(module, g, like, scratch) for g in lora.GROUPS]
+        self.qkv, self.o, self.gate_up, self.down = self.linears
+        self.cos, self.sin, self.groups = batch
         self.heads, self.kv_heads = shape.heads, shape.kv_heads
         self.rotated = 0 if index in shape.nope else shape.heads + shape.kv_heads
         self.head_norms = lora.head_norms(module)
@@ -97,12 +97,12 @@ class Layer:
 
     def parameters(self) -> list[torch.Tensor]:
         """Return A and B of every adapter in turn: autograd needs them as arguments."""
-        return [tensor for group in self.groups for tensor in group.parameters()]
+        return [tensor for group in self.linears for tensor in group.parameters()]
 
     def split(self, given: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
         """Return the tensors of `parameters` as one list for each group."""
         rest = iter(given)
-        counts = [2 * len(group.adapters) for group in self.groups]
+        counts = [2 * len(group.adapters) for group in self.linears]
         return [list(itertools.islice(rest, count)) for count in counts]
 
     def forward(
@@ -122,7 +122,7 @@ class Layer:
         qkv = self.qkv.room(len(x))
         self.qkv.forward(ops.norm(x, self.norm_1, self.eps), qkv_given, qkv)
         attended, *kept = attention.grouped_attention(
-            self._rotated(qkv.y), self.heads, self.kv_heads, self.documents
+            self._rotated(qkv.y), self.heads, self.kv_heads, self.groups
         )
         h, gate_up = self.o.room(len(x)), self.gate_up.room(len(x))
         self.o.forward(attended, o_given, h, residual=x)
@@ -203,7 +203,7 @@ class Layer:
         d_attended, d_low = self.o.backward(dh, o_given)
         o_b = self.o.grad_b(dh, saved.o_low)
         o_a = self.o.grad_a(d_low, saved.attended)
-        where = (self.heads, self.kv_heads, self.documents)
+        where = (self.heads, self.kv_heads, self.groups)
         qkv = self._rotated(saved.qkv) if self.head_norms else saved.qkv
         d_qkv = attention.grouped_attention_backward(
             d_attended, qkv, *where, saved.attended, *saved.attention

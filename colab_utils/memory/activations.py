@@ -47,9 +47,8 @@ def loss_bytes(
 ) -> tuple[float, float]:
     """Return the bytes that the loss keeps, and those of its temporary tensors."""
     width, vocab = shape.width, shape.vocab
-    if (
-        fast
-    ):  # kept: the last layer's output and its gradient; a chunk's logits and rows
+    if fast:
+        # kept: the last layer's output and its gradient; temporary: a chunk's logits
         rows = min(LOGIT_ROWS, tokens)
         return 2.0 * size * width * tokens, size * (vocab + 2.0 * width) * rows
     # kept: the last norm, and a float32 softmax; temporary: its gradient, and logits
