@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 from colab_utils.data import readers
 from tools.course_report import recipe, summarize, table
 from tools.execute import remove_secrets, run_notebook, use_this_interpreter
+from tools.folders import new_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = {*readers.SUFFIXES, ".txt"}
@@ -96,19 +96,6 @@ def fully_fine_tuned(workspace: Path) -> bool:
     return recipe(workspace, "adapters", "my-adapter").get("method") == "full"
 
 
-def new_folder(out: Path) -> Path:
-    """Create a folder named by the time; two runs in one second get two folders."""
-    try:
-        while (folder := out.absolute() / time.strftime("%Y%m%d-%H%M%S")).exists():
-            time.sleep(0.1)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise CourseError(
-            f"Cannot write to {out}: {error}. Choose a folder with --out."
-        ) from error
-    return folder
-
-
 def link_latest(folder: Path) -> None:
     """Let the link `latest` next to the run's folder point to it, in one step."""
     link, temporary = folder.parent / "latest", folder.parent / f".latest-{folder.name}"
@@ -160,7 +147,12 @@ def run_course(options: argparse.Namespace) -> int:
     extra = dict(options.parameters)
     known = known_parameters(paths, extra)
     given |= extra
-    folder = new_folder(options.out)
+    try:
+        folder = new_folder(options.out)
+    except OSError as error:
+        raise CourseError(
+            f"Cannot write to {options.out}: {error}. Choose a folder with --out."
+        ) from error
     # A given workspace may hold the results of earlier notebooks.
     workspace = Path(os.environ.get("WORKSPACE") or folder / "workspace").absolute()
     set_environment(workspace)

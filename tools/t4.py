@@ -28,6 +28,7 @@ from typing import Any
 
 from tools import t4_leaderboard as leaderboard
 from tools.course_report import table
+from tools.folders import new_folder
 from tools.t4_colab import Colab, ColabError
 from tools.t4_session import Run
 
@@ -186,11 +187,16 @@ def run(options: argparse.Namespace) -> int:
     """Run on a T4; returns 0, or 1 if a step failed there."""
     check(options)
     with_task(options, leaderboard.read(ROOT))
-    folder = options.out.absolute() / time.strftime("t4-%Y%m%d-%H%M%S")
     with tempfile.TemporaryDirectory() as temporary:
         archive, commit = pack(Path(temporary))
         colab = connect(options.colab)
-        folder.mkdir(parents=True)
+        try:
+            folder = new_folder(options.out, "t4-")
+        except OSError as error:
+            colab.forget()
+            raise ColabError(
+                f"Cannot write to {options.out}: {error}. Choose a folder with --out."
+            ) from error
         print(f"results: {folder}")
         there = Run(folder, options.remote)
         try:

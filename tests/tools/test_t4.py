@@ -350,6 +350,13 @@ def test_uncommitted_changes_are_reported(desk, capsys):
     assert text == ""
 
 
+def test_results_that_cannot_be_written_cost_nothing(desk, capsys):
+    (desk.folder / "file").write_text("")
+    assert desk.run("--notebooks", "01", "--out", str(desk.folder / "file")) == 2
+    assert "Choose a folder with --out." in capsys.readouterr().err
+    assert not desk.rented and not list(desk.state.iterdir())
+
+
 def test_folder_without_git_is_refused(desk, monkeypatch, capsys):
     shutil.rmtree(desk.root / ".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(desk.folder))
