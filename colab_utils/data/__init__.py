@@ -1,23 +1,18 @@
 """Data: from raw rows of any source to clean, documented training and test rows.
 
-Read the files in this order. `schema` defines a row and turns known formats into it.
-`readers` reads files and the Hub. `dataset` loads, saves and reads datasets. The steps
+Read the files in this order. `schema` defines a row of each kind, and `formats` turns
+known formats into it. `readers` reads files and the Hub. `loading` loads datasets, and
+`saving` saves and reads them. The steps
 in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `splitting`
 (training and test rows). `chat_template` is the text format that the model reads,
 `rendering` writes and searches that text, and `masking` decides which of its tokens
 are trained.
 """
 
-from colab_utils.data.dataset import (
-    load,
-    read,
-    read_jsonl,
-    resolve_dataset,
-    save,
-    write_jsonl,
-)
 from colab_utils.data.dedup import drop_exact, near_duplicates, normalize, shingles
 from colab_utils.data.filters import drop_long, drop_special_tokens, token_lengths
+from colab_utils.data.formats import to_messages, to_row
+from colab_utils.data.loading import load, resolve_dataset
 from colab_utils.data.masking import (
     Tokens,
     end_of_turn,
@@ -25,17 +20,17 @@ from colab_utils.data.masking import (
     tokenize,
     trained_tokens,
 )
+from colab_utils.data.saving import read, read_jsonl, save, write_jsonl
 from colab_utils.data.schema import (
     BadRow,
     Message,
     Rejected,
     Row,
     answer_of,
+    kind_of,
     prompt_of,
     reject_row,
     short_answers,
-    to_messages,
-    to_row,
 )
 from colab_utils.data.splitting import split
 
@@ -50,6 +45,7 @@ __all__ = [
     "drop_long",
     "drop_special_tokens",
     "end_of_turn",
+    "kind_of",
     "load",
     "near_duplicates",
     "normalize",

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import hub
-from colab_utils.data.schema import NOT_JSON, Rejected, escape, reject
+from colab_utils.data.schema import Rejected, escape, reject
 
 if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+NOT_JSON = "not JSON"  # the start of a reason, for which `load` gives advice
 
 Numbered = tuple[int, object]  # a line number and the raw row
 

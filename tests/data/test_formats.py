@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import schema
+from colab_utils.data import formats, schema
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_to_row_any_label_is_text_or_none(group, category):
         usable = isinstance(raw[name], (str, int, float))
         assert row.get(name, "none").strip()
         assert usable or name not in row
-        assert (name in schema.unused_columns(raw)) == (
+        assert (name in formats.unused_columns(raw)) == (
             raw[name] is not None and not usable
         )
 
