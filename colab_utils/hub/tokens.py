@@ -25,7 +25,7 @@ STORE = (
 
 
 class Token(str):
-    """A token or key whose repr, in a cell's output or a traceback, does not show it."""
+    """A token or key whose repr, in an output or a traceback, does not show it."""
 
     __slots__ = ()
 
