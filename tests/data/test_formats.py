@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import formats, schema
+from colab_utils.data import formats
 
 
 @pytest.mark.parametrize(
@@ -219,21 +219,3 @@ def test_to_messages_empty_columns_do_not_hide_filled_ones(row):
 def test_to_messages_infinity_is_empty():
     with pytest.raises(data.BadRow, match="answer is empty"):
         data.to_messages({"question": "q", "answer": float("inf")})
-
-
-# --- rejected rows -------------------------------------------------------------------
-
-
-def test_reject_start_is_short_and_ascii():
-    deep: list = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert schema.reject(1, "x", deep).start == ""
-    assert schema.reject(
-        1, "x", {"a": "é" * 300}
-    ).start == '{"a": "' + r"\u00e9" * 32 + ("\\")
-    assert schema.reject(1, "x", "\ud800 é").as_dict() == {
-        "line": 1,
-        "reason": "x",
-        "start": r"\ud800 \xe9",
-    }
