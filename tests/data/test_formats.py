@@ -193,7 +193,7 @@ def test_to_row_any_label_is_text_or_none(group, category):
 
 def test_prompt_of_and_answer_of_and_short_answers():
     row = {"messages": [SYSTEM, *DIALOG, {**USER, "content": "Why?"}, ASSISTANT]}
-    assert data.prompt_of(row) == "Who?\nMe.\nWhy?"
+    assert data.prompt_of(row) == "Be brief.\nWho?\nMe.\nWhy?"
     assert data.answer_of(row) == "Me."
     long = {"messages": [USER, {**ASSISTANT, "content": "x" * 31}]}
     assert data.short_answers([row] * 19 + [long])
