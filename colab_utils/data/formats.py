@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from colab_utils.data import (
-    cells,
     columns,
     converting,
     kinds,
@@ -16,6 +15,7 @@ from colab_utils.data import (
     ready_prompts,
     tools,
     turns,
+    values,
 )
 from colab_utils.data.schema import (
     CLASSIFICATION,
@@ -113,7 +113,7 @@ class RowReader:
         row["line"] = line
         for name in columns.META:
             if name in plan.columns:
-                label = cells.text(raw[plan.columns[name]], name)
+                label = values.text(raw[plan.columns[name]], name)
                 row[name] = label  # type: ignore[literal-required]
         found, by = plan.kind, plan.by
         if found == COMPLETION and self.kind in ("auto", INSTRUCTION):
@@ -150,7 +150,7 @@ class RowReader:
     def _plan(self, raw: dict[Any, Any]) -> columns.Plan:
         key = tuple(
             [
-                (name, None if cells.is_blank(value) else value.__class__)
+                (name, None if values.is_blank(value) else value.__class__)
                 for name, value in raw.items()
             ]
         )
@@ -192,27 +192,27 @@ def _with_context(
         if part.startswith("context "):
             first = next((t for t in found if t["role"] == turns.USER), None)
             if first:
-                first["content"] += "\n\n" + cells.text(raw[name], name)
+                first["content"] += "\n\n" + values.text(raw[name], name)
     if "history" in names:
         found = _history(raw[names["history"]], names["history"], notes) + found
     if "system" in names:
-        system = cells.text(raw[names["system"]], names["system"])
+        system = values.text(raw[names["system"]], names["system"])
         found = [{"role": turns.SYSTEM, "content": system}, *found]
     return found
 
 
 def _history(value: object, column: object, notes: list[str]) -> list[Message]:
-    value = cells.decoded(value, column)
+    value = values.decoded(value, column)
     if not isinstance(value, list):
-        raise BadRow(f"{cells.name(column)} is not a list of earlier turns")
+        raise BadRow(f"{values.name(column)} is not a list of earlier turns")
     if any(isinstance(turn, dict) for turn in value):
         return turns.messages_of(value, column, notes)
     found: list[Message] = []
     for pair in value:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise BadRow(f"{cells.name(column)} is not a list of pairs")
+            raise BadRow(f"{values.name(column)} is not a list of pairs")
         for role, content in zip((turns.USER, turns.ASSISTANT), pair, strict=True):
-            found.append({"role": role, "content": cells.text(content, column)})
+            found.append({"role": role, "content": values.text(content, column)})
     return found
 
 
@@ -228,21 +228,21 @@ def _preference(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) ->
 def _middle(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row:
     before, after = raw[names["prefix"]], raw[names["suffix"]]
     return {
-        "prefix": "" if before is None else cells.whole_text(before, names["prefix"]),
-        "middle": cells.whole_text(raw[names["middle"]], names["middle"]),
-        "suffix": "" if after is None else cells.whole_text(after, names["suffix"]),
+        "prefix": "" if before is None else values.whole_text(before, names["prefix"]),
+        "middle": values.whole_text(raw[names["middle"]], names["middle"]),
+        "suffix": "" if after is None else values.whole_text(after, names["suffix"]),
     }
 
 
 def _labeled(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row:
-    text = cells.text(raw[names["text"]], names["text"])
+    text = values.text(raw[names["text"]], names["text"])
     if "second" in names:
-        text += "\n" + cells.text(raw[names["second"]], names["second"])
-    return {"text": text, "label": cells.label(raw[names["label"]], names["label"])}
+        text += "\n" + values.text(raw[names["second"]], names["second"])
+    return {"text": text, "label": values.label(raw[names["label"]], names["label"])}
 
 
 def _raw_text(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row:
-    return {"text": cells.whole_text(raw[names["text"]], names["text"])}
+    return {"text": values.whole_text(raw[names["text"]], names["text"])}
 
 
 def _ready(row: Row, by: str, notes: list[str]) -> tuple[Row, str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colab_utils.data import cells, ready_prompts, turns
+from colab_utils.data import ready_prompts, turns, values
 from colab_utils.data.schema import BadRow, Message
 
 SAME = "chosen and rejected are the same"
@@ -31,7 +31,7 @@ def preference(
         raise BadRow("chosen and rejected differ before their last answers")
     if good[0]["role"] != turns.ASSISTANT:
         raise BadRow("chosen and rejected do not end in an answer")
-    if not cells.is_blank(prompt):
+    if not values.is_blank(prompt):
         first = as_messages(prompt, turns.USER, "prompt", notes)
         if asked[: len(first)] != first and asked[-len(first) :] != first:
             asked = first + asked
@@ -49,12 +49,12 @@ def as_messages(
         dialogue = ready_prompts.cut(value)
         if dialogue:
             return dialogue[1]
-        return [{"role": role, "content": cells.text(value, column)}]
+        return [{"role": role, "content": values.text(value, column)}]
     if isinstance(value, list) and value:
         return turns.messages_of(value, column, notes)
     if isinstance(value, dict):
         return turns.messages_of([value], column, notes)
-    return [{"role": role, "content": cells.text(value, column)}]
+    return [{"role": role, "content": values.text(value, column)}]
 
 
 def check_scores(raw: dict[Any, Any], good: object, bad: object) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from colab_utils.data import cells
+from colab_utils.data import values
 from colab_utils.data.schema import BadRow
 
 CALLS = ("tool_calls", "function_call", "tool_call")  # keys of a message
@@ -21,7 +21,7 @@ def calls_of(value: object) -> list[dict[str, Any]]:
 
     Raises BadRow if a call has no name, or arguments that are not an object.
     """
-    value = cells.decoded(value, "a tool call")
+    value = values.decoded(value, "a tool call")
     calls = value if isinstance(value, list) else [value]
     return [_call(call) for call in calls]
 
@@ -31,20 +31,20 @@ def _call(call: object) -> dict[str, Any]:
         raise BadRow(f"a tool call is not an object, but {type(call).__name__}")
     function = call.get("function", call)
     function = function if isinstance(function, dict) else call
-    if cells.is_blank(function.get("name")):
+    if values.is_blank(function.get("name")):
         raise BadRow("a tool call has no name")
-    name = cells.text(function["name"], "the name of a tool call")
-    key = next((k for k in ARGUMENTS if not cells.is_blank(function.get(k))), "")
-    arguments = cells.decoded(function.get(key) or {}, "arguments of a tool call")
+    name = values.text(function["name"], "the name of a tool call")
+    key = next((k for k in ARGUMENTS if not values.is_blank(function.get(k))), "")
+    arguments = values.decoded(function.get(key) or {}, "arguments of a tool call")
     if not isinstance(arguments, dict):
         raise BadRow("the arguments of a tool call are not an object")
-    cells.check_nested(arguments, "arguments of a tool call")
+    values.check_nested(arguments, "arguments of a tool call")
     made: dict[str, Any] = {
         "type": "function",
         "function": {"name": name, "arguments": arguments},
     }
-    if not cells.is_blank(call.get("id")):
-        made["id"] = cells.text(call["id"], "the id of a tool call")
+    if not values.is_blank(call.get("id")):
+        made["id"] = values.text(call["id"], "the id of a tool call")
     return made
 
 
@@ -53,20 +53,20 @@ def tools_of(value: object, notes: list[str]) -> list[dict[str, Any]]:
 
     Raises BadRow for a list that holds something else. Notes tools without a name.
     """
-    value = cells.decoded(value, "tools")
+    value = values.decoded(value, "tools")
     tools = value if isinstance(value, list) else [value]
     return list(_schemas(tools, notes))
 
 
 def _schemas(tools: list[object], notes: list[str]) -> Iterable[dict[str, Any]]:
     for tool in tools:
-        tool = cells.decoded(tool, "a tool")
+        tool = values.decoded(tool, "a tool")
         if not isinstance(tool, dict):
             raise BadRow(f"a tool is not an object, but {type(tool).__name__}")
         schema = tool.get("function", tool)
-        if not isinstance(schema, dict) or cells.is_blank(schema.get("name")):
+        if not isinstance(schema, dict) or values.is_blank(schema.get("name")):
             notes.append("a tool without a name removed")
             continue
-        cells.text(schema["name"], "the name of a tool")
-        cells.check_nested(schema, "a tool")
+        values.text(schema["name"], "the name of a tool")
+        values.check_nested(schema, "a tool")
         yield {"type": "function", "function": schema}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colab_utils.data import cells, tools
+from colab_utils.data import tools, values
 from colab_utils.data.schema import BadRow, Message
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
@@ -31,7 +31,7 @@ KEY = "key: "  # the start of a note on a key that is not used
 
 def messages_of(value: object, column: object, notes: list[str]) -> list[Message]:
     """Return a list of turns as messages; raises BadRow with the reason."""
-    value = cells.decoded(value, column)
+    value = values.decoded(value, column)
     if not isinstance(value, list) or not value:
         raise BadRow("a conversation must be a list of messages")
     found: list[Message] = []
@@ -52,18 +52,18 @@ def _plain(turn: dict[Any, Any]) -> Message | None:
         return None
     if role not in (USER, ASSISTANT, SYSTEM):
         return None
-    return {"role": role, "content": cells.text(content, f"{role} message")}
+    return {"role": role, "content": values.text(content, f"{role} message")}
 
 
 def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
-    role_key = next((k for k in ROLE_KEYS if not cells.is_blank(turn.get(k))), "")
+    role_key = next((k for k in ROLE_KEYS if not values.is_blank(turn.get(k))), "")
     if not role_key and (pair := _pair(turn, notes)):
         return pair
-    named = cells.text(turn.get(role_key), "role")
+    named = values.text(turn.get(role_key), "role")
     role = ROLES.get(named.lower().replace("-", "_").replace(" ", "_"))
     if not role:
-        raise BadRow(f"unknown role {cells.name(named)}")
-    key = next((k for k in CONTENT_KEYS if not cells.is_blank(turn.get(k))), "")
+        raise BadRow(f"unknown role {values.name(named)}")
+    key = next((k for k in CONTENT_KEYS if not values.is_blank(turn.get(k))), "")
     content = turn.get(key)
     _note_keys(turn, {role_key, key}, role, notes)
     if role == CALL:
@@ -81,8 +81,8 @@ def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
         message["weight"] = 0
     if role == TOOL:
         for name in ("tool_call_id", "name"):
-            if not cells.is_blank(turn.get(name)):
-                message[name] = cells.text(turn[name], name)
+            if not values.is_blank(turn.get(name)):
+                message[name] = values.text(turn[name], name)
     return [message]
 
 
@@ -91,10 +91,10 @@ def _pair(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
     found: dict[str, Any] = {}
     for key, value in turn.items():
         role = ROLES.get(str(key).lower(), "")
-        if role in (USER, ASSISTANT) and not cells.is_blank(value):
+        if role in (USER, ASSISTANT) and not values.is_blank(value):
             found.setdefault(role, value)
-        elif not cells.is_blank(value):
-            notes.append(f"{KEY}{cells.name(key)}")
+        elif not values.is_blank(value):
+            notes.append(f"{KEY}{values.name(key)}")
     if set(found) != {USER, ASSISTANT}:
         return []
     return [
@@ -104,7 +104,9 @@ def _pair(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
 
 
 def _calls(turn: dict[Any, Any]) -> object:
-    return next((turn[k] for k in tools.CALLS if not cells.is_blank(turn.get(k))), None)
+    return next(
+        (turn[k] for k in tools.CALLS if not values.is_blank(turn.get(k))), None
+    )
 
 
 def _note_keys(
@@ -114,8 +116,8 @@ def _note_keys(
     for key, value in turn.items():
         used = key in USED or (key == "name" and role == TOOL)
         other = key in ROLE_KEYS + CONTENT_KEYS and key not in read
-        if (not used or other) and not cells.is_blank(value):
-            notes.append(f"{KEY}{cells.name(key)}")
+        if (not used or other) and not values.is_blank(value):
+            notes.append(f"{KEY}{values.name(key)}")
 
 
 def _trained(turn: dict[Any, Any]) -> bool:
@@ -139,11 +141,11 @@ def _content(value: object, role: str) -> str:
     if isinstance(value, dict) and "type" in value:
         value = [value]
     if isinstance(value, list) and all(isinstance(part, (dict, str)) for part in value):
-        return cells.text("".join(map(_part, value)), f"{role} message")
+        return values.text("".join(map(_part, value)), f"{role} message")
     if role == TOOL and isinstance(value, (dict, list)):
-        cells.check_nested(value, "tool message")
-        return cells.as_json(value)
-    return cells.text(value, f"{role} message")
+        values.check_nested(value, "tool message")
+        return values.as_json(value)
+    return values.text(value, f"{role} message")
 
 
 def _part(part: dict[Any, Any] | str) -> str:
@@ -151,7 +153,7 @@ def _part(part: dict[Any, Any] | str) -> str:
         return part
     if isinstance(part.get("text"), str) and part.get("type", "text") == "text":
         return str(part["text"])
-    kind = cells.name(part.get("type", "?"))
+    kind = values.name(part.get("type", "?"))
     raise BadRow(f"content in parts: {kind} is not text")
 
 
