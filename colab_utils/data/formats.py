@@ -13,7 +13,6 @@ from colab_utils.data import (
     kinds,
     preferences,
     ready_prompts,
-    tools,
     turns,
     values,
 )
@@ -179,7 +178,7 @@ def _instruction(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -
         )
     found = _with_context(raw, names, found, notes)
     row: Row = {"messages": turns.repaired(found, notes)}
-    if "tools" in names and (schemas := tools.tools_of(raw[names["tools"]], notes)):
+    if "tools" in names and (schemas := tool_calls.tools_of(raw[names["tools"]], notes)):
         row["tools"] = schemas
     return row
 
