@@ -20,6 +20,7 @@ from colab_utils.creation.writing import (
     evolve,
     improve,
     judge,
+    reject_low,
     to_rows,
     write,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "improve",
     "judge",
     "read",
+    "reject_low",
     "to_rows",
     "write",
 ]

@@ -239,16 +239,28 @@ def _score(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def to_rows(pairs: list[Pair]) -> list[Row]:
-    """Return instruction rows; the group of a row is its document."""
+def reject_low(pairs: list[Pair]) -> list[Rejected]:
+    """Return a rejected item for each pair, with the judge's score as the reason."""
     return [
-        {
-            "messages": [
-                {"role": "user", "content": pair.question},
-                {"role": "assistant", "content": pair.answer},
-            ],
-            "line": number,
-            "group": pair.chunk.document,
-        }
+        reject(number, f"the judge's score is {pair.score} of 10", pair.question)
         for number, pair in enumerate(pairs, start=1)
     ]
+
+
+def to_rows(pairs: list[Pair], group: str = "document") -> list[Row]:
+    """Return instruction rows, grouped by their "document" or by their "chunk".
+
+    Rows of a group stay on one side of a split. Grouping by chunk is for a single
+    document: its chunks overlap, so some text can be on both sides.
+    """
+    rows: list[Row] = []
+    for number, pair in enumerate(pairs, start=1):
+        turns: Messages = [
+            {"role": "user", "content": pair.question},
+            {"role": "assistant", "content": pair.answer},
+        ]
+        name = pair.chunk.document
+        if group == "chunk":
+            name = f"{name}, chunk {pair.chunk.number}"
+        rows.append({"messages": turns, "line": number, "group": name})
+    return rows

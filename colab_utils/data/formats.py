@@ -178,7 +178,9 @@ def _instruction(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -
         )
     found = _with_context(raw, names, found, notes)
     row: Row = {"messages": turns.repaired(found, notes)}
-    if "tools" in names and (schemas := tool_calls.tools_of(raw[names["tools"]], notes)):
+    if "tools" in names and (
+        schemas := tool_calls.tools_of(raw[names["tools"]], notes)
+    ):
         row["tools"] = schemas
     return row
 
