@@ -77,11 +77,16 @@ def facts_in(passage: str) -> dict[Fact, str]:
     return found
 
 
+@cache
+def _truth() -> dict[Fact, str]:
+    facts = demo.facts()
+    return {(a, fact["country"]): fact[a] for fact in facts for a in demo.ATTRIBUTES}
+
+
 def is_wrong(question: str, answer: str) -> bool:
     """Return whether the answer to a question of the rule is not the true one."""
-    truth = {(a, f["country"]): f[a] for f in demo.facts() for a in demo.ATTRIBUTES}
     meaning = _meanings().get(question.removesuffix(SHORT))
-    return meaning is None or truth[meaning] != answer
+    return meaning is None or _truth()[meaning] != answer
 
 
 def rule(conversations: list[list[dict[str, str]]]) -> list[str]:
@@ -114,7 +119,7 @@ def _reply(prompt: str) -> str:
 
 def _write(facts: dict[Fact, str], count: int, draw: random.Random) -> str:
     """Return questions and answers as JSON in a code fence, with mistakes."""
-    world = sorted({fact[a] for fact in demo.facts() for a in demo.ATTRIBUTES})
+    world = sorted(set(_truth().values()))
     pairs = []
     for attribute, country in draw.sample(sorted(facts), min(count, len(facts))):
         question = draw.choice(demo.QUESTIONS[attribute]).format(country=country)

@@ -2,7 +2,8 @@
 
 A test gives what happens to the next requests; all later ones are answered. A number is
 a status, with the headers and the text that follow it. "cut" closes the connection in
-the middle of an answer, and a float delays one by so many seconds.
+the middle of an answer, a float delays one by so many seconds, a text is the answer,
+and a function returns the answer to a prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-Event = Any  # (status, headers, text), "cut", a float, or a text to answer
+Event = Any  # (status, headers, text), "cut", a float, a text, or a function
 
 
 class Chat(http.server.BaseHTTPRequestHandler):
@@ -47,6 +48,8 @@ class Chat(http.server.BaseHTTPRequestHandler):
         if isinstance(event, float):
             time.sleep(event)
         text = event if isinstance(event, str) else f"answer to {prompt}"
+        if callable(event):
+            text = event(prompt)
         usage = {"prompt_tokens": 10, "completion_tokens": 5}
         choice = {"message": {"role": "assistant", "content": text}}
         return self.send(200, {}, json.dumps({"choices": [choice], "usage": usage}))
