@@ -1,8 +1,10 @@
 """Evaluation: measure a model on rows that it was not trained on.
 
 `metrics` has all measures: exact match, loss, agreement of two models, and chance.
+`reading` reads rows with a base model: vectors of texts, and the loss of answers.
 """
 
+from colab_utils.evaluation.reading import Difficulty, difficulty, embeddings
 from colab_utils.evaluation.metrics import (
     Accuracy,
     HeldOut,
@@ -16,10 +18,13 @@ from colab_utils.evaluation.metrics import (
 
 __all__ = [
     "Accuracy",
+    "Difficulty",
     "HeldOut",
     "Score",
     "accuracy",
     "chance",
+    "difficulty",
+    "embeddings",
     "exact_match",
     "held_out",
     "score",
