@@ -17,6 +17,7 @@ from colab_utils.data import (
     turns,
     values,
 )
+from colab_utils.data.columns import Plan
 from colab_utils.data.schema import (
     CLASSIFICATION,
     COMPLETION,
@@ -32,6 +33,7 @@ from colab_utils.data.schema import (
 # Starts of reasons for which `load` gives specific advice.
 UNKNOWN_FORMAT = "its columns match no known format"
 NOT_AN_OBJECT = "not an object with columns"
+MEDIA = "images and sound are not supported"
 MANY_PLANS = 1000  # sets of columns that a reader remembers
 
 
@@ -96,7 +98,7 @@ class RowReader:
     """
 
     kind: str = "auto"
-    plans: dict[columns.Key, columns.Plan] = field(default_factory=dict)
+    plans: dict[columns.Key, Plan] = field(default_factory=dict)
     counts: Tally = field(default_factory=Tally)
 
     def read(self, raw: object, line: int) -> tuple[Row, str]:
@@ -105,16 +107,17 @@ class RowReader:
         What was found is the row's kind, or, for an answer with a label, one of
         `kinds.VERDICTS`.
         """
+        if isinstance(raw, list) and raw and isinstance(raw[0], dict):
+            raw = {"messages": raw}
         if not isinstance(raw, dict):
             raise BadRow(f"{NOT_AN_OBJECT}, but {type(raw).__name__}")
         plan = self._plan(raw)
         notes: list[str] = []
-        row = READERS[plan.kind](raw, plan.columns, notes)
+        row = READERS[plan.kind](raw, plan, notes)
         row["line"] = line
-        for name in columns.META:
-            if name in plan.columns:
-                label = values.text(raw[plan.columns[name]], name)
-                row[name] = label  # type: ignore[literal-required]
+        for name in plan.meta:
+            label = values.text(raw[plan.columns[name]], name)
+            row[name] = label  # type: ignore[literal-required]
         found, by = plan.kind, plan.by
         if found == COMPLETION and self.kind in ("auto", INSTRUCTION):
             row, found, by = _ready(row, by, notes)
@@ -126,12 +129,16 @@ class RowReader:
             row, found = converting.convert(row, self.kind), self.kind
             by = f"made from {plan.kind} ({by})"
         plan.ways[found, by] = plan.ways.get((found, by), 0) + 1
-        for note in set(notes):
-            kept = self.counts.repairs
-            if note.startswith(turns.KEY):
-                kept, note = self.counts.keys, note.removeprefix(turns.KEY)
-            kept[note] += 1
+        if notes:
+            self._count(notes)
         return row, found
+
+    def _count(self, notes: list[str]) -> None:
+        for note in set(notes):
+            if note.startswith(turns.KEY):
+                self.counts.keys[note.removeprefix(turns.KEY)] += 1
+            else:
+                self.counts.repairs[note] += 1
 
     def tally(self) -> Tally:
         """Return the counts of all rows that were read."""
@@ -147,52 +154,66 @@ class RowReader:
         self.plans.clear()
         return self.counts
 
-    def _plan(self, raw: dict[Any, Any]) -> columns.Plan:
-        key = tuple(
-            [
-                (name, None if values.is_blank(value) else value.__class__)
-                for name, value in raw.items()
-            ]
-        )
+    def _plan(self, raw: dict[Any, Any]) -> Plan:
+        key = tuple([(name, columns.type_of(value)) for name, value in raw.items()])
         plan = self.plans.get(key)
         if plan is None:
             if len(self.plans) >= MANY_PLANS:
                 self.tally()
-            ways = list(columns.plans(key))
-            own = [way for way in ways if way.kind == self.kind]
-            plan = next(iter(own or ways), columns.Plan("", {}, "", []))
-            self.plans[key] = plan
+            plan = self.plans[key] = self._recognize(key)
         plan.seen += 1
-        if not plan.kind:
-            raise BadRow(UNKNOWN_FORMAT)
+        if plan.why:
+            raise BadRow(plan.why)
         return plan
 
+    def _recognize(self, key: columns.Key) -> Plan:
+        if name := columns.media(key):
+            return Plan("", {}, "", [], f"{MEDIA} (its column {name})")
+        ways = list(columns.plans(key))
+        own = [way for way in ways if way.kind == self.kind]
+        unknown = UNKNOWN_FORMAT + columns.why_none(key)
+        return next(iter(own or ways), Plan("", {}, "", [], unknown))
 
-def _instruction(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row:
+
+def _instruction(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:
+    names = plan.columns
     if "messages" in names:
-        found = turns.messages_of(raw[names["messages"]], names["messages"], notes)
+        column = names["messages"]
+        found = turns.messages_of(raw[column], column, notes, texts=True)
     else:
-        asked, answer = raw[names["prompt"]], raw[names["answer"]]
-        found = preferences.as_messages(asked, turns.USER, names["prompt"], notes)
-        found += preferences.as_messages(
-            answer, turns.ASSISTANT, names["answer"], notes
-        )
-    found = _with_context(raw, names, found, notes)
+        column = names["prompt"]
+        found = preferences.as_messages(raw[column], turns.USER, column, notes)
+        found += _answer(raw[names["answer"]], names["answer"], notes)
+    if plan.more:
+        found = _with_context(raw, plan, found, notes)
     row: Row = {"messages": turns.repaired(found, notes)}
     if "tools" in names and (schemas := tools.tools_of(raw[names["tools"]], notes)):
         row["tools"] = schemas
     return row
 
 
+def _answer(value: object, column: object, notes: list[str]) -> list[Message]:
+    """Return the messages of an answer; of several texts, the first is the answer."""
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        value = value["text"]  # SQuAD
+    if isinstance(value, list):
+        if any(isinstance(one, dict) for one in value):
+            return turns.messages_of(value, column, notes)
+        if len(value) > 1:
+            notes.append("only the first of several answers used")
+        value = value[0] if value else None
+    return [{"role": turns.ASSISTANT, "content": values.text(value, column)}]
+
+
 def _with_context(
-    raw: dict[Any, Any], names: dict[str, Any], found: list[Message], notes: list[str]
+    raw: dict[Any, Any], plan: Plan, found: list[Message], notes: list[str]
 ) -> list[Message]:
     """Add the columns of a context, a system message and earlier turns."""
-    for part, name in names.items():
-        if part.startswith("context "):
-            first = next((t for t in found if t["role"] == turns.USER), None)
-            if first:
-                first["content"] += "\n\n" + values.text(raw[name], name)
+    names = plan.columns
+    for name in plan.contexts:
+        first = next((turn for turn in found if turn["role"] == turns.USER), None)
+        if first:
+            first["content"] += "\n\n" + values.text(raw[name], name)
     if "history" in names:
         found = _history(raw[names["history"]], names["history"], notes) + found
     if "system" in names:
@@ -216,16 +237,28 @@ def _history(value: object, column: object, notes: list[str]) -> list[Message]:
     return found
 
 
-def _preference(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row:
+def _preference(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:
+    names = plan.columns
     prompt = raw[names["prompt"]] if "prompt" in names else None
-    prompt, good, bad = preferences.preference(
-        prompt, raw[names["chosen"]], raw[names["rejected"]], notes
-    )
-    prompt = _with_context(raw, names, prompt, notes)
-    return {"prompt": prompt, "chosen": good, "rejected": bad}
+    if "chosen" in names:
+        good, bad = raw[names["chosen"]], raw[names["rejected"]]
+        if "chosen score" in names:
+            preferences.check_scores(raw, names)
+    elif "first" in names:
+        good, bad = preferences.by_verdict(raw, names)
+    else:
+        scores = raw.get(names.get("scores", names.get("ranks")))
+        good, bad = preferences.best_and_worst(
+            raw[names["answers"]], scores, "ranks" in names, notes
+        )
+    row = preferences.preference(prompt, good, bad, notes)
+    if plan.more:
+        row["prompt"] = _with_context(raw, plan, row["prompt"], notes)
+    return row
 
 
-def _middle(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row:
+def _middle(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:
+    names = plan.columns
     before, after = raw[names["prefix"]], raw[names["suffix"]]
     return {
         "prefix": "" if before is None else values.whole_text(before, names["prefix"]),
@@ -234,29 +267,31 @@ def _middle(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row
     }
 
 
-def _labeled(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row:
+def _labeled(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:
+    names = plan.columns
     text = values.text(raw[names["text"]], names["text"])
     if "second" in names:
         text += "\n" + values.text(raw[names["second"]], names["second"])
     return {"text": text, "label": values.label(raw[names["label"]], names["label"])}
 
 
-def _raw_text(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -> Row:
-    return {"text": values.whole_text(raw[names["text"]], names["text"])}
+def _raw_text(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:
+    name = plan.columns["text"]
+    return {"text": values.whole_text(raw[name], name)}
 
 
 def _ready(row: Row, by: str, notes: list[str]) -> tuple[Row, str, str]:
     """Return a text with the marks of a chat template as an instruction row."""
-    dialogue = ready_prompts.cut(row["text"])
+    dialogue = ready_prompts.cut(row["text"], notes)
     if not dialogue:
         return row, COMPLETION, by
     name, messages = dialogue
     made: Row = {**row, "messages": turns.repaired(messages, notes)}
     del made["text"]
-    return made, INSTRUCTION, f"cut at the marks {name}, {by}"
+    return made, INSTRUCTION, f"{by}, cut at the marks {name}"
 
 
-READERS: dict[str, Callable[[dict[Any, Any], dict[str, Any], list[str]], Row]] = {
+READERS: dict[str, Callable[[dict[Any, Any], Plan, list[str]], Row]] = {
     INSTRUCTION: _instruction,
     PREFERENCE: _preference,
     MIDDLE: _middle,
