@@ -30,6 +30,7 @@ from colab_utils.data.masking import (
 from colab_utils.data.quality import count_reasons, filter_rows, first_reason
 from colab_utils.data.saving import read, read_jsonl, save, write_jsonl
 from colab_utils.data.schema import (
+    KINDS,
     BadRow,
     Message,
     Rejected,
@@ -44,6 +45,7 @@ from colab_utils.data.schema import (
 from colab_utils.data.splitting import split
 
 __all__ = [
+    "KINDS",
     "BadRow",
     "Message",
     "Rejected",

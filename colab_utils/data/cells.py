@@ -27,9 +27,9 @@ def decode(raw: dict[Any, Any]) -> dict[Any, Any]:
         if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
             column = str(name).strip().lower()
             value = _value(cell) if column in TURNS | TOOLS else None
-            if column in TURNS and is_conversation(value):
-                found[name] = value
-            elif column in TOOLS and _is_tools(value):
+            if (column in TURNS and is_conversation(value)) or (
+                column in TOOLS and _is_tools(value)
+            ):
                 found[name] = value
     return raw | found if found else raw
 

@@ -4,7 +4,6 @@
 `reading` reads rows with a base model: vectors of texts, and the loss of answers.
 """
 
-from colab_utils.evaluation.reading import Difficulty, difficulty, embeddings
 from colab_utils.evaluation.metrics import (
     Accuracy,
     HeldOut,
@@ -15,6 +14,7 @@ from colab_utils.evaluation.metrics import (
     held_out,
     score,
 )
+from colab_utils.evaluation.reading import Difficulty, difficulty, embeddings
 
 __all__ = [
     "Accuracy",
