@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import formats, schema
+from colab_utils.data import formats
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_to_row_any_label_is_text_or_none(group, category):
 
 def test_prompt_of_and_answer_of_and_short_answers():
     row = {"messages": [SYSTEM, *DIALOG, {**USER, "content": "Why?"}, ASSISTANT]}
-    assert data.prompt_of(row) == "Who?\nMe.\nWhy?"
+    assert data.prompt_of(row) == "Be brief.\nWho?\nMe.\nWhy?"
     assert data.answer_of(row) == "Me."
     long = {"messages": [USER, {**ASSISTANT, "content": "x" * 31}]}
     assert data.short_answers([row] * 19 + [long])
@@ -219,21 +219,3 @@ def test_to_messages_empty_columns_do_not_hide_filled_ones(row):
 def test_to_messages_infinity_is_empty():
     with pytest.raises(data.BadRow, match="answer is empty"):
         data.to_messages({"question": "q", "answer": float("inf")})
-
-
-# --- rejected rows -------------------------------------------------------------------
-
-
-def test_reject_start_is_short_and_ascii():
-    deep: list = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert schema.reject(1, "x", deep).start == ""
-    assert schema.reject(
-        1, "x", {"a": "é" * 300}
-    ).start == '{"a": "' + r"\u00e9" * 32 + ("\\")
-    assert schema.reject(1, "x", "\ud800 é").as_dict() == {
-        "line": 1,
-        "reason": "x",
-        "start": r"\ud800 \xe9",
-    }
