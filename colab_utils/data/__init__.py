@@ -9,7 +9,7 @@ in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `sp
 are trained.
 """
 
-from colab_utils.data.dedup import drop_exact, near_duplicates, normalize, shingles
+from colab_utils.data.dedup import drop_exact, duplicate_pairs, near_duplicates
 from colab_utils.data.filters import drop_long, drop_special_tokens, token_lengths
 from colab_utils.data.formats import to_messages, to_row
 from colab_utils.data.loading import load, resolve_dataset
@@ -34,6 +34,7 @@ from colab_utils.data.schema import (
     short_answers,
 )
 from colab_utils.data.splitting import split
+from colab_utils.data.words import normalize, shingles
 
 __all__ = [
     "BadRow",
@@ -43,6 +44,7 @@ __all__ = [
     "Tokens",
     "answer_of",
     "drop_exact",
+    "duplicate_pairs",
     "drop_long",
     "drop_special_tokens",
     "end_of_turn",

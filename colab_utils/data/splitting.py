@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 from colab_utils.data.dedup import DisjointSets, near_duplicates
-from colab_utils.data.schema import Row, prompt_of
+from colab_utils.data.schema import Row
 
 
 def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -44,7 +44,7 @@ def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], lis
 def _related(rows: list[Row]) -> list[int]:
     """Return for each row the index of the first row that it is related to."""
     sets = DisjointSets(len(rows))
-    for i, first in enumerate(near_duplicates([prompt_of(row) for row in rows])):
+    for i, first in enumerate(near_duplicates(rows)):
         sets.join(i, first)
     first_of: dict[str, int] = {}
     for i, row in enumerate(rows):
