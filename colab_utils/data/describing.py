@@ -59,7 +59,7 @@ class Facts:
     """
 
     kind: str
-    characters: Mapping[str, Lengths]
+    characters: dict[str, Lengths]
     tokens: Mapping[str, Lengths] = field(default_factory=dict)
     columns: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
@@ -85,7 +85,8 @@ def facts(
                     f"{name} has a {kind} row (line {row.get('line')}), but the first "
                     f"row is of the kind {found.kind}. Save one kind a dataset."
                 )
-            note_columns(row, found.columns, found.keys)
+            found.columns.update(row)
+            note_keys(row, found.keys)
     return found
 
 
@@ -94,9 +95,8 @@ def characters(row: Row) -> int:
     return len(prompt_of(row)) + len(answer_of(row))
 
 
-def note_columns(row: Row, columns: set[str], keys: set[str]) -> None:
-    """Add the columns of a row, and the keys of its messages, to the sets."""
-    columns.update(row)
+def note_keys(row: Row, keys: set[str]) -> None:
+    """Add the keys of a row's messages to the set."""
     for column in CONVERSATIONS:
         turns = row.get(column)
         if isinstance(turns, list):

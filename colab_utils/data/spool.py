@@ -49,9 +49,7 @@ class Lines:
     The file is in the system's folder of temporary files (TMPDIR).
     """
 
-    file: Any = field(
-        default_factory=lambda: tempfile.TemporaryFile(buffering=1 << 20)
-    )
+    file: Any = field(default_factory=lambda: tempfile.TemporaryFile(buffering=1 << 20))
 
     def write(self, lines: Iterable[bytes]) -> None:
         """Append lines; raises OSError, which names the folder, when the disk is full.
@@ -78,13 +76,16 @@ class RejectedLines:
     def __init__(self) -> None:
         """Start with an empty file."""
         self._lines = Lines()
+        self.count = 0
 
     def add(self, rows: Iterable[tuple[str, Rejected]]) -> None:
         """Append rejected rows."""
-        self._lines.write(
+        lines = [
             saving.to_line({"found": found, **row.as_dict()}).encode()
             for found, row in rows
-        )
+        ]
+        self._lines.write(lines)
+        self.count += len(lines)
 
     def __iter__(self) -> Iterator[tuple[str, Rejected]]:
         for line in self._lines:
@@ -106,7 +107,8 @@ class Spool:
         import numpy as np
 
         self._lines.write(lines)
-        self.found += {row[-2]: 0 for row in numbers if row[-2] not in self.found}
+        names = dict.fromkeys(row[-2] for row in numbers)
+        self.found += [name for name in names if name not in self.found]
         coded = [(*row[:-2], self.found.index(row[-2]), row[-1]) for row in numbers]
         self._parts.append(np.array(coded, np.dtype([*COLUMNS.items()])))
 
@@ -114,7 +116,8 @@ class Spool:
         """Make the numbers one array, `rows`; nothing can be added afterwards."""
         import numpy as np
 
-        self.rows = np.concatenate(self._parts)
+        empty = np.empty(0, np.dtype([*COLUMNS.items()]))
+        self.rows = np.concatenate([empty, *self._parts])
         self._parts = []
         self._lines.file.flush()
         self._ends = np.cumsum(self.rows["size"], dtype=np.int64)
