@@ -71,25 +71,38 @@ def token_lengths(lengths: list[int], limit: int) -> Figure:
 def trained_tokens(row: data.Row, tokenizer: Tokenizer) -> HTML:
     """Return the tokens of a row as HTML, with those that are trained on in green.
 
-    `▁` is a space and `↵` a newline. A token that holds a part of a character is shown
-    as the vocabulary writes it.
+    A preference row has a block for each of its answers, and a text to classify has its
+    label below. `▁` is a space and `↵` a newline. A token that holds a part of a
+    character is shown as the vocabulary writes it.
     """
     from IPython.display import HTML
 
     from colab_utils import data
 
-    found = data.trained_tokens(row["messages"], tokenizer)
-    tokens = [_readable(token, tokenizer) for token in found["input_ids"]]
-    mask = found["assistant_masks"]
+    found = data.encodings(row, tokenizer)
+    titles = ["chosen: ", "rejected: "] if len(found) == 2 else [""]
+    blocks = [
+        _token_block(tokens, tokenizer, title)
+        for title, tokens in zip(titles, found, strict=True)
+    ]
+    if "label" in row:
+        blocks.append(f"<div>label: <b>{html.escape(row['label'])}</b></div>")
+    return HTML("".join(blocks))
+
+
+def _token_block(tokens: data.Tokens, tokenizer: Tokenizer, title: str) -> str:
+    """Return the tokens of one sequence as HTML, and how many are trained on."""
+    texts = [_readable(token, tokenizer) for token in tokens["input_ids"]]
+    mask = tokens["assistant_masks"]
     spans = [
         f'<span style="background:{LIGHT_GREEN if trained else LIGHT_GRAY};'
         "color:#111;border-radius:3px;padding:1px 3px;margin:1px;"
-        f'display:inline-block">{html.escape(token)}</span>'
-        for token, trained in zip(tokens, mask, strict=True)
+        f'display:inline-block">{html.escape(text)}</span>'
+        for text, trained in zip(texts, mask, strict=True)
     ]
-    return HTML(
+    return (
         f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>'
-        f"<div><small>green: {sum(mask)} of {len(spans)} tokens are trained on"
+        f"<div><small>{title}green: {sum(mask)} of {len(spans)} tokens are trained on"
         "</small></div>"
     )
 

@@ -13,7 +13,7 @@ from colab_utils.data import (
     kinds,
     preferences,
     ready_prompts,
-    tools,
+    tool_calls,
     turns,
     values,
 )
@@ -179,8 +179,10 @@ def _instruction(raw: dict[Any, Any], names: dict[str, Any], notes: list[str]) -
         )
     found = _with_context(raw, names, found, notes)
     row: Row = {"messages": turns.repaired(found, notes)}
-    if "tools" in names and (schemas := tools.tools_of(raw[names["tools"]], notes)):
-        row["tools"] = schemas
+    if "tools" in names:
+        schemas = tool_calls.tools_of(raw[names["tools"]], notes)
+        if schemas:
+            row["tools"] = schemas
     return row
 
 

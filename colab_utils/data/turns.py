@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colab_utils.data import tools, values
+from colab_utils.data import tool_calls, values
 from colab_utils.data.schema import BadRow, Message
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
@@ -24,7 +24,7 @@ ROLES = {
 ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message")
 WEIGHTS = ("weight", "loss", "train", "training")
-USED = {*ROLE_KEYS, *CONTENT_KEYS, *WEIGHTS, *tools.CALLS, "tool_call_id"}
+USED = {*ROLE_KEYS, *CONTENT_KEYS, *WEIGHTS, *tool_calls.CALLS, "tool_call_id"}
 NO, YES = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
 KEY = "key: "  # the start of a note on a key that is not used
 
@@ -67,7 +67,7 @@ def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
     content = turn.get(key)
     _note_keys(turn, {role_key, key}, role, notes)
     if role == CALL:
-        calls = tools.calls_of(content if key else _calls(turn))
+        calls = tool_calls.calls_of(content if key else _calls(turn))
         return [{"role": ASSISTANT, "content": None, "tool_calls": calls}]
     if role == SYSTEM and not key:
         notes.append("an empty system message removed")
@@ -76,7 +76,7 @@ def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
     called = _calls(turn) if role == ASSISTANT else None
     message["content"] = None if called and not key else _content(content, role)
     if called:
-        message["tool_calls"] = tools.calls_of(called)
+        message["tool_calls"] = tool_calls.calls_of(called)
     if role == ASSISTANT and not _trained(turn):
         message["weight"] = 0
     if role == TOOL:
@@ -105,7 +105,7 @@ def _pair(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
 
 def _calls(turn: dict[Any, Any]) -> object:
     return next(
-        (turn[k] for k in tools.CALLS if not values.is_blank(turn.get(k))), None
+        (turn[k] for k in tool_calls.CALLS if not values.is_blank(turn.get(k))), None
     )
 
 

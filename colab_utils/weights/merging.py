@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from colab_utils import families, runtime, workspace
 from colab_utils.weights import nf4
