@@ -28,6 +28,7 @@ from colab_utils.data.masking import (
     tokenize,
     trained_tokens,
 )
+from colab_utils.data.quality import count_reasons, filter_rows, first_reason
 from colab_utils.data.saving import (
     check_kind,
     read,
@@ -36,6 +37,7 @@ from colab_utils.data.saving import (
     write_jsonl,
 )
 from colab_utils.data.schema import (
+    KINDS,
     BadRow,
     Message,
     Rejected,
@@ -51,6 +53,7 @@ from colab_utils.data.splitting import split
 from colab_utils.data.words import normalize, shingles
 
 __all__ = [
+    "KINDS",
     "BadRow",
     "Message",
     "Rejected",
@@ -59,6 +62,7 @@ __all__ = [
     "answer_of",
     "build",
     "check_kind",
+    "count_reasons",
     "drop_exact",
     "drop_long",
     "drop_special_tokens",
@@ -66,6 +70,8 @@ __all__ = [
     "drop_unsupported_tools",
     "encodings",
     "end_of_turn",
+    "filter_rows",
+    "first_reason",
     "kind_of",
     "load",
     "map_texts",

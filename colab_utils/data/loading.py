@@ -15,8 +15,8 @@ DOLLY = "databricks/databricks-dolly-15k"
 # Advice for a dataset without usable rows, by the start of the most frequent reason.
 ADVICE = {
     formats.UNKNOWN_FORMAT: "Rename your columns to one of them",
+    formats.MEDIA: "Remove the column to train on the texts alone",
     formats.NOT_AN_OBJECT: "Give every row columns; a list of rows needs a .json file",
-    readers.NOT_JSON: "If the file is one JSON list, name it .json",
     kinds.UNPAIRED: "No prompt has a good and a bad answer, which would make a "
     'preference. KIND = "instruction" trains on the good answers only',
 }
@@ -58,8 +58,7 @@ def load(source: str, kind: str = "auto") -> tuple[list[Row], list[Rejected]]:
 def raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
     if source == "demo":
         return enumerate(demo.flawed(demo.questions()), start=1)
-    path = readers.local_file(source)
-    return readers.read_file(path) if path else readers.read_hub(source)
+    return readers.read(source)
 
 
 @dataclass
@@ -137,7 +136,8 @@ def report(tally: Tally, decision: kinds.Decision) -> None:
     ).most_common(3)
     counted = len(ways) > 1
     said = [by + (f" ({_rows(count)})" if counted else "") for by, count in ways]
-    print(f"kind: {kind}, {'; '.join(said)}")
+    paired = ", good and bad answers paired" if decision.kind == kinds.UNPAIRED else ""
+    print(f"kind: {kind}, {'; '.join(said)}{paired}")
     for name, counts in (
         ("repaired", tally.repairs),
         ("not used in messages", tally.keys),

@@ -29,12 +29,23 @@ NO, YES = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
 KEY = "key: "  # the start of a note on a key that is not used
 
 
-def messages_of(value: object, column: object, notes: list[str]) -> list[Message]:
-    """Return a list of turns as messages; raises BadRow with the reason."""
-    value = values.decoded(value, column)
+def messages_of(
+    value: object, column: object, notes: list[str], texts: bool = False
+) -> list[Message]:
+    """Return a list of turns as messages; raises BadRow with the reason.
+
+    With `texts`, a list of texts is read as questions and answers in turn.
+    """
+    value = values.objects(value, column)
     if not isinstance(value, list) or not value:
         raise BadRow("a conversation must be a list of messages")
     found: list[Message] = []
+    if texts and isinstance(value[0], str) and len(value) % 2 == 0:
+        notes.append("a list of texts read as questions and answers in turn")
+        value = [
+            {"role": (USER, ASSISTANT)[i % 2], "content": text}
+            for i, text in enumerate(value)
+        ]
     for turn in value:
         if not isinstance(turn, dict):
             raise BadRow("a conversation must be a list of messages")
@@ -114,6 +125,8 @@ def _note_keys(
 ) -> None:
     """Note the filled keys of a turn that are not used."""
     for key, value in turn.items():
+        if key in WEIGHTS and role != ASSISTANT and str(value).lower() in YES:
+            notes.append(f"{KEY}{key} of a {role} message")
         used = key in USED or (key == "name" and role == TOOL)
         other = key in ROLE_KEYS + CONTENT_KEYS and key not in read
         if (not used or other) and not values.is_blank(value):
@@ -164,6 +177,8 @@ def repaired(turns: list[Message], notes: list[str]) -> list[Message]:
     questions after the last answer are removed, and messages of one role in a row are
     joined.
     """
+    if _in_order(turns):
+        return turns
     start = 0
     while start < len(turns) and turns[start]["role"] == SYSTEM:
         start += 1
@@ -188,19 +203,36 @@ def repaired(turns: list[Message], notes: list[str]) -> list[Message]:
     return system + rest
 
 
+def _in_order(turns: list[Message]) -> bool:
+    """Return whether questions and answers alternate, and all answers are trained."""
+    start = 1 if turns and turns[0]["role"] == SYSTEM else 0
+    if len(turns) == start or (len(turns) - start) % 2:
+        return False
+    role = USER
+    for turn in turns[start:]:
+        if turn["role"] != role or len(turn) > 2:
+            return False
+        role = ASSISTANT if role == USER else USER
+    return True
+
+
 def _joined(turns: list[Message], notes: list[str]) -> list[Message]:
+    """Join messages of one role in a row; raises BadRow if only one is trained."""
     found: list[Message] = []
     for turn in turns:
         last = found[-1] if found else {}
         if turn["role"] != last.get("role") or turn["role"] in (SYSTEM, TOOL):
             found.append(turn)
             continue
-        if "tool_calls" in last or turn.get("weight") != last.get("weight"):
-            raise BadRow(f"two {turn['role']} messages in a row that can't be joined")
+        if turn.get("weight") != last.get("weight"):
+            raise BadRow("two answers in a row, of which only one is trained")
         texts = [t["content"] for t in (last, turn) if t["content"]]
-        found[-1] = {**last, **turn, "content": "\n\n".join(texts)}
-        if "tool_calls" not in turn:
+        joined = {**last, "content": "\n\n".join(texts) or None}
+        if calls := last.get("tool_calls", []) + turn.get("tool_calls", []):
+            joined["tool_calls"] = calls
+        if len(texts) > 1:
             notes.append(f"{turn['role']} messages in a row joined")
+        found[-1] = joined
     return found
 
 

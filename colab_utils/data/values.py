@@ -84,6 +84,21 @@ def decoded(value: object, column: object) -> Any:
         raise BadRow(f"{name(column)} is not valid JSON") from error
 
 
+def objects(value: object, column: object) -> Any:
+    """Return a list of objects; the Hub's columns of them and JSON text become one.
+
+    {"role": ["user"], "content": ["Who?"]} becomes [{"role": "user", "content":
+    "Who?"}]. Other values are returned as they are. Raises BadRow for broken JSON.
+    """
+    value = decoded(value, column)
+    if isinstance(value, dict) and all(isinstance(v, list) for v in value.values()):
+        lists: list[list[Any]] = list(value.values())
+        if len({len(one) for one in lists}) == 1:
+            cells = zip(*lists, strict=True)
+            return [dict(zip(value, row, strict=True)) for row in cells]
+    return value
+
+
 def as_json(value: object) -> str:
     """Return a nested value as JSON text."""
     return json.dumps(value, ensure_ascii=False)
