@@ -17,13 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import runtime
-from colab_utils.data import describing, kinds, loading, saving, splitting, stages
+from colab_utils.data import (
+    describing,
+    kinds,
+    loading,
+    readers,
+    saving,
+    splitting,
+    stages,
+)
 from colab_utils.data.dedup import texts_of
 from colab_utils.data.describing import Facts
 from colab_utils.data.formats import Tally
+from colab_utils.data.quality import Rule
 from colab_utils.data.schema import Rejected, reject_row
 from colab_utils.data.spool import LABELS, RejectedLines, Spool, parts, repeats
-from colab_utils.data.stages import Rule
 from colab_utils.data.workers import Workers, available
 
 if TYPE_CHECKING:
@@ -83,9 +91,9 @@ def build(
 
 def _processes(source: str) -> int:
     """Return how many processes read a source."""
-    path = Path(source).expanduser()
-    small = source == "demo" or (path.is_file() and path.stat().st_size < SMALL)
-    return 1 if small else available()
+    files = [] if source == "demo" else readers.files(source)
+    small = sum(path.stat().st_size for path in files) < SMALL
+    return 1 if source == "demo" or (files and small) else available()
 
 
 def _name(rule: Rule) -> str:
@@ -279,13 +287,13 @@ class _Job:
             yield reject_row(row, f"{reason} {line}")
 
     def metric(self) -> str:
-        """Return how answers are scored, as `short_answers` decides for the test rows."""
+        """Return how answers are scored: what `short_answers` says of the test rows."""
         answers = self.spool.rows["answer"][self._with(TEST)]
         short = (answers <= 30).sum() >= 0.95 * len(answers)
         return "accuracy" if short else "loss"
 
     def counts(self) -> dict[str, int]:
-        """Return the number of rows that were read, kept, rejected, and of each file."""
+        """Return how many rows were read, kept and rejected, and are in each file."""
         train, test = len(self._with(KEPT)), len(self._with(TEST))
         read = self.steps["read"]
         kept = {"in": read, "kept": train + test, "rejected": read - train - test}

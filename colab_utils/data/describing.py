@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import hub
-from colab_utils.data import readers
+from colab_utils.data import readers, sources
 from colab_utils.data.schema import (
     CLASSIFICATION,
     Rejected,
@@ -109,6 +110,13 @@ def general(reason: str) -> str:
     return re.sub(r"\d[\d,.]*(?<![,.])", "N", reason)
 
 
+def source_files(source: str) -> list[Path]:
+    """Return the local files of a source: none for the demo or a Hub id."""
+    with contextlib.suppress(OSError, ValueError):
+        return readers.files(source) if source and source != "demo" else []
+    return []
+
+
 def license_of(source: str) -> str:
     """Return the license of a dataset on the Hub, by its card; else "unknown".
 
@@ -117,7 +125,7 @@ def license_of(source: str) -> str:
     if source == "demo":
         return "apache-2.0"
     why = "the source names none"
-    if readers.HUB_ID.fullmatch(source) and not Path(source).expanduser().exists():
+    if sources.HUB_ID.fullmatch(source) and not source_files(source):
         from huggingface_hub import HfApi
 
         name = source.partition(":")[0]

@@ -200,9 +200,10 @@ def describe(
     """Write figure, card and recipe next to the row files in `part`."""
     hashes = {path.name: recipe.sha256(path) for path in sorted(part.glob("*.jsonl"))}
     named = str(fields.get("source", ""))
-    source = Path(named).expanduser()
-    if source.is_file():
-        hashes["source"] = recipe.sha256(source)
+    sources = describing.source_files(named)
+    for path in sources:
+        key = "source" if len(sources) == 1 else f"source: {path.name}"
+        hashes[key] = recipe.sha256(path)
     license = license or describing.license_of(named)
     describing.draw_lengths(facts, part / describing.FIGURE)
     text = describing.text(facts, card, named, license, hashes.get("source"))

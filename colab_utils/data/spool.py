@@ -6,7 +6,6 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from colab_utils.data import saving
@@ -42,14 +41,15 @@ def parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield part
 
 
-@dataclass
 class Lines:
     """JSON lines in a file that vanishes when the process ends, even if it is killed.
 
     The file is in the system's folder of temporary files (TMPDIR).
     """
 
-    file: Any = field(default_factory=lambda: tempfile.TemporaryFile(buffering=1 << 20))
+    def __init__(self) -> None:
+        """Create the file."""
+        self.file = tempfile.TemporaryFile(buffering=1 << 20)  # noqa: SIM115
 
     def write(self, lines: Iterable[bytes]) -> None:
         """Append lines; raises OSError, which names the folder, when the disk is full.

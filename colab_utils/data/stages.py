@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from colab_utils.data import describing, loading, saving, splitting
 from colab_utils.data.dedup import exact_key, texts_of
 from colab_utils.data.formats import Tally
+from colab_utils.data.quality import Rule, filter_rows
 from colab_utils.data.readers import Numbered
-from colab_utils.data.schema import Rejected, Row, answer_of, reject_row
+from colab_utils.data.schema import Rejected, answer_of
 from colab_utils.data.spool import LABELS, parse
 
 if TYPE_CHECKING:
     from colab_utils.data.fingerprints import Fingerprints
-
-Rule = Callable[[Row], str | None]
 
 
 @dataclass
@@ -41,12 +40,15 @@ def read(kind: str, rules: Sequence[Rule], items: list[Numbered | Rejected]) -> 
     """Bring raw rows into the schema, and apply the rules to each."""
     loaded = loading.convert(items, kind)
     made = Part(loaded.rejected, loaded.tally)
+    good, bad = filter_rows(loaded.rows, rules)
+    kept, filtered = iter([*good, None]), iter(bad)
+    following = next(kept)
     for row, found in zip(loaded.rows, loaded.found, strict=True):
         made.columns.update((found, name) for name in row)
-        reason = next(filter(None, (rule(row) for rule in rules)), None)
-        if reason:
-            made.filtered.append((found, reject_row(row, reason)))
+        if row is not following:
+            made.filtered.append((found, next(filtered)))
             continue
+        following = next(kept)
         describing.note_keys(row, made.keys)
         line = saving.to_line(saving.to_text(row)).encode()
         made.lines.append(line)
