@@ -10,6 +10,7 @@ in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `sp
 that are trained, with the help of `vocabulary`.
 """
 
+from colab_utils.data.building import build
 from colab_utils.data.dedup import drop_exact, duplicate_pairs, near_duplicates
 from colab_utils.data.filters import (
     drop_long,
@@ -28,7 +29,13 @@ from colab_utils.data.masking import (
     trained_tokens,
 )
 from colab_utils.data.quality import count_reasons, filter_rows, first_reason
-from colab_utils.data.saving import read, read_jsonl, save, write_jsonl
+from colab_utils.data.saving import (
+    check_kind,
+    read,
+    read_jsonl,
+    save,
+    write_jsonl,
+)
 from colab_utils.data.schema import (
     KINDS,
     BadRow,
@@ -53,11 +60,13 @@ __all__ = [
     "Row",
     "Tokens",
     "answer_of",
+    "build",
+    "check_kind",
     "count_reasons",
     "drop_exact",
-    "duplicate_pairs",
     "drop_long",
     "drop_special_tokens",
+    "duplicate_pairs",
     "drop_unsupported_tools",
     "encodings",
     "end_of_turn",

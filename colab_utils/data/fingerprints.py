@@ -38,6 +38,37 @@ class Fingerprints:
     sizes: NDArray[np.int64]  # how many of `words` a row has
     words: NDArray[np.uint32]
 
+    def split(self, rows: int) -> tuple[Fingerprints, Fingerprints]:
+        """Return the first `rows` rows, and the rest."""
+        words = int(self.sizes[:rows].sum())
+        return (
+            Fingerprints(
+                self.exact[:rows],
+                self.letters[:rows],
+                self.digits[:rows],
+                self.sizes[:rows],
+                self.words[:words],
+            ),
+            Fingerprints(
+                self.exact[rows:],
+                self.letters[rows:],
+                self.digits[rows:],
+                self.sizes[rows:],
+                self.words[words:],
+            ),
+        )
+
+
+def join(parts: list[Fingerprints]) -> Fingerprints:
+    """Return the fingerprints of the rows of all parts."""
+    return Fingerprints(
+        np.concatenate([part.exact for part in parts]),
+        np.concatenate([part.letters for part in parts]),
+        np.concatenate([part.digits for part in parts]),
+        np.concatenate([part.sizes for part in parts]),
+        np.concatenate([part.words for part in parts]),
+    )
+
 
 def mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return hashes whose every bit depends on every bit of the numbers."""
