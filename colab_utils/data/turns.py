@@ -61,7 +61,7 @@ def _plain(turn: dict[Any, Any]) -> Message | None:
     role, content = turn.get("role"), turn.get("content")
     if role.__class__ is not str or content.__class__ is not str:
         return None
-    if role not in (USER, ASSISTANT, SYSTEM):
+    if role not in (USER, ASSISTANT, SYSTEM) or not content.strip():
         return None
     return {"role": role, "content": values.text(content, f"{role} message")}
 
