@@ -27,8 +27,10 @@ from colab_utils.data.masking import (
     tokenize,
     trained_tokens,
 )
+from colab_utils.data.quality import count_reasons, filter_rows, first_reason
 from colab_utils.data.saving import read, read_jsonl, save, write_jsonl
 from colab_utils.data.schema import (
+    KINDS,
     BadRow,
     Message,
     Rejected,
@@ -43,18 +45,22 @@ from colab_utils.data.schema import (
 from colab_utils.data.splitting import split
 
 __all__ = [
+    "KINDS",
     "BadRow",
     "Message",
     "Rejected",
     "Row",
     "Tokens",
     "answer_of",
+    "count_reasons",
     "drop_exact",
     "drop_long",
     "drop_special_tokens",
     "drop_unsupported_tools",
     "encodings",
     "end_of_turn",
+    "filter_rows",
+    "first_reason",
     "kind_of",
     "load",
     "map_texts",

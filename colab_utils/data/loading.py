@@ -17,7 +17,6 @@ ADVICE = {
     formats.UNKNOWN_FORMAT: "Rename your columns to one of them",
     formats.MEDIA: "Remove the column to train on the texts alone",
     formats.NOT_AN_OBJECT: "Give every row columns; a list of rows needs a .json file",
-    readers.NOT_JSON: "If the file is one JSON list, name it .json",
     kinds.UNPAIRED: "No prompt has a good and a bad answer, which would make a "
     'preference. KIND = "instruction" trains on the good answers only',
 }
@@ -59,8 +58,7 @@ def load(source: str, kind: str = "auto") -> tuple[list[Row], list[Rejected]]:
 def _raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
     if source == "demo":
         return enumerate(demo.flawed(demo.questions()), start=1)
-    path = readers.local_file(source)
-    return readers.read_file(path) if path else readers.read_hub(source)
+    return readers.read(source)
 
 
 @dataclass

@@ -120,8 +120,8 @@ def _untrained(row: Row, writer: Writer) -> ValueError:
     answers = [m for m in row.get("messages", []) if m["role"] == "assistant"]
     if answers and all(turn.get("weight") == 0 for turn in answers):
         return ValueError(
-            f"All {len(answers)} of its answers have weight 0, so there is nothing to "
-            "train on. Remove the row, or a weight."
+            f"It has answers of weight 0 only ({len(answers)} of them), so there is "
+            "nothing to train on. Remove the row, or set a weight to 1."
         )
     return BadTemplate(writer.chats.name, "marks none of its tokens")
 

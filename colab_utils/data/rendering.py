@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -46,6 +47,8 @@ class Conversations:
         self._takes: dict[str, bool] = {}
         self.special = any_of(special_tokens(tokenizer))
         self.added = any_of(added_tokens(tokenizer))
+        # For each template, what finds the tokens that end an answer (see spans.py).
+        self.ends: dict[str, re.Pattern[str]] = {}
 
     def template(self, tools: Sequence[Tool] | None = None) -> str:
         """Return the chat template; some models have another one for tools.

@@ -135,12 +135,22 @@ class Conversation:
         """
         between, prompted = self.headers(i, mark)
         before = len(head) - len(between)  # where the message before ends
-        start = _shared(self.text, head[: before + _shared(between, prompted)])
+        length = _shared(between, prompted)
+        if length < min(len(between), len(prompted)):
+            # `<tool_call>` and the prompt's `<think>` share their first character.
+            length = self._word_start(between, length)
+        start = _shared(self.text, head[: before + length])
         if start < before:
             raise BadTemplate(
                 self.chats.name, "writes a prompt in a way that depends on the answer"
             )
         return start
+
+    def _word_start(self, text: str, end: int) -> int:
+        """Return where the word or token that `end` cuts begins."""
+        tokens = [m.end() for m in self.chats.added.finditer(text) if m.end() <= end]
+        word = len(re.sub(r"\S+$", "", text[:end]))
+        return max([word, *tokens])
 
     def headers(self, i: int, mark: str = PLACEHOLDER) -> tuple[str, str]:
         """Return the text before the answer at index `i`, and the end of its prompt.
@@ -170,7 +180,7 @@ class Conversation:
         tool, the tokens that end other answers come first: a call may have special
         tokens of its own.
         """
-        ends = [any_of(end_of_turn(self.chats))] if calls else []
+        ends = [self._call_end()] if calls else []
         for token in (*ends, self.chats.special, self.chats.added):
             if found := token.search(tail):
                 end = found.end()
@@ -178,6 +188,14 @@ class Conversation:
                     end = following.end()
                 return end
         return len(tail.rstrip())
+
+    def _call_end(self) -> re.Pattern[str]:
+        """Return a pattern that finds the tokens that end answers without a call."""
+        template = self.chats.template(self.tools)
+        if template not in self.chats.ends:
+            tokens = end_of_turn(self.chats, self.tools)
+            self.chats.ends[template] = any_of(tokens)
+        return self.chats.ends[template]
 
 
 def missing_header(chats: Conversations) -> str:
@@ -196,13 +214,13 @@ def missing_header(chats: Conversations) -> str:
     return header.rstrip(" ") if header.strip() else ""
 
 
-def end_of_turn(chats: Conversations) -> list[str]:
+def end_of_turn(chats: Conversations, tools: Sequence[Tool] | None = None) -> list[str]:
     """Return the special tokens that end an answer; none if there are none.
 
     Raises BadTemplate if the template can't be used for training.
     """
     messages = probe("user", "assistant")
-    chat = Conversation(chats, messages)
+    chat = Conversation(chats, messages, tools)
     text, spans = chat.text, chat.trained_spans()
     if len(spans) != 1 or messages[1]["content"] not in text[slice(*spans[0])]:
         raise BadTemplate(
