@@ -1,237 +1,166 @@
-"""Read raw rows from a file or the Hub, each with its line number.
+"""Read raw rows from files or the Hub, each with its line number.
 
 A row that can't be read comes back as `Rejected`, never as an exception: one bad line
-must not lose the other ten thousand.
+must not lose the other ten thousand. Rows are read when they are asked for, so that a
+file may be larger than the RAM.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
+import dataclasses
 import io
-import json
-import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO
 
 from colab_utils import hub
-from colab_utils.data.schema import Rejected, escape, reject
+from colab_utils.data import columnar, json_files, sources, streams, tables
+from colab_utils.data.json_lists import NOT_JSON
+from colab_utils.data.schema import Rejected, reject
+from colab_utils.data.sources import SUFFIXES, Source
+from colab_utils.data.streams import Notes, Numbered, Text
 
-if TYPE_CHECKING:
-    import pyarrow
+__all__ = ["NOT_JSON", "SUFFIXES", "Numbered", "files", "read", "read_file", "read_hub"]
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+Items = Iterator[Numbered | Rejected]
+# What a download holds in place of the data, by its first bytes.
+WEB_PAGE = "a web page. The download has failed: open its link in a browser"
+NO_DATA = {
+    b"<!doctype html": WEB_PAGE,
+    b"<html": WEB_PAGE,
+    b"version https://git-lfs": "a pointer of Git LFS. Run git lfs pull",
+}
+NAMED = 20  # files of a pattern whose lines are printed
 
-NOT_JSON = "not JSON"  # the start of a reason, for which `load` gives advice
 
-Numbered = tuple[int, object]  # a line number and the raw row
+def files(source: str) -> list[Path]:
+    """Return the local files that `source` names, sorted; none for a Hub id.
 
-
-def local_file(source: str) -> Path | None:
-    """Return the file that `source` names, or None when it is a Hub id.
-
-    Raises FileNotFoundError for a path that does not exist and ValueError for a folder
-    or an unknown file type.
+    Raises FileNotFoundError and ValueError as `read` does.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise ValueError(f"{source!r} is a folder; name a file in it ({_known()}).")
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{source}: unknown file type; use one of {_known()}.")
-        return path
-    if HUB_ID.fullmatch(source) and not _looks_local(path):
-        return None
-    near = sorted(p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES)[:5]
-    hint = f" {path.parent} has: {', '.join(near)}." if near else ""
-    raise FileNotFoundError(
-        f"There is no file {source} (looked in {Path.cwd()}).{hint} Give a path to a "
-        f"{_known()} file, or a Hub id such as databricks/databricks-dolly-15k."
-    )
+    return [file.path for file in sources.find(source) or ()]
 
 
-def _looks_local(path: Path) -> bool:
-    """Return whether a name that could be a Hub id, such as data/my.txt, is a file."""
-    return path.suffix.lower() in SUFFIXES or bool(path.suffix and path.parent.is_dir())
+def read(source: str) -> Items:
+    """Yield (line, row) for each row of a dataset, and each broken row as `Rejected`.
+
+    `source` is a file, also a compressed one, a pattern such as data/*.jsonl, a part of
+    a file such as data.zip/train.jsonl, or a Hub id. The lines of several files are
+    numbered on, as `cat` would join them. Raises FileNotFoundError when there is no
+    such file, and ValueError when it is not clear what to read.
+    """
+    found = sources.find(source)
+    if found is None:
+        page = sources.HUB_PAGE.fullmatch(source)
+        return iter(read_hub(page[1] if page else source))
+    return _read_several(found) if len(found) > 1 else _read(found[0])
 
 
-def _known() -> str:
-    return ", ".join(SUFFIXES)
-
-
-def read_file(path: Path) -> Iterator[Numbered | Rejected]:
-    """Yield (line, row) for each row of a JSONL, JSON, CSV, TSV or Parquet file.
+def read_file(path: Path) -> Items:
+    """Yield (line, row) for each row of a file, and each broken row as `Rejected`.
 
     Raises ValueError when the whole file can't be read.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return _parquet(path)
-    raw = path.read_bytes()
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path.name} is UTF-16 text; save it as UTF-8.")
-    # Bytes that are not UTF-8 become lone surrogates. The schema rejects the row that
-    # contains them.
-    text = raw.decode("utf-8-sig", errors="surrogateescape")
-    if suffix in (".csv", ".tsv"):
-        return _csv(text, path)
-    if suffix == ".json" and text.lstrip()[:1] == "[":
-        return _json_array(text, path)
-    if suffix == ".json" and (whole := _json_object(text)) is not None:
-        return iter([(1, whole)])
-    return _json_lines(text)
+    return read(str(path))
 
 
-def _json_object(text: str) -> dict[str, Any] | None:
-    """Return the object if the file is a single one; None for JSON Lines."""
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return whole if isinstance(whole, dict) else None
+def _read_several(found: list[Source]) -> Items:
+    before = 0
+    for number, file in enumerate(found, start=1):
+        lines = yield from _numbered_on(_read(file), before)
+        if number <= NAMED:
+            print(f"{file.name}: lines {before + 1:,} to {before + lines:,}")
+        before += lines
+    if len(found) > NAMED:
+        print(f"{len(found) - NAMED:,} more files: lines up to {before:,}")
 
 
-def _json_lines(text: str) -> Iterator[Numbered | Rejected]:
-    # split("\n"), not splitlines(): a JSON string may contain U+2028.
-    for line, row in enumerate(text.split("\n"), start=1):
-        if not row.strip():
-            continue
-        try:
-            yield line, json.loads(row)
-        except RecursionError:
-            yield reject(line, f"{NOT_JSON}: nested too deeply", row)
-        except ValueError as error:
-            yield reject(line, f"{NOT_JSON}: {error}", row)
-
-
-def _json_array(text: str, path: Path) -> Iterator[Numbered]:
-    """Decode the array element by element, to know the line of each."""
-    decoder = json.JSONDecoder()
-    at = text.index("[") + 1
-    line, counted = 1, 0
+def _numbered_on(
+    items: Generator[Numbered | Rejected, None, int], before: int
+) -> Generator[Numbered | Rejected, None, int]:
+    """Yield the items with `before` added to their lines; return the file's lines."""
     while True:
-        at = _skip_space(text, at)
-        line, counted = line + text.count("\n", counted, at), at
-        if text[at : at + 1] == "]":
-            break
         try:
-            row, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path.name} is not valid JSON: the row that begins on line {line} "
-                f"can't be read ({error}). Is the file complete?"
-            ) from error
-        yield line, row
-        at = _skip_space(text, at)
-        if text[at : at + 1] not in (",", "]"):
-            raise ValueError(
-                f"{path.name} is not valid JSON: no comma or ] after the row that "
-                f"begins on line {line}. Is the file complete?"
-            )
-        at += text[at] == ","
-    if text[at + 1 :].strip():
-        raise ValueError(
-            f"{path.name} is not valid JSON: there is text after the list that ends on "
-            f"line {line}. If each line is one row, name the file .jsonl."
-        )
+            item = next(items)
+        except StopIteration as end:
+            return int(end.value)
+        if isinstance(item, Rejected):
+            yield dataclasses.replace(item, line=before + item.line)
+        else:
+            yield before + item[0], item[1]
 
 
-def _skip_space(text: str, at: int) -> int:
-    space = re.compile(r"\s*").match(text, at)
-    return space.end() if space else at
+def _read(file: Source) -> Generator[Numbered | Rejected, None, int]:
+    """Yield the rows of one file, print what was decided, and return its lines."""
+    notes = Notes(file.name)
+    texts: list[Text] = []
+
+    def open_text() -> Text:
+        newline = "" if file.suffix in (".csv", ".tsv") else "\n"
+        texts.append(Text(_open(file), notes, newline))
+        return texts[-1]
+
+    last = 0
+    items: Items
+    if file.suffix in (".parquet", ".arrow"):
+        items = columnar.read(_seekable(file), file.name)
+    elif file.suffix in (".csv", ".tsv"):
+        items = tables.read(open_text(), file.suffix)
+    else:
+        items = json_files.read(open_text, file.key)
+    for item in items:
+        last = item.line if isinstance(item, Rejected) else item[0]
+        yield item
+    if texts and texts[-1].damage:
+        last = max(last, texts[-1].lines) + 1
+        yield reject(last, f"the file can't be read further: {texts[-1].damage}", "")
+    notes.show()
+    return max([last, *(text.lines for text in texts)])
 
 
-def _csv(text: str, path: Path) -> Iterator[Numbered | Rejected]:
-    csv.field_size_limit(2**31 - 1)
-    lines = list(io.StringIO(text, newline=""))
-    header = next(filter(str.strip, lines), "")
-    tab = path.suffix.lower() == ".tsv"
-    delimiter = "\t" if tab else max(",;\t", key=header.count)
-    names: list[str] = []
-    at = 0
-    while at < len(lines):
-        rest = map(lines.__getitem__, range(at, len(lines)))  # lines[at:], not copied
-        reader = csv.reader(rest, delimiter=delimiter, strict=True)
-        begin = at
-        try:
-            for fields in reader:
-                # A quoted field may span lines; the row's number is its first line's.
-                line, at = at + 1, begin + reader.line_num
-                if len(fields) < 2 and not "".join(fields).strip():
-                    continue
-                if not names:
-                    names = _header(fields, path)
-                elif len(fields) == len(names):
-                    yield line, dict(zip(names, fields, strict=True))
-                else:
-                    reason = f"{len(fields)} fields, the header has {len(names)}"
-                    yield reject(line, reason, delimiter.join(fields))
-        except csv.Error as error:
-            if not names:
-                raise ValueError(
-                    f"The header of {path.name} can't be read: {error} (line {at + 1})."
-                ) from error
-            # An unclosed quote spans the rest of the file. Reject only the line where
-            # it opens, and continue with the next line.
-            yield reject(at + 1, f"not CSV: {error}", lines[at])
-            at += 1
-
-
-def _header(fields: list[str], path: Path) -> list[str]:
-    names = [name.strip() for name in fields]
-    twice = [name for name, count in Counter(names).items() if name and count > 1]
-    if twice:
-        raise ValueError(
-            f"{path.name} has two columns of the same name: {escape(twice[0])[:40]}."
-        )
-    return names
-
-
-def _parquet(path: Path) -> Iterator[Numbered | Rejected]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _open(file: Source) -> io.BufferedReader:
+    """Open a file's data; raises ValueError if it is not data but a web page."""
+    stream = streams.open_bytes(file.path, file.member)
     try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name} can't be read as Parquet: {error}") from error
-    for start in range(0, table.num_rows, 1000):
-        chunk = table.slice(start, 1000)
-        try:
-            yield from enumerate(chunk.to_pylist(), start=start + 1)
-        except (ValueError, OverflowError):
-            # Arrow doesn't check that text is UTF-8: find the rows that are not.
-            yield from _one_by_one(chunk, start + 1)
+        head = stream.peek(40)[:40].lower()
+    except streams.DAMAGE:
+        return stream
+    for start, what in NO_DATA.items():
+        if head.lstrip().startswith(start):
+            raise ValueError(f"{file.name} is not data but {what}.")
+    return stream
 
 
-def _one_by_one(chunk: pyarrow.Table, first: int) -> Iterator[Numbered | Rejected]:
-    for number in range(chunk.num_rows):
-        try:
-            yield first + number, chunk.slice(number, 1).to_pylist()[0]
-        except (ValueError, OverflowError) as error:
-            yield reject(first + number, f"can't be read: {error}", "")
+def _seekable(file: Source) -> IO[bytes]:
+    """Open a file at whose end the reader has to begin; compressed ones go to RAM."""
+    stream = _open(file)
+    if file.path.suffix.lower() == file.suffix and not file.member:
+        return stream
+    try:
+        return io.BytesIO(stream.read())
+    except streams.DAMAGE as error:
+        raise ValueError(f"{file.name} is damaged: {error}") from error
 
 
 def read_hub(source: str) -> Iterator[Numbered]:
-    """Yield (number, row) of a Hub dataset's `train` split; `id:config` names a config.
+    """Yield (number, row) of a Hub dataset, named by `id:config:split`.
 
-    Raises ValueError when the dataset has no such config or split.
+    Without a config it is the only one, and without a split it is `train`. Raises
+    ValueError when the dataset has no such config or split.
     """
     from datasets import load_dataset
 
     key = hub.token()
-    name, _, config = source.partition(":")
+    name, config, split = [*source.split(":"), "", ""][:3]
     try:
         with hub.hub_errors(name, key):
             dataset = load_dataset(
-                name, config or None, split="train", token=key or False
+                name, config or None, split=split or "train", token=key or False
             )
     except ValueError as error:
         raise ValueError(
             f"{source} can't be loaded: {error}\nName a config after a colon, as in "
-            "openai/gsm8k:main. The split that is read is `train`."
+            f"openai/gsm8k:main, and a split other than train after another, as in "
+            f"{name}:{config}:test."
         ) from error
     return enumerate(dataset, start=1)

@@ -17,6 +17,7 @@ COMPLETION = "completion"
 PREFERENCE = "preference"
 CLASSIFICATION = "classification"
 MIDDLE = "fill-in-the-middle"
+KINDS = (INSTRUCTION, COMPLETION, PREFERENCE, CLASSIFICATION, MIDDLE)
 # The columns of each kind. They are those that the kind's trainer reads. A row is of
 # the first kind of which it has all columns.
 COLUMNS = {

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colab_utils.data import readers
+from colab_utils.data import readers, sources
 from colab_utils.data.readers import Rejected
 
 ROWS = [{"question": "Who?", "answer": "Me\nand 你"}, {"question": "1", "answer": "x"}]
@@ -229,14 +229,14 @@ def test_local_file(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.jsonl").write_text(GOOD)
     (tmp_path / "notes.txt").write_text("x")
-    assert readers.local_file("data/mine.jsonl") == Path("data/mine.jsonl")
+    assert sources.find("data/mine.jsonl") == Path("data/mine.jsonl")
     for hub in ("databricks/databricks-dolly-15k", "a/b.v2", "openai/gsm8k:main"):
-        assert readers.local_file(hub) is None
+        assert sources.find(hub) is None
     for folder in ("data", "."):
         with pytest.raises(ValueError, match="is a folder"):
-            readers.local_file(folder)
+            sources.find(folder)
     with pytest.raises(ValueError, match=r"notes.txt: unknown file type.*\.parquet"):
-        readers.local_file("notes.txt")
+        sources.find("notes.txt")
 
 
 @pytest.mark.parametrize("source", ["data/my.jsonl", "data/my.txt", "no/such.csv", "x"])
@@ -245,7 +245,7 @@ def test_local_file_missing_names_folder_and_its_files(tmp_path, monkeypatch, so
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.jsonl").write_text(GOOD)
     with pytest.raises(FileNotFoundError) as caught:
-        readers.local_file(source)
+        sources.find(source)
     assert f"no file {source} (looked in {tmp_path})" in str(caught.value)
     assert ("data has: mine.jsonl." in str(caught.value)) == source.startswith("data/")
     assert "databricks/databricks-dolly-15k" in str(caught.value)
