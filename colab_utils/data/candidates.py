@@ -18,6 +18,7 @@ from colab_utils.data.fingerprints import MIXER, mix
 
 KEPT = 48  # the words that are kept of a long row: its rarest
 RAREST = 5
+RARE = 2  # a typo is in so many rows at most
 TABLE = 2**24  # the size of the table that counts the rows of each word
 BUCKET, WINDOW = 32, 8  # in a larger bucket, a row is paired with its next neighbors
 PARTS = 4  # the keys are sorted in parts, which takes less memory
@@ -30,8 +31,7 @@ Keys = NDArray[np.uint64]
 
 def count_words(table: Words, words: Words) -> None:
     """Add the words to the table."""
-    distinct, counts = np.unique(words & np.uint32(TABLE - 1), return_counts=True)
-    table[distinct] += counts.astype(np.uint32)
+    np.add.at(table, words & np.uint32(TABLE - 1), np.uint32(1))
 
 
 def keep_rarest(
@@ -52,6 +52,7 @@ class Rows:
     """The fingerprints of different rows, and how many rows have each word."""
 
     digits: Words
+    letters: NDArray[np.uint8]
     sizes: NDArray[np.uint8]
     words: Words
     table: Words
@@ -67,9 +68,13 @@ class Rows:
         at = np.minimum(self._starts[rows][:, None] + column, len(self.words) - 1)
         return np.where(column < sizes[:, None], self.words[at], np.uint32(0))
 
-    def known(self, matrix: Words, rows: int = 2) -> NDArray[np.bool_]:
-        """Return which of the words are in at least that many rows."""
-        return (self.table[matrix & np.uint32(TABLE - 1)] >= rows) & (matrix != 0)
+    def counts(self, matrix: Words) -> Words:
+        """Return how many rows have each of the words; 0 for the fillings."""
+        return np.where(matrix, self.table[matrix & np.uint32(TABLE - 1)], np.uint32(0))
+
+    def smallest(self) -> Words:
+        """Return the smallest of each row's words; similar rows often share it."""
+        return self.words[np.minimum(self._starts, len(self.words) - 1)]
 
     def chunks(self) -> Iterator[Indices]:
         """Yield the indices of all rows in chunks."""
@@ -77,20 +82,19 @@ class Rows:
             yield np.arange(start, min(start + CHUNK, len(self.sizes)))
 
 
-def candidate_pairs(rows: Rows) -> Iterator[tuple[Indices, Indices]]:
-    """Yield the pairs that may repeat each other: first rows and second rows."""
+def candidate_pairs(rows: Rows) -> tuple[Indices, Indices]:
+    """Return the pairs that may repeat each other: the first rows, the second rows."""
     if not len(rows.words):
-        return
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     prefixes = np.concatenate([_prefixes(rows, chunk) for chunk in rows.chunks()])
-    nearby = np.concatenate([_smallest(rows, chunk) for chunk in rows.chunks()])
-    found = [_same_keys(rows, prefixes, nearby, part) for part in range(PARTS)]
+    found = [_same_keys(rows, prefixes, part) for part in range(PARTS)]
     pairs = np.unique(np.concatenate(found))
-    for start in range(0, len(pairs), CHUNK):
-        part = pairs[start : start + CHUNK]
-        first = (part >> np.uint64(32)).astype(np.int64)
-        second = (part & np.uint64(2**32 - 1)).astype(np.int64)
-        near = _overlap(rows, first, second)
-        yield first[near], second[near]
+    first = (pairs >> np.uint64(32)).astype(np.int64)
+    second = (pairs & np.uint64(2**32 - 1)).astype(np.int64)
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(pairs), CHUNK)]
+    near = [_near(rows, first[chunk], second[chunk]) for chunk in chunks]
+    kept = np.concatenate([np.empty(0, bool), *near])
+    return first[kept], second[kept]
 
 
 def _prefixes(rows: Rows, chunk: Indices) -> Words:
@@ -99,9 +103,9 @@ def _prefixes(rows: Rows, chunk: Indices) -> Words:
     A row with fewer of them has the numbers 1, 2 ... in their place.
     """
     matrix = rows.matrix(chunk)
-    counts = rows.table[matrix & np.uint32(TABLE - 1)].astype(np.uint64)
-    ranked = counts << np.uint64(32) | matrix
-    ranked[~rows.known(matrix)] = np.uint64(2**64 - 1)
+    counts = rows.counts(matrix)
+    ranked = counts.astype(np.uint64) << np.uint64(32) | matrix
+    ranked[counts < 2] = np.uint64(2**64 - 1)
     if (missing := RAREST - ranked.shape[1]) > 0:
         ranked = np.pad(ranked, ((0, 0), (0, missing)), constant_values=2**64 - 1)
     ranked = np.sort(np.partition(ranked, RAREST - 1, axis=1)[:, :RAREST], axis=1)
@@ -110,19 +114,12 @@ def _prefixes(rows: Rows, chunk: Indices) -> Words:
     return np.where(absent, numbered, ranked.astype(np.uint32))
 
 
-def _smallest(rows: Rows, chunk: Indices) -> Keys:
-    """Return the smallest hash of each row's words, which similar rows often share."""
-    matrix = rows.matrix(chunk)
-    hashes = mix(matrix.astype(np.uint64))
-    hashes[matrix == 0] = np.uint64(2**64 - 1)
-    return hashes.min(axis=1)
-
-
-def _same_keys(rows: Rows, prefixes: Words, nearby: Keys, part: int) -> Keys:
+def _same_keys(rows: Rows, prefixes: Words, part: int) -> Keys:
     """Return the pairs of rows with an equal key, as first << 32 | second."""
     keys, owners = [], []
     hashes = mix(prefixes.astype(np.uint64))
     digits = rows.digits.astype(np.uint64) * np.uint64(MIXER)
+    smallest = rows.smallest().astype(np.uint64) >> np.uint64(8)
     for one, other in itertools.combinations(range(RAREST), 2):
         key = mix(hashes[:, one] + hashes[:, other] + digits)
         here = key % np.uint64(PARTS) == part
@@ -130,11 +127,22 @@ def _same_keys(rows: Rows, prefixes: Words, nearby: Keys, part: int) -> Keys:
         here &= (prefixes[:, one] > RAREST) | (prefixes[:, 1] <= RAREST)
         owner = np.flatnonzero(here)
         # The upper 40 bits are the key. The lower ones bring similar rows together.
-        keys.append(key[owner] >> np.uint64(24) << np.uint64(24) | nearby[owner] >> np.uint64(40))
-        owners.append(owner)
+        keys.append(key[owner] >> np.uint64(24) << np.uint64(24) | smallest[owner])
+        owners.append(owner.astype(np.uint64))
     key, owner = np.concatenate(keys), np.concatenate(owners)
+    again = _repeated(key >> np.uint64(24))
+    key, owner = key[again], owner[again]
     order = np.argsort(key, kind="stable")
-    return _neighbors(key[order] >> np.uint64(24), owner[order].astype(np.uint64))
+    return _neighbors(key[order] >> np.uint64(24), owner[order])
+
+
+def _repeated(keys: Keys) -> NDArray[np.bool_]:
+    """Return which keys occur twice; a few of the others, too."""
+    size = 8 << max(len(keys).bit_length(), 8)
+    slots = keys % np.uint64(size)
+    table = np.zeros(size, np.uint32)
+    np.add.at(table, slots, np.uint32(1))
+    return table[slots] > 1
 
 
 def _neighbors(keys: Keys, owners: Keys) -> Keys:
@@ -152,17 +160,23 @@ def _neighbors(keys: Keys, owners: Keys) -> Keys:
     return np.unique(np.concatenate(found))
 
 
-def _overlap(rows: Rows, first: Indices, second: Indices) -> NDArray[np.bool_]:
-    """Return which pairs share so many words that they may repeat each other.
+def _near(rows: Rows, first: Indices, second: Indices) -> NDArray[np.bool_]:
+    """Return which pairs have so much in common that they may repeat each other.
 
-    A typo puts a new word in the place of a known one. So only one of the two rows has
-    known words that the other lacks, or each has a single one.
+    A typo puts a rare word in the place of another, and changes one or two letters. So
+    two rows that both have a common word that the other lacks do not repeat each other,
+    nor do two rows whose different words have other letters.
     """
     one, other = rows.matrix(first), rows.matrix(second)
     both = np.sort(np.concatenate([one, other], axis=1), axis=1)
     shared = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] != 0)).sum(axis=1)
-    sizes = np.minimum(rows.sizes[first], rows.sizes[second])
-    known = [rows.known(words, 3).sum(axis=1) for words in (one, other)]
-    lacking = np.minimum(*known) - shared
+    sizes = np.minimum(rows.sizes[first], rows.sizes[second]).astype(np.int64)
+    common = [(rows.counts(words) > RARE).sum(axis=1) for words in (one, other)]
     # The rarest words of two long rows need not be the same.
-    return (lacking <= np.where(sizes < KEPT, 1, 8)) & (2 * shared >= sizes)
+    spare = np.where(sizes < KEPT, 1, 8)
+    letters = (rows.letters[first] - rows.letters[second]).view(np.int8)
+    more = np.maximum(letters, 0).sum(axis=1, dtype=np.int64)
+    less = more - letters.sum(axis=1, dtype=np.int64)
+    near: NDArray[np.bool_] = np.minimum(*common) - shared <= spare
+    edits = np.maximum(rows.sizes[first], rows.sizes[second]) - shared + spare
+    return near & (2 * shared >= sizes) & (np.minimum(more, less) <= edits)

@@ -19,7 +19,7 @@ SENTENCE = re.compile(r"[.!?:;]+(?=\s|$)|\n+")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 BULLET = re.compile(r"^[ \t]*[-*+>#•]+(?=\s)", re.MULTILINE)
 DASHES = re.compile("[\u2010-\u2015\u2212]")
-OPERATORS = frozenset("+-*/<>=%^&|")
+OPERATOR = re.compile(r"[-+*/<>=%^&|]")
 
 Words = tuple[str, ...]
 
@@ -39,7 +39,9 @@ class Text:
         """Cut a text into sentences."""
         if not text.isascii():
             text = DASHES.sub("-", unicodedata.normalize("NFKC", text))
-        text = THOUSANDS.sub("", BULLET.sub("", text))
+        text = BULLET.sub("", text)
+        if "," in text:
+            text = THOUSANDS.sub("", text)
         self.sentences: list[Words] = []
         self.names: set[str] = set()
         for part in SENTENCE.split(text):
@@ -50,7 +52,7 @@ class Text:
         self.words = [word for words in self.sentences for word in words]
         if 2 * len(self.names) > len(set(self.words)):
             self.names.clear()  # all is in capitals
-        self.operators = Counter(filter(OPERATORS.__contains__, text))
+        self.operators = Counter(OPERATOR.findall(text))
         self.signs = "" if self.words else "".join(text.split())
 
 
@@ -72,10 +74,6 @@ class Comparer:
         """Start without texts."""
         self._count = count
         self._texts: dict[str, Text] = {}
-
-    def forget(self) -> None:
-        """Forget the texts of earlier comparisons, to free memory."""
-        self._texts.clear()
 
     def compare(
         self, one: tuple[str, str], other: tuple[str, str]
@@ -110,98 +108,81 @@ class Comparer:
         return self._texts[text]
 
     def _difference(self, one: Text, other: Text) -> Difference:
-        found = Difference(shared=sum((Counter(one.words) & Counter(other.words)).values()))
-        more, less = one.operators - other.operators, other.operators - one.operators
-        if (more and less) or (one.signs and other.signs and one.signs != other.signs):
+        found = Difference(shared=len(one.words))
+        if _other_signs(one, other):
             found.repeats = False
             return found
         if one.words == other.words:
             return found
-        left, right = _without_common(one.sentences, other.sentences)
-        right = _in_order_of(left, right)
-        a, b = _flat(left), _flat(right)
-        missing, extra = Counter(a) - Counter(b), Counter(b) - Counter(a)
-        typos = self._typos(one, other, missing, extra)
-        found.edits = len(typos)
+        missing, extra = _only(one.words, other.words)
+        found.shared -= sum(missing.values())
+        typos = self._take_typos(one, other, missing, extra)
+        if missing and extra:
+            _take_joined(missing, extra)
+            _take_articles(missing, extra)
         found.replaced = set(typos)
-        missing -= Counter(word for word, _ in typos)
-        extra -= Counter(word for _, word in typos)
-        found.edits += _rejoin(missing, extra)
-        found.edits += _drop_articles(missing, extra)
         if missing and extra:
             found.repeats = False
-            found.replaced = (
-                {(next(iter(missing)), next(iter(extra)))}
-                if len(missing) == len(extra) == 1 and not typos
-                else set()
-            )
+            if len(missing) == len(extra) == 1 and not typos:
+                found.replaced = {(*missing, *extra)}
             return found
+        left, right = _without_common(one.sentences, other.sentences)
         rest, sentences = (missing, left) if missing else (extra, right)
-        found.repeats = self._is_addition(rest, sentences, found)
-        right_form = {word: by for by, word in typos}
-        a = [w for w in a if w not in missing]
-        b = [right_form.get(w, w) for w in b if w not in extra]
-        moved = _moved(a, b)
-        found.edits += len(moved)
-        fixed = {w for w in a if w[0].isdigit()} | one.names & other.names
-        sentences = one.sentences + other.sentences
-        alone = {words[0] for words in sentences if len(words) == 1}
-        if [w for w in a if w in fixed] != [w for w in b if w in fixed]:
-            # A sentence may move, but a number or a name may not move by itself.
-            by_itself = [
-                words
-                for words in moved
-                if (len(words) < 3 or fixed > set(words)) and words not in sentences
-            ]
-            found.repeats &= not (fixed - alone) & set(_flat(by_itself))
+        changed = Counter(one.words) - Counter(other.words)
+        found.edits = max(sum(changed.values()) - sum(missing.values()), len(typos))
+        found.repeats = not rest or self._is_addition(rest, sentences, found)
+        if found.repeats:
+            words = {word: by for by, word in typos}
+            a = [w for w in _flat(left) if w not in missing]
+            b = [words.get(w, w) for w in _flat(_in_order_of(left, right)) if w not in extra]
+            moved = _moved(a, b)
+            found.edits += len(moved)
+            found.repeats = not _moved_alone(moved, a, b, one, other)
         return found
 
-    def _typos(
-        self, one: Text, other: Text, missing: Counter[str], extra: Counter[str]
+    def _take_typos(
+        self, one: Text, other: Text, missing: dict[str, int], extra: dict[str, int]
     ) -> list[tuple[str, str]]:
-        """Return the words that only one text has, with what the other has instead."""
-        typos, free = [], +extra
-        if len(missing) > 40 or len(extra) > 40:
-            return []
-        counts = Counter(one.words), Counter(other.words)
-        for word, times in missing.items():
-            for by, again in list(free.items()):
-                name = bool({word, by} & (one.names | other.names))
-                twice = counts[0][by] > 0 or counts[1][word] > 0
-                if not times or (times > 1 and again > 1 and not twice):
+        """Remove the words that are typos of each other, and return them."""
+        typos: list[tuple[str, str]] = []
+        if len(missing) * len(extra) > 400:
+            return typos
+        for word in list(missing):
+            for by in list(extra):
+                if abs(len(word) - len(by)) > 2:
+                    continue
+                times, again = missing[word], extra[by]
+                twice = by in one.words or word in other.words
+                if times > 1 and again > 1 and not twice:
                     continue  # replaced everywhere: on purpose
+                name = not {word, by}.isdisjoint(one.names | other.names)
                 if is_typo(word, by, self._count, name=name, twice=twice):
                     changed = min(times, again)
                     typos += [(word, by)] * changed
-                    free[by] -= changed
-                    times -= changed
+                    _take(missing, word, changed)
+                    _take(extra, by, changed)
+                    if word not in missing:
+                        break
         return typos
 
     def _is_addition(
-        self, rest: Counter[str], sentences: list[Words], found: Difference
+        self, rest: dict[str, int], sentences: list[Words], found: Difference
     ) -> bool:
         """Return whether the words that only one text has may be left out."""
-        if not rest:
-            return True
-        if any(word[0].isdigit() for word in rest):
-            return False
-        unknown = [word for word in rest if word not in PHRASES]
-        ends = _flat(sentences)
         count = sum(rest.values())
         if FILLERS.issuperset(rest):
             found.edits += count
             return True
-        outside = any(Counter(ends[s]) == rest for s in (slice(count), slice(-count, None)))
-        whole = [s for s in sentences if all(word in rest or word in FILLERS for word in s)]
-        outside |= not rest - Counter(_flat(whole))
-        if not outside:
+        if any(word[0].isdigit() for word in rest):
             return False
-        if not unknown or (len(unknown) <= 2 and SIGNED & set(rest)):
+        unknown = set(rest) - PHRASES
+        usual = not unknown or (len(unknown) <= 2 and not SIGNED.isdisjoint(rest))
+        whole = [s for s in sentences if all(w in rest or w in FILLERS for w in s)]
+        if not Counter(rest) - Counter(_flat(whole)):
+            found.added = 0 if usual else count
             return True
-        if rest - Counter(_flat(whole)):
-            return False
-        found.added = count
-        return True
+        words = _flat(sentences)
+        return usual and rest in (Counter(words[:count]), Counter(words[-count:]))
 
 
 def _flat(sentences: Iterable[Words]) -> list[str]:
@@ -238,27 +219,70 @@ def _in_order_of(left: list[Words], right: list[Words]) -> list[Words]:
     return out
 
 
-def _rejoin(missing: Counter[str], extra: Counter[str]) -> int:
-    """Remove words that one text writes together and the other apart; count them."""
-    edits = 0
+def _other_signs(one: Text, other: Text) -> bool:
+    """Return whether the texts have other operators, or no words and other signs."""
+    if one.signs and other.signs:
+        return one.signs != other.signs
+    a, b = one.operators, other.operators
+    return a != b and bool(a - b) and bool(b - a)
+
+
+def _only(one: list[str], other: list[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the words that one list has more often, and those that the other has."""
+    counts: dict[str, int] = {}
+    for word in one:
+        counts[word] = counts.get(word, 0) + 1
+    for word in other:
+        counts[word] = counts.get(word, 0) - 1
+    missing = {word: count for word, count in counts.items() if count > 0}
+    return missing, {word: -count for word, count in counts.items() if count < 0}
+
+
+def _take(words: dict[str, int], word: str, times: int) -> None:
+    words[word] -= times
+    if not words[word]:
+        del words[word]
+
+
+def _take_joined(missing: dict[str, int], extra: dict[str, int]) -> None:
+    """Remove words that one text writes together and the other apart."""
     for whole, parts in ((missing, extra), (extra, missing)):
         for word in list(whole):
             for part in list(parts):
                 end = word.removeprefix(part)
-                if end in parts and end != word and not word.isdigit():
-                    for counter, key in ((whole, word), (parts, part), (parts, end)):
-                        counter[key] -= 1
-                        counter += Counter()
-                    edits += 1
+                if end != word != "" and end in parts and end != part and not word.isdigit():
+                    _take(whole, word, 1)
+                    _take(parts, part, 1)
+                    _take(parts, end, 1)
                     break
-    return edits
 
 
-def _drop_articles(missing: Counter[str], extra: Counter[str]) -> int:
-    """Remove the articles that stand in place of others; return how many."""
-    if not (ARTICLES & set(missing) and ARTICLES & set(extra)):
-        return 0
-    return sum(words.pop(word, 0) for words in (missing, extra) for word in ARTICLES)
+def _take_articles(missing: dict[str, int], extra: dict[str, int]) -> None:
+    """Remove the articles that stand in place of others."""
+    if not ARTICLES.isdisjoint(missing) and not ARTICLES.isdisjoint(extra):
+        for words in (missing, extra):
+            for word in ARTICLES & set(words):
+                del words[word]
+
+
+def _moved_alone(
+    moved: list[Words], a: list[str], b: list[str], one: Text, other: Text
+) -> bool:
+    """Return whether a number or a name has changed places with another.
+
+    A sentence may move with its numbers, but a number may not move by itself.
+    """
+    fixed = {word for word in a if word[0].isdigit()} | (one.names & other.names)
+    if [w for w in a if w in fixed] == [w for w in b if w in fixed]:
+        return False
+    sentences = {*one.sentences, *other.sentences}
+    alone = {words[0] for words in sentences if len(words) == 1}
+    return any(
+        (len(words) < 3 or fixed.issuperset(words))
+        and words not in sentences
+        and not (fixed - alone).isdisjoint(words)
+        for words in moved
+    )
 
 
 def _moved(one: list[str], other: list[str]) -> list[Words]:

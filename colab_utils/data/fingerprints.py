@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -32,6 +33,7 @@ class Fingerprints:
     """One number a row, except for `words`: the rows' distinct words, row after row."""
 
     exact: NDArray[np.uint64]  # equal for rows with the same words in the same order
+    letters: NDArray[np.uint8]  # how often a row has each of 16 groups of letters
     digits: NDArray[np.uint32]  # equal for rows with the same digits in any order
     sizes: NDArray[np.int64]  # how many of `words` a row has
     words: NDArray[np.uint32]
@@ -42,12 +44,14 @@ class Fingerprints:
         return (
             Fingerprints(
                 self.exact[:rows],
+                self.letters[:rows],
                 self.digits[:rows],
                 self.sizes[:rows],
                 self.words[:words],
             ),
             Fingerprints(
                 self.exact[rows:],
+                self.letters[rows:],
                 self.digits[rows:],
                 self.sizes[rows:],
                 self.words[words:],
@@ -59,6 +63,7 @@ def join(parts: list[Fingerprints]) -> Fingerprints:
     """Return the fingerprints of the rows of all parts."""
     return Fingerprints(
         np.concatenate([part.exact for part in parts]),
+        np.concatenate([part.letters for part in parts]),
         np.concatenate([part.digits for part in parts]),
         np.concatenate([part.sizes for part in parts]),
         np.concatenate([part.words for part in parts]),
@@ -71,9 +76,10 @@ def mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (numbers ^ (numbers >> np.uint64(29))) * np.uint64(BASE)
 
 
-def powers(base: int, count: int) -> NDArray[np.uint64]:
-    """Return 1, base, base^2 ... modulo 2^64."""
-    out = np.full(count, base, np.uint64)
+@lru_cache(maxsize=4)
+def powers(base: int, bits: int) -> NDArray[np.uint64]:
+    """Return 1, base, base^2 ... modulo 2^64: 2^bits of them."""
+    out = np.full(2**bits, base, np.uint64)
     out[:1] = 1
     return np.cumprod(out, dtype=np.uint64)
 
@@ -95,14 +101,15 @@ def fingerprint(batch: list[tuple[str, str]]) -> Fingerprints:
     is_word, ends = _table(_is_word_byte)[raw], np.flatnonzero(raw == ord(END))
     edges = np.flatnonzero(np.diff(is_word, prepend=False, append=False))
     starts, stops = edges[::2], edges[1::2]
-    forward, backward = powers(BASE, len(raw)), powers(INVERSE, len(raw))
-    values = (raw.astype(np.uint64) + np.uint64(1)) * forward
+    bits = len(raw).bit_length()
+    forward, backward = powers(BASE, bits), powers(INVERSE, bits)
+    values = (raw.astype(np.uint64) + np.uint64(1)) * forward[: len(raw)]
     hashes = mix(_sums(values, starts, stops) * backward[starts])
     # The same polynomial over the words of a text gives the hash of the text.
     stop = np.searchsorted(starts, ends)
     start = np.concatenate([[0], stop[:-1]])
     texts_hash = _sums(hashes * forward[: len(hashes)], start, stop)
-    texts_hash *= np.append(backward, np.uint64(0))[start]
+    texts_hash *= backward[start]
     for i in np.flatnonzero(start == stop):
         texts_hash[i] = _hash_of_signs(texts[i])
     prompts, answers = mix(texts_hash[::2]), mix(~texts_hash[1::2])
@@ -110,16 +117,23 @@ def fingerprint(batch: list[tuple[str, str]]) -> Fingerprints:
     tells = ~_phrases()[hashes >> np.uint64(48)]
     words = rows[tells] << np.uint64(32) | hashes[tells] >> np.uint64(32)
     distinct = np.unique(words)
+    lengths = stops - starts
+    letters = np.repeat(rows[tells].astype(np.int64) * 16, lengths[tells])
+    letters += raw[is_word][np.repeat(tells, lengths)] & 15
     row_ends = ends[1::2]
     operators = _count(raw, row_ends, bytes(OPERATORS))
     return Fingerprints(
         mix(prompts + (answers << np.uint64(1)) + operators),
+        np.bincount(letters, minlength=16 * len(batch))
+        .astype(np.uint8)
+        .reshape(-1, 16),
         (_count(raw, row_ends, b"0123456789") >> np.uint64(32)).astype(np.uint32),
         np.bincount((distinct >> np.uint64(32)).astype(np.int64), minlength=len(batch)),
         distinct.astype(np.uint32),
     )
 
 
+@lru_cache(maxsize=1)
 def _phrases() -> NDArray[np.bool_]:
     """Return which upper halves of `word_hash` belong to words that tell nothing."""
     table = np.zeros(2**16, bool)

@@ -21,7 +21,8 @@ from colab_utils.data.fingerprints import (
 
 SIMILAR = 0.6  # the similarity from which a row repeats another
 LOWEST = 0.3  # pairs below it are not kept
-PIECE = 500  # rows that are fingerprinted at once: larger arrays only take memory
+PIECE = 2_000  # rows that are fingerprinted at once: larger arrays only take memory
+PAIRS = 2_000  # pairs whose texts are in memory at once
 FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
 
 Fetch = Callable[[list[int]], list[tuple[str, str]]]
@@ -67,6 +68,7 @@ class Repeats:
         """Start without rows."""
         self._table = np.zeros(candidates.TABLE, np.uint32)
         self._exact: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        self._letters: list[NDArray[np.uint8]] = [np.empty((0, 16), np.uint8)]
         self._digits: list[candidates.Words] = [np.empty(0, np.uint32)]
         self._sizes: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
         self._words: list[candidates.Words] = [np.empty(0, np.uint32)]
@@ -96,6 +98,7 @@ class Repeats:
         candidates.count_words(self._table, new.words)
         words, sizes = candidates.keep_rarest(new.words, new.sizes, self._table)
         self._exact.append(new.exact)
+        self._letters.append(new.letters)
         self._digits.append(new.digits)
         self._sizes.append(sizes)
         self._words.append(words)
@@ -128,21 +131,21 @@ class Repeats:
         def count(word: str) -> int:
             return int(rows.table[word_hash(word) & (candidates.TABLE - 1)])
 
-        comparer = Comparer(count)
         slots: dict[int, set[str]] = defaultdict(set)
         found: list[tuple[Pair, Slot | None]] = []
-        for one, other in candidates.candidate_pairs(rows):
-            firsts, seconds = different[one].tolist(), different[other].tolist()
-            indices = sorted({*firsts, *seconds})
-            texts = dict(zip(indices, fetch(indices), strict=True)) if indices else {}
-            pairs = list(zip(firsts, seconds, strict=True))
-            for i, j in runtime.progress(pairs, "comparing") if pairs else ():
+        first, second = candidates.candidate_pairs(rows)
+        for start in runtime.progress(range(0, len(first), PAIRS), "comparing"):
+            chunk = slice(start, start + PAIRS)
+            firsts, seconds = different[first[chunk]], different[second[chunk]]
+            indices = np.unique(np.concatenate([firsts, seconds])).tolist()
+            texts = dict(zip(indices, fetch(indices), strict=True))
+            comparer = Comparer(count)
+            for i, j in zip(firsts.tolist(), seconds.tolist(), strict=True):
                 similarity, slot = comparer.compare(texts[i], texts[j])
                 if slot:
                     slots[slot.frame] |= {slot.one, slot.other}
                 if similarity >= LOWEST:
                     found.append((Pair(i, j, similarity), slot))
-            comparer.forget()
         for pair, slot in found:
             if not slot or len(slots[slot.frame]) < FAMILY:
                 yield pair
@@ -157,5 +160,9 @@ class Repeats:
         for start in range(0, len(words), 2**20):
             candidates.count_words(table, words[start : start + 2**20])
         return candidates.Rows(
-            np.concatenate(self._digits)[different], sizes[different], words, table
+            np.concatenate(self._digits)[different],
+            np.concatenate(self._letters)[different],
+            sizes[different],
+            words,
+            table,
         )

@@ -67,12 +67,12 @@ def is_typo(
     differ on purpose. `name` means that one of the words is a name. `twice` means that
     the right word is also elsewhere in the two rows.
     """
-    if any(sign.isdigit() for sign in one + other):
-        return False
     edit, shorter = one_edit(one, other), min(len(one), len(other))
     if not edit and not (shorter >= 6 and one[0] == other[0] and two_edits(one, other)):
         return False
-    if {one, other} <= PHRASES:
+    if any(sign.isdigit() for sign in one + other):
+        return False
+    if one in PHRASES and other in PHRASES:
         return True
     rare, common = sorted((count(one), count(other)))
     if rare > RARE and rare * RATIO > common:
