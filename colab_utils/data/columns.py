@@ -139,10 +139,28 @@ def plans(key: Key) -> Iterator[Plan]:
     # Of `Answer` and `answer`, the one that is filled is used, then the lower-case one.
     for name, cell in sorted(key, key=lambda c: (bool(c[1]), compact(c[0]) == c[0])):
         every[compact(name)], types[compact(name)] = name, cell
-    filled = [name for name in every if types[name]]
-    for names in (filled, list(every)):
-        for kind, found in _ways(_Names(names, types)):
-            yield _plan(kind, found, every, types, key)
+    filled = list(_ways(_Names([name for name in every if types[name]], types)))
+    broken = list(_ways(_Names(list(every), types)))
+    if filled:
+        first = [way for way in broken if _is_broken(*way, types, filled[0][0])]
+        filled = first + filled
+    for kind, found in filled + broken:
+        yield _plan(kind, found, every, types, key)
+
+
+def _is_broken(
+    kind: str, found: Found, types: Mapping[str, type | None], other: str
+) -> bool:
+    """Return whether a row lacks a part of what it is, so that it looks like `other`.
+
+    {"question": "Who?", "answer": "", "category": "x"} is no row to classify.
+    """
+    if kind == INSTRUCTION and other in (CLASSIFICATION, COMPLETION):
+        parts = [found.get("prompt", ""), found.get("answer", "")]
+        return parts[0] in PROMPTS and any(map(types.get, parts))
+    if kind == PREFERENCE and other not in (PREFERENCE, MIDDLE):
+        return any(types.get(found.get(part, "")) for part in ("chosen", "rejected"))
+    return False
 
 
 @dataclass(frozen=True)
@@ -196,6 +214,8 @@ def _ways(has: _Names) -> Iterator[tuple[str, Found]]:
     if turns := has.first_list(CONVERSATIONS) or has.first(CONVERSATIONS[:2]):
         yield INSTRUCTION, {"messages": turns}
     text, label = has.first(LABELED), has.first(CLASSES)
+    if label in META and any(name in ANSWERS for name in has.types):
+        label = ""
     target = has.first(("target",))
     if text and has.types.get(target) in (int, bool):
         yield CLASSIFICATION, {"text": text, "label": target}

@@ -38,10 +38,12 @@ def preference(
     while shared < min(len(good), len(bad)) and good[shared] == bad[shared]:
         shared += 1
     asked, good, bad = good[:shared], good[shared:], bad[shared:]
+    good, bad = turns.joined(good, notes), turns.joined(bad, notes)
+    for name, answer in (("chosen", good), ("rejected", bad)):
+        if not answer or answer[-1]["role"] != turns.ASSISTANT:
+            raise BadRow(f"{name} does not end in an answer")
     if len(good) != 1 or len(bad) != 1:
         raise BadRow("chosen and rejected differ before their last answers")
-    if {good[0]["role"], bad[0]["role"]} != {turns.ASSISTANT}:
-        raise BadRow("chosen and rejected do not end in an answer")
     if not values.is_blank(prompt):
         first = as_messages(prompt, turns.USER, "prompt", notes)
         if not _contains(asked, first):
