@@ -10,7 +10,8 @@ in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `sp
 that are trained, with the help of `vocabulary`.
 """
 
-from colab_utils.data.dedup import drop_exact, near_duplicates, normalize, shingles
+from colab_utils.data.building import build
+from colab_utils.data.dedup import drop_exact, duplicate_pairs, near_duplicates
 from colab_utils.data.filters import (
     drop_long,
     drop_special_tokens,
@@ -28,7 +29,13 @@ from colab_utils.data.masking import (
     trained_tokens,
 )
 from colab_utils.data.quality import count_reasons, filter_rows, first_reason
-from colab_utils.data.saving import read, read_jsonl, save, write_jsonl
+from colab_utils.data.saving import (
+    check_kind,
+    read,
+    read_jsonl,
+    save,
+    write_jsonl,
+)
 from colab_utils.data.schema import (
     KINDS,
     BadRow,
@@ -43,6 +50,7 @@ from colab_utils.data.schema import (
     short_answers,
 )
 from colab_utils.data.splitting import split
+from colab_utils.data.words import normalize, shingles
 
 __all__ = [
     "KINDS",
@@ -52,10 +60,13 @@ __all__ = [
     "Row",
     "Tokens",
     "answer_of",
+    "build",
+    "check_kind",
     "count_reasons",
     "drop_exact",
     "drop_long",
     "drop_special_tokens",
+    "duplicate_pairs",
     "drop_unsupported_tools",
     "encodings",
     "end_of_turn",

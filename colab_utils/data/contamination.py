@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from colab_utils.data.dedup import normalize
+from colab_utils.data.words import normalize
 from colab_utils.data.quality import TextRule
 from colab_utils.data.schema import Row, answer_of, prompt_of
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from colab_utils.data.masking import batches, encode, end_of_turn
+from colab_utils.data.masking import batches, count, end_of_turn
 from colab_utils.data.pieces import Writer, middle_marks
 from colab_utils.data.rendering import BadTemplate, naming
 from colab_utils.data.schema import MIDDLE, Rejected, Row, kind_of, reject_row
 from colab_utils.data.tools import texts_of, turns_of, uses_tools
-from colab_utils.data.vocabulary import any_of, check_offsets, special_tokens
+from colab_utils.data.vocabulary import any_of, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -21,18 +21,17 @@ def token_lengths(rows: list[Row], tokenizer: Tokenizer) -> list[int]:
     A preference row has the length of the longer of its two sequences. Raises
     ValueError with the line of a row that the chat template rejects.
     """
-    check_offsets(tokenizer)
     writer = Writer(tokenizer, spans=False)
     lengths: list[int] = []
     for part in batches(rows, "counting tokens"):
-        sequences, counts = [], []
+        sequences, numbers = [], []
         for row in part:
             with naming(row):
                 found = writer.sequences(row)
             sequences += found
-            counts.append(len(found))
-        sizes = iter([len(t["input_ids"]) for t in encode(sequences, tokenizer)])
-        lengths += [max(next(sizes) for _ in range(count)) for count in counts]
+            numbers.append(len(found))
+        sizes = iter(count(sequences, tokenizer))
+        lengths += [max(next(sizes) for _ in range(number)) for number in numbers]
     return lengths
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from colab_utils.data import (
+    cells,
     columns,
     converting,
     kind_readers,
@@ -103,10 +104,11 @@ class RowReader:
         What was found is the row's kind, or, for an answer with a label, one of
         `kinds.VERDICTS`.
         """
-        if isinstance(raw, list) and raw and isinstance(raw[0], dict):
+        if cells.is_conversation(raw):
             raw = {"messages": raw}
         if not isinstance(raw, dict):
             raise BadRow(f"{NOT_AN_OBJECT}, but {type(raw).__name__}")
+        raw = cells.decode(raw)
         plan = self._plan(raw)
         notes: list[str] = []
         row = kind_readers.READERS[plan.kind](raw, plan, notes)

@@ -104,13 +104,16 @@ def _preference(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:
 
 
 def _middle(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:
-    names = plan.columns
-    before, after = raw[names["prefix"]], raw[names["suffix"]]
-    return {
-        "prefix": "" if before is None else values.whole_text(before, names["prefix"]),
-        "middle": values.whole_text(raw[names["middle"]], names["middle"]),
-        "suffix": "" if after is None else values.whole_text(after, names["suffix"]),
-    }
+    parts = {}
+    for part in ("prefix", "suffix"):
+        cell, column = raw[plan.columns[part]], plan.columns[part]
+        blank = cell is None or (isinstance(cell, str) and values.is_blank(cell))
+        parts[part] = (cell or "") if blank else values.whole_text(cell, column)
+    if not "".join(parts.values()).strip():
+        raise BadRow("prefix and suffix are empty")
+    column = plan.columns["middle"]
+    middle = values.whole_text(raw[column], column)
+    return {"prefix": parts["prefix"], "middle": middle, "suffix": parts["suffix"]}
 
 
 def _labeled(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:

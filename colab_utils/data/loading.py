@@ -45,17 +45,17 @@ def load(source: str, kind: str = "auto") -> tuple[list[Row], list[Rejected]]:
     when no row can be used.
     """
     kind = kinds.choose(kind)
-    found = convert(runtime.progress(_raw_rows(source), "reading"), kind)
+    found = convert(runtime.progress(raw_rows(source), "reading"), kind)
     decision = kinds.decide(found.tally.found, kind)
     rows, rejected = settle(found, decision)
     if not rows:
-        raise ValueError(_why_no_rows(source, found.tally, rejected))
+        raise ValueError(why_no_rows(source, found.tally, rejected))
     report(found.tally, decision)
     _fill_labels(rows)
     return rows, rejected
 
 
-def _raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
+def raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
     if source == "demo":
         return enumerate(demo.flawed(demo.questions()), start=1)
     return readers.read(source)
@@ -162,7 +162,7 @@ def _fill_labels(rows: list[Row]) -> None:
             row.setdefault("category", "")
 
 
-def _why_no_rows(source: str, tally: Tally, rejected: list[Rejected]) -> str:
+def why_no_rows(source: str, tally: Tally, rejected: list[Rejected]) -> str:
     if not rejected:
         return f"{source} has no rows."
     found = ", ".join(escape(n)[:40] for n, _ in tally.columns.most_common(12))

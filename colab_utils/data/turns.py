@@ -61,7 +61,7 @@ def _plain(turn: dict[Any, Any]) -> Message | None:
     role, content = turn.get("role"), turn.get("content")
     if role.__class__ is not str or content.__class__ is not str:
         return None
-    if role not in (USER, ASSISTANT, SYSTEM):
+    if role not in (USER, ASSISTANT, SYSTEM) or not content.strip():
         return None
     return {"role": role, "content": values.text(content, f"{role} message")}
 
@@ -198,7 +198,7 @@ def repaired(turns: list[Message], notes: list[str]) -> list[Message]:
         last = "question" if rest[-1]["role"] == USER else "tool result"
         notes.append(f"a {last} after the last answer removed")
         rest = rest[:end]
-    rest = _joined(rest, notes)
+    rest = joined(rest, notes)
     _check(rest)
     return system + rest
 
@@ -216,7 +216,7 @@ def _in_order(turns: list[Message]) -> bool:
     return True
 
 
-def _joined(turns: list[Message], notes: list[str]) -> list[Message]:
+def joined(turns: list[Message], notes: list[str]) -> list[Message]:
     """Join messages of one role in a row; raises BadRow if only one is trained."""
     found: list[Message] = []
     for turn in turns:
@@ -227,12 +227,12 @@ def _joined(turns: list[Message], notes: list[str]) -> list[Message]:
         if turn.get("weight") != last.get("weight"):
             raise BadRow("two answers in a row, of which only one is trained")
         texts = [t["content"] for t in (last, turn) if t["content"]]
-        joined = {**last, "content": "\n\n".join(texts) or None}
+        both = {**last, "content": "\n\n".join(texts) or None}
         if calls := last.get("tool_calls", []) + turn.get("tool_calls", []):
-            joined["tool_calls"] = calls
+            both["tool_calls"] = calls
         if len(texts) > 1:
             notes.append(f"{turn['role']} messages in a row joined")
-        found[-1] = joined
+        found[-1] = both
     return found
 
 

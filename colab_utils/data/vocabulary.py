@@ -82,6 +82,7 @@ def without_added_space(tokenizer: Tokenizer) -> Backend:
     from tokenizers import Tokenizer as Backend
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {"truncation": None, "padding": None}
     state["normalizer"] = _without_space(state["normalizer"])
     state["pre_tokenizer"] = _without_space(state["pre_tokenizer"])
     backend: Backend = Backend.from_str(json.dumps(state))
