@@ -254,6 +254,21 @@ def test_rows_are_split_by_document():
     assert len({row["line"] for row in rows}) == 4
 
 
+def test_rows_of_one_document_are_grouped_by_chunk():
+    second = Chunk("towers.md", 2, "It is white.", 4, 42, 54)
+    rows = creation.to_rows([PAIR, Pair("Color?", "white", second)], "chunk")
+    assert [row["group"] for row in rows] == [
+        "towers.md, chunk 1",
+        "towers.md, chunk 2",
+    ]
+
+
+def test_reject_low_gives_the_score():
+    (one,) = creation.reject_low([Pair("When?", "1900", CHUNK, score=3)])
+    assert (one.line, one.start) == (1, "When?")
+    assert one.reason == "the judge's score is 3 of 10"
+
+
 def test_prompts_have_the_fields_that_are_filled():
     fields = writing._fields(PAIR, how="x")
     for template in (prompts.EVOLVE, prompts.IMPROVE, prompts.JUDGE):
