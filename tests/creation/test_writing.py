@@ -131,6 +131,11 @@ def test_generator_must_answer_each():
         creation.write([CHUNK, CHUNK], say("a")[0])
 
 
+def test_half_a_character_does_not_stop_the_save():
+    text = '[{"question": "Who \\ud83d?", "answer": "Ada \\ud800"}]'
+    assert pairs_in(text) == [("Who ??", "Ada ?")]
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text() | st.just("\ud800"),
     lambda inner: (
