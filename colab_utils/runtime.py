@@ -175,13 +175,19 @@ def project_root() -> Path | None:
     return None
 
 
-def progress(items: Iterable[Any] | None, label: str, **options: Any) -> tqdm:
+def progress(
+    items: Iterable[Any] | None, label: str, *, rows: int = 0, **options: Any
+) -> tqdm:
     """Wrap `items` in a progress bar that appears after a second, unless headless.
 
-    `options` are tqdm's. Without items (None), give `total` and call `update(n)`.
+    If an item is a part of a dataset, `rows` is the number of rows in it: the bar then
+    shows rows and rows a second. `options` are tqdm's. Without items (None), give
+    `total` and call `update(n)`.
     """
     from tqdm.auto import tqdm
 
+    if rows:
+        options = {"unit": " rows", "unit_scale": rows if rows > 1 else True} | options
     return tqdm(items, desc=label, disable=headless(), delay=1, **options)
 
 

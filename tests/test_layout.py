@@ -16,7 +16,7 @@ FLOORS = (
     ("shape", "storage"),
     ("workspace", "hub", "demo"),
     ("data", "memory"),
-    ("fast", "weights", "plots"),
+    ("fast", "weights", "plots", "creation"),
     ("models",),
     ("generation",),
     ("training", "evaluation", "widgets"),

@@ -18,7 +18,7 @@ from colab_utils import hub
 from colab_utils.runtime import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingface")
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingface", "OPENAI_API_KEY")
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ NOTEBOOK_METADATA: dict[str, Any] = {
     "language_info": {"name": "python"},
 }
 # Colab and Kaggle open these without a GPU: its free hours are for the others.
-WITHOUT_GPU = ("01_create_dataset",)
+WITHOUT_GPU = ("01_create_dataset", "13_create_from_documents")
 CELL_METADATA = ("_kg_hide-input", "cellView", "tags")
 # These name the project's own address. Model cards take it from the package.
 NAMING = ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")

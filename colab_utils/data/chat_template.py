@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from colab_utils.data.rendering import BadTemplate, Conversations, probe
+from colab_utils.data.spans import Conversation, end_of_turn, missing_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -91,12 +92,12 @@ def _check(tokenizer: Tokenizer) -> list[str]:
     """Return the tokens that end an answer; raise BadTemplate if there are none."""
     chats = Conversations(tokenizer)
     messages = probe("user", "assistant") * 2
-    text, spans = chats.trained_spans(messages)
-    trained = [text[start:end] for start, end in spans]
+    chat = Conversation(chats, messages)
+    trained = [chat.text[start:end] for start, end in chat.trained_spans()]
     answer = messages[1]["content"]
     if len(trained) != 2 or not all(answer in part for part in trained):
         raise BadTemplate(chats.name, "does not mark each answer")
-    ends = chats.end_of_turn()
+    ends = end_of_turn(chats)
     if not ends:
         raise BadTemplate(chats.name, "writes no special token that ends an answer")
     return ends
@@ -113,7 +114,7 @@ def _complete(tokenizer: Tokenizer) -> str:
     before, after, added = "", "", ""
     if _adds_bos(tokenizer) and not text.startswith(bos):
         before, added = "{{- bos_token -}}", f"; {bos} is put in front"
-    if header := chats.missing_header():
+    if header := missing_header(chats):
         quoted = json.dumps(header, ensure_ascii=False)
         after = f"{{% if add_generation_prompt %}}{{{{- {quoted} -}}}}{{% endif %}}"
         added += f"; {quoted} is added as the generation prompt"

@@ -1,35 +1,37 @@
-"""Filters: row lengths in tokens, long rows, and special tokens in the text."""
+"""Filters: row lengths in tokens, long rows, special tokens, and tools."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from colab_utils import runtime
-from colab_utils.data.masking import check_offsets, end_of_turn
-from colab_utils.data.rendering import Conversations, naming, special_tokens
-from colab_utils.data.schema import Rejected, Row, reject_row
+from colab_utils.data.masking import batches, count, end_of_turn
+from colab_utils.data.pieces import Writer, middle_marks
+from colab_utils.data.rendering import BadTemplate, naming
+from colab_utils.data.schema import MIDDLE, Rejected, Row, kind_of, reject_row
+from colab_utils.data.tools import texts_of, turns_of, uses_tools
+from colab_utils.data.vocabulary import any_of, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 def token_lengths(rows: list[Row], tokenizer: Tokenizer) -> list[int]:
-    """Return each row's number of tokens in the chat template, as in training.
+    """Return each row's number of tokens, as in training.
 
-    Raises ValueError with the line of a row that the template rejects.
+    A preference row has the length of the longer of its two sequences. Raises
+    ValueError with the line of a row that the chat template rejects.
     """
-    check_offsets(tokenizer)
-    conversations = Conversations(tokenizer)
+    writer = Writer(tokenizer, spans=False)
     lengths: list[int] = []
-    for start in runtime.progress(range(0, len(rows), 500), "counting tokens"):
-        texts = []
-        for row in rows[start : start + 500]:
+    for part in batches(rows, "counting tokens"):
+        sequences, numbers = [], []
+        for row in part:
             with naming(row):
-                messages = conversations.prepare(row["messages"])
-                texts.append(conversations.render(messages))
-        # verbose=False: no warning about long rows, which this function has to find.
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        lengths += map(len, ids)
+                found = writer.sequences(row)
+            sequences += found
+            numbers.append(len(found))
+        sizes = iter(count(sequences, tokenizer))
+        lengths += [max(next(sizes) for _ in range(number)) for number in numbers]
     return lengths
 
 
@@ -39,19 +41,64 @@ def drop_special_tokens(
     """Split rows into those without and those with a special token in their text.
 
     The tokenizer would read a `</s>` in the text as the real EOS token, and the model
-    would learn to stop there.
+    would learn to stop there. The texts of a row include its tools and their calls.
     """
     ends = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
-    special = [*dict.fromkeys([*special_tokens(tokenizer), *ends])]
+    special = {*special_tokens(tokenizer), *ends}
+    if any(kind_of(row) == MIDDLE for row in rows):
+        special |= {*middle_marks(tokenizer).texts}
+    pattern = any_of(special)
     kept, rejected = [], []
     for row in rows:
-        text = "".join(turn["content"] for turn in row["messages"])
-        found = [token for token in special if token in text]
-        if found:
+        if found := pattern.search("\n".join(_texts(row))):
             rejected.append(reject_row(row, f"contains the special token {found[0]}"))
         else:
             kept.append(row)
     return kept, rejected
+
+
+def _texts(row: Row) -> list[str]:
+    """Return all texts of a row that a model may read."""
+    texts = [text for turn in turns_of(row) for text in texts_of(turn)]
+    texts += texts_of(row.get("tools", []))
+    names = {"prefix", "middle", "suffix", "text", "label"}
+    return texts + [str(value) for name, value in row.items() if name in names]
+
+
+def drop_unsupported_tools(
+    rows: list[Row], tokenizer: Tokenizer
+) -> tuple[list[Row], list[Rejected]]:
+    """Split rows into those that the chat template can write, and those it can't.
+
+    Only rows that use tools are tried. A printed line reports the number of rejected
+    rows, and what to do.
+    """
+    writer = Writer(tokenizer, spans=False)
+    kept, rejected = [], []
+    for row in rows:
+        if problem := uses_tools(row) and _tool_problem(row, writer):
+            rejected.append(reject_row(row, problem))
+        else:
+            kept.append(row)
+    if rejected:
+        print(
+            f"{len(rejected):,} of {len(rows):,} rows are rejected, because the chat "
+            f"template of {writer.chats.name} can't write their tools: set MODEL to a "
+            "model whose template takes tools, such as Llama 3.1 Instruct or Qwen2.5 "
+            "Instruct"
+        )
+    return kept, rejected
+
+
+def _tool_problem(row: Row, writer: Writer) -> str | None:
+    """Return why the chat template can't write a row with tools, or None if it can."""
+    if problem := writer.tool_problem(row):
+        return problem
+    try:
+        writer.sequences(row)
+    except BadTemplate as error:
+        return f"uses tools, and the chat template of {writer.chats.name} {error.why}"
+    return None
 
 
 def drop_long(

@@ -1,159 +1,184 @@
-"""Bring raw rows of the known formats into the schema."""
+"""Bring raw rows of any known shape into the schema."""
 
 from __future__ import annotations
 
-import itertools
-import math
+from collections import Counter
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from colab_utils.data import kinds
-from colab_utils.data.schema import BadRow, Message, Row, escape
-
-# For each format: the column of the prompt, and the columns that may hold the answer.
-# They are tried in this order.
-FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "messages": ("messages", ()),
-    "conversations": ("conversations", ()),
-    "prompt/completion": ("prompt", ("completion",)),
-    "instruction/input/output": ("instruction", ("output", "response")),
-    "question/answer": ("question", ("answer",)),
-}
-CONTEXTS = ("input", "context")  # appended to the first prompt
-SYSTEMS = ("system", "system_prompt")  # become the system message
-LABELS = ("group", "category")
-USED = {name for prompt, answers in FORMATS.values() for name in (prompt, *answers)}
-USED |= {*CONTEXTS, *SYSTEMS, *LABELS}
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+from colab_utils.data import (
+    cells,
+    columns,
+    converting,
+    kind_readers,
+    kinds,
+    ready_prompts,
+    turns,
+    values,
+)
+from colab_utils.data.columns import Plan
+from colab_utils.data.schema import (
+    COMPLETION,
+    INSTRUCTION,
+    PREFERENCE,
+    BadRow,
+    Message,
+    Row,
+    kind_of,
+)
 
 # Starts of reasons for which `load` gives specific advice.
 UNKNOWN_FORMAT = "its columns match no known format"
 NOT_AN_OBJECT = "not an object with columns"
+MEDIA = "images and sound are not supported"
+MANY_PLANS = 1000  # sets of columns that a reader remembers
 
 
-def to_row(raw: object, line: int) -> Row:
+KNOWN = (
+    "a prompt and its answer, messages, chosen and rejected, text and label, prefix "
+    "with middle and suffix, or text"
+)
+
+
+def to_row(raw: object, line: int, kind: str = "auto") -> Row:
     """Bring a raw row into the schema; raises BadRow with the reason.
 
-    `group` and `category` are kept if they are text or numbers.
+    With another kind than "auto", a row of another kind is converted if that makes
+    sense. To read many rows, keep one `RowReader`: it is faster.
     """
-    row: Row = {"messages": to_messages(raw), "line": line}
-    if isinstance(raw, dict):
-        if group := _label(raw, "group"):
-            row["group"] = group
-        if category := _label(raw, "category"):
-            row["category"] = category
+    row, found = RowReader(kind).read(raw, line)
+    if found == kinds.BAD or (found == kinds.GOOD and kind != INSTRUCTION):
+        raise BadRow(kinds.UNPAIRED_ROW)
     return row
 
 
-def unused_columns(raw: dict[Any, object]) -> list[str]:
-    """Return the columns that `to_row` does not read, or whose label is not text."""
-    return [
-        str(name)
-        for name, value in raw.items()
-        if name not in USED or (name in LABELS and not _can_be_label(value))
-    ]
-
-
-def _can_be_label(value: object) -> bool:
-    return value is None or isinstance(value, (str, int, float))
-
-
-def _label(raw: dict[Any, object], column: str) -> str:
-    value = raw.get(column)
-    if _is_blank(value) or not _can_be_label(value):
-        return ""
-    return _text(str(value), column)
-
-
 def to_messages(raw: object) -> list[Message]:
-    """Bring a row of any known format into messages; raises BadRow with the reason.
+    """Bring a row of any known shape into messages; raises BadRow with the reason.
 
     {"question": "2 + 2?", "answer": "4"} becomes
     [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}].
     """
-    if not isinstance(raw, dict):
-        raise BadRow(f"{NOT_AN_OBJECT}, but {type(raw).__name__}")
-    prompt, answer = _find_columns(raw)
-    if kind := kinds.by_label(raw):
-        raise BadRow(kind)
-    contexts: tuple[str, ...] = CONTEXTS
-    if answer is None or isinstance(raw[prompt], list):
-        turns = _conversation(raw[prompt])
-        turns += _conversation(raw[answer]) if answer else []
-        contexts = CONTEXTS[1:]
-    else:
-        turns = [
-            {"role": "user", "content": _text(raw[prompt], prompt)},
-            {"role": "assistant", "content": _text(raw[answer], answer)},
-        ]
-    _check_roles(turns)
-    first = next(turn for turn in turns if turn["role"] == "user")
-    for name in contexts:
-        if not _is_blank(raw.get(name)):
-            first["content"] += "\n\n" + _text(raw[name], name)
-    system = next((name for name in SYSTEMS if not _is_blank(raw.get(name))), None)
-    if system and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": _text(raw[system], system)})
-    return turns
+    row = to_row(raw, 0)
+    if "messages" not in row:
+        raise BadRow(f"a row of the kind {kind_of(row)} has no messages")
+    return row["messages"]
 
 
-def _find_columns(raw: dict[Any, object]) -> tuple[str, str | None]:
-    """Return the columns of the prompt and of the answer.
+@dataclass
+class Tally:
+    """What was read: counts that can be added up over the parts of a dataset.
 
-    The second is None if the first holds the whole conversation. A table merged from
-    several has empty columns, so filled columns are tried first.
+    `found` counts kinds and verdicts, `by` counts (kind, how it was recognized).
     """
-    filled = {name for name, value in raw.items() if not _is_blank(value)}
-    for names, (prompt, answers) in itertools.product(
-        (filled, set(raw)), FORMATS.values()
-    ):
-        answer = next((name for name in answers if name in names), None)
-        if prompt in names and (answer or not answers):
-            return prompt, answer
-    raise BadRow(kinds.by_columns(raw) or UNKNOWN_FORMAT)
+
+    found: Counter[str] = field(default_factory=Counter)
+    by: Counter[tuple[str, str]] = field(default_factory=Counter)
+    repairs: Counter[str] = field(default_factory=Counter)
+    keys: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            *(
+                getattr(self, part.name) + getattr(other, part.name)
+                for part in fields(self)
+            )
+        )
 
 
-def _is_blank(value: object) -> bool:
-    """Return whether a cell is empty, or NaN: a table's missing numbers are NaN."""
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
+@dataclass
+class RowReader:
+    """Reads raw rows, and remembers how each set of columns is read.
+
+    `kind` is "auto" or the kind that rows are converted to.
+    """
+
+    kind: str = "auto"
+    plans: dict[columns.Key, Plan] = field(default_factory=dict)
+    counts: Tally = field(default_factory=Tally)
+
+    def read(self, raw: object, line: int) -> tuple[Row, str]:
+        """Return a row in the schema and what was found; raises BadRow.
+
+        What was found is the row's kind, or, for an answer with a label, one of
+        `kinds.VERDICTS`.
+        """
+        if cells.is_conversation(raw):
+            raw = {"messages": raw}
+        if not isinstance(raw, dict):
+            raise BadRow(f"{NOT_AN_OBJECT}, but {type(raw).__name__}")
+        raw = cells.decode(raw)
+        plan = self._plan(raw)
+        notes: list[str] = []
+        row = kind_readers.READERS[plan.kind](raw, plan, notes)
+        row["line"] = line
+        for name in plan.meta:
+            label = values.text(raw[plan.columns[name]], name)
+            row[name] = label  # type: ignore[literal-required]
+        found, by = plan.kind, plan.by
+        if found == COMPLETION and self.kind in ("auto", INSTRUCTION):
+            row, found, by = _ready(row, by, notes)
+        elif "verdict" in plan.columns:
+            found = kinds.verdict(raw[plan.columns["verdict"]])
+        if self.kind not in ("auto", found) and not (
+            found in kinds.VERDICTS and self.kind in (INSTRUCTION, PREFERENCE)
+        ):
+            row, found = converting.convert(row, self.kind), self.kind
+            by = f"made from {plan.kind} ({by})"
+        plan.ways[found, by] = plan.ways.get((found, by), 0) + 1
+        if notes:
+            self._count(notes)
+        return row, found
+
+    def _count(self, notes: list[str]) -> None:
+        for note in set(notes):
+            if note.startswith(turns.KEY):
+                self.counts.keys[note.removeprefix(turns.KEY)] += 1
+            else:
+                self.counts.repairs[note] += 1
+
+    def tally(self) -> Tally:
+        """Return the counts of all rows that were read."""
+        for key, plan in self.plans.items():
+            rows = sum(plan.ways.values())
+            for (found, by), count in plan.ways.items():
+                self.counts.found[found] += count
+                self.counts.by[found, by] += count
+            if rows:
+                self.counts.unused.update(dict.fromkeys(plan.unused, rows))
+            names = [str(name) for name, _ in key]
+            self.counts.columns.update(dict.fromkeys(names, plan.seen))
+        self.plans.clear()
+        return self.counts
+
+    def _plan(self, raw: dict[Any, Any]) -> Plan:
+        key = tuple([(name, columns.type_of(value)) for name, value in raw.items()])
+        plan = self.plans.get(key)
+        if plan is None:
+            if len(self.plans) >= MANY_PLANS:
+                self.tally()
+            plan = self.plans[key] = self._recognize(key)
+        plan.seen += 1
+        if plan.why:
+            raise BadRow(plan.why)
+        return plan
+
+    def _recognize(self, key: columns.Key) -> Plan:
+        if name := columns.media(key):
+            return Plan("", {}, "", [], f"{MEDIA} (its column {name})")
+        ways = list(columns.plans(key))
+        own = [way for way in ways if way.kind == self.kind]
+        unknown = UNKNOWN_FORMAT + columns.why_none(key)
+        return next(iter(own or ways), Plan("", {}, "", [], unknown))
 
 
-def _text(value: object, column: str) -> str:
-    if _is_blank(value):
-        raise BadRow(f"{column} is empty")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise BadRow(f"{column} is not text, but {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"{column} is not valid UTF-8") from error
-    return value.strip()
-
-
-def _conversation(value: object) -> list[Message]:
-    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-        raise BadRow("a conversation must be a list of messages")
-    turns = []
-    for turn in value:
-        role = turn.get("from") if _is_blank(turn.get("role")) else turn["role"]
-        role = _text(role, "role")
-        role = SHAREGPT_ROLES.get(role, role)
-        if kind := kinds.by_turn(turn, role):
-            raise BadRow(kind)
-        if role not in ("system", "user", "assistant"):
-            raise BadRow(f"unknown role {escape(role)[:40]}")
-        content = turn.get("content")
-        content = turn.get("value") if _is_blank(content) else content
-        turns.append({"role": role, "content": _text(content, f"{role} message")})
-    return turns
-
-
-def _check_roles(turns: list[Message]) -> None:
-    roles = [turn["role"] for turn in turns]
-    without_system = roles[1:] if roles[:1] == ["system"] else roles
-    pairs = len(without_system) // 2
-    if not pairs or without_system != ["user", "assistant"] * pairs:
-        raise BadRow("the roles must alternate, from user to assistant")
+def _ready(row: Row, by: str, notes: list[str]) -> tuple[Row, str, str]:
+    """Return a text with the marks of a chat template as an instruction row."""
+    dialogue = ready_prompts.cut(row["text"], notes)
+    if not dialogue:
+        return row, COMPLETION, by
+    name, messages = dialogue
+    made: Row = {**row, "messages": turns.repaired(messages, notes)}
+    del made["text"]
+    return made, INSTRUCTION, f"{by}, cut at the marks {name}"

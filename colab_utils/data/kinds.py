@@ -1,88 +1,81 @@
-"""Name the kinds of rows that can't be trained on as instructions, and say why.
+"""Decide which one kind the rows of a dataset are of, and say why others are rejected.
 
-Each reason begins with the kind, so that a report of rejected rows names it.
+An answer with a verdict (a label true or false) is of no kind: training on it could
+teach a bad answer. Such answers become preference rows if a prompt has a good and a bad
+one. The good ones become instruction rows only if the reader asks for this kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from colab_utils import parameters
+from colab_utils.data.schema import COLUMNS, INSTRUCTION
+
+# What an instruction row is if it has a label next to its answer.
+GOOD, BAD = "a good answer", "a bad answer"  # true or false
+ONE, ZERO = "an answer labeled 1", "an answer labeled 0"
+OTHER = "an answer with a label"
+VERDICTS = (GOOD, BAD, ONE, ZERO, OTHER)
+SAID = {"true": GOOD, "false": BAD, "1": ONE, "1.0": ONE, "0": ZERO, "0.0": ZERO}
 
 UNPAIRED = "unpaired preference"
-PREFERENCE = "preference"
-RAW_TEXT = "raw text"
-CLASSIFICATION = "classification"
-MIDDLE = "fill in the middle"
-TOOLS = "tool use"
-PARTS = "content in parts"
-# What to do with a dataset of each kind.
-ADVICE = {
-    UNPAIRED: "Delete the rows with bad answers, then the column label. If label is "
-    "not a verdict on the answer, rename it",
-    PREFERENCE: "To train on the better answers, rename chosen to completion, or to "
-    "messages if it holds the whole conversation",
-    RAW_TEXT: "Split each text into a question and its answer",
-    CLASSIFICATION: "Rename text to prompt and label to completion",
-    MIDDLE: "Rename them to a prompt and a completion",
-    TOOLS: "Tools are not supported yet: keep only conversations without them",
-    PARTS: "Write each content as one text; images and sound are not supported",
-}
-# Columns by which a kind is recognized if the row has no prompt with an answer.
-COLUMNS = {
-    PREFERENCE: ("chosen", "rejected"),
-    MIDDLE: ("prefix", "middle", "suffix"),
-    CLASSIFICATION: ("text", "label"),
-    RAW_TEXT: ("text",),
-}
-TOOL_ROLES = (
-    "tool",
-    "function",
-    "tool_call",
-    "tool_response",
-    "function_call",
-    "function_response",
-    "observation",
-    "ipython",
-)
-CALLS = ("tool_calls", "function_call")
+BAD_ANSWER = f"{UNPAIRED}: its label says that the answer is bad"
+UNPAIRED_ROW = f"{UNPAIRED}: its label says whether the answer is good"
 
 
-def by_columns(raw: Mapping[Any, object]) -> str | None:
-    """Return the kind of a row without a prompt and an answer, and its columns."""
-    for kind, columns in COLUMNS.items():
-        if all(raw.get(name) is not None for name in columns):
-            return f"{kind} (columns {', '.join(columns)})"
-    return None
+def choose(kind: object) -> str:
+    """Return a kind that the reader gave, or "auto"; raises ValueError for others."""
+    return parameters.choice("KIND", kind, "auto", *COLUMNS)
 
 
-def by_label(raw: Mapping[Any, object]) -> str | None:
-    """Return the reason if a row has a verdict on its answer: a label true or false.
+def verdict(label: object) -> str:
+    """Return what the label of a row with an answer says about the answer."""
+    said = str(label).strip().lower() if isinstance(label, (str, int, float)) else ""
+    return SAID.get(said, OTHER)
 
-    Training on such a row would also teach the bad answers.
+
+@dataclass(frozen=True)
+class Decision:
+    """The one kind of a dataset, and what its labels next to answers mean.
+
+    `zero_is_bad` says that labels 0 and 1 are verdicts. `take_good` says that the
+    reader asked for instructions, so that good answers are kept.
     """
-    label = raw.get("label")
-    if isinstance(label, bool) or str(label).strip().lower() in ("true", "false"):
-        return f"{UNPAIRED} (its label says whether the answer is good)"
-    return None
+
+    kind: str
+    zero_is_bad: bool
+    take_good: bool
+
+    def meaning(self, found: str) -> str:
+        """Return the kind of a row, or GOOD or BAD if it has a verdict."""
+        if self.zero_is_bad:
+            found = {ONE: GOOD, ZERO: BAD}.get(found, found)
+        return INSTRUCTION if found in (ONE, ZERO, OTHER) else found
+
+    def reason(self, found: str) -> str | None:
+        """Return why a row is rejected, or None for a row of the dataset's kind."""
+        meaning = self.meaning(found)
+        if meaning == self.kind or (meaning == GOOD and self.take_good):
+            return None
+        if meaning in (GOOD, BAD):
+            return BAD_ANSWER if self.take_good else UNPAIRED_ROW
+        return f"a row of the kind {meaning} in a dataset of the kind {self.kind}"
 
 
-def by_labels(labels: Iterable[object]) -> str | None:
-    """Return the reason if the labels of a whole dataset are verdicts: 0 and 1."""
-    found = {str(label).strip() for label in labels}
-    if found and found <= {"0", "1", "0.0", "1.0"}:
-        return f"{UNPAIRED} (all labels are 0 or 1)"
-    return None
+def decide(found: Mapping[str, int], kind: str) -> Decision:
+    """Return the kind that the reader gave, else the kind of most rows.
 
-
-def by_turn(turn: Mapping[Any, object], role: str) -> str | None:
-    """Return the reason if a turn calls a tool, is a tool's, or is not one text."""
-    if role in TOOL_ROLES:
-        return f"{TOOLS} (a message of the role {role})"
-    call = next((name for name in CALLS if turn.get(name)), None)
-    if call:
-        return f"{TOOLS} ({call} in a message)"
-    for content in (turn.get("content"), turn.get("value")):
-        if isinstance(content, list) and all(isinstance(one, dict) for one in content):
-            types = sorted({str(one.get("type", "?"))[:20] for one in content})
-            return f"{PARTS} ({', '.join(map(ascii, types[:3]))})"
-    return None
+    `found` counts what `RowReader.read` found. Labels next to answers are verdicts if
+    they are true or false, or if all of them are 0 or 1.
+    """
+    zero_is_bad = bool(found.get(ZERO)) and not found.get(OTHER)
+    votes: dict[str, int] = {}
+    for what, count in found.items():
+        meaning = Decision("", zero_is_bad, False).meaning(what)
+        name = UNPAIRED if meaning in (GOOD, BAD) else meaning
+        votes[name] = votes.get(name, 0) + count
+    most = max(votes, key=lambda name: votes[name], default="")
+    chosen = most if kind == "auto" else kind
+    return Decision(chosen, zero_is_bad, kind == INSTRUCTION)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from colab_utils import demo, parameters, runtime
-from colab_utils.data import formats, kinds, readers, schema
-from colab_utils.data.schema import BadRow, Rejected, Row, escape, reject
+from colab_utils.data import converting, formats, kinds, readers, schema
+from colab_utils.data.formats import Tally
+from colab_utils.data.schema import PREFERENCE, BadRow, Rejected, Row, escape, reject
 
 DOLLY = "databricks/databricks-dolly-15k"
 # Advice for a dataset without usable rows, by the start of the most frequent reason.
 ADVICE = {
     formats.UNKNOWN_FORMAT: "Rename your columns to one of them",
+    formats.MEDIA: "Remove the column to train on the texts alone",
     formats.NOT_AN_OBJECT: "Give every row columns; a list of rows needs a .json file",
-    **kinds.ADVICE,
+    kinds.UNPAIRED: "No prompt has a good and a bad answer, which would make a "
+    'preference. KIND = "instruction" trains on the good answers only',
 }
 
 
@@ -32,47 +36,116 @@ def resolve_dataset(source: str | None, model: str) -> str:
     return DOLLY
 
 
-def load(source: str) -> tuple[list[Row], list[Rejected]]:
+def load(source: str, kind: str = "auto") -> tuple[list[Row], list[Rejected]]:
     """Return the rows of a dataset in the schema, and the rejected rows.
 
-    `source` is "demo", a path (JSONL, JSON, CSV, TSV, Parquet) or a Hub id. Prints the
-    columns that are not used. Raises FileNotFoundError, or ValueError when no row can
-    be used.
+    `source` is "demo", a path (JSONL, JSON, CSV, TSV, Parquet) or a Hub id. `kind` is
+    "auto" or the kind of row to make. All rows are of one kind; it is printed, and so
+    are repairs and columns that are not used. Raises FileNotFoundError, or ValueError
+    when no row can be used.
     """
-    rows: list[Row] = []
-    rejected: list[Rejected] = []
-    columns: Counter[str] = Counter()
-    unused: Counter[str] = Counter()
-    labels: list[object] = []
-    for item in runtime.progress(_raw_rows(source), "reading"):
-        if isinstance(item, Rejected):
-            rejected.append(item)
-            continue
-        line, raw = item
-        if isinstance(raw, dict):
-            columns.update(map(str, raw))
-            unused.update(formats.unused_columns(raw))
-        try:
-            rows.append(formats.to_row(raw, line))
-            labels += [raw["label"]] if isinstance(raw, dict) and "label" in raw else []
-        except BadRow as error:
-            rejected.append(reject(line, str(error), raw))
-    if kind := kinds.by_labels(labels):
-        rejected += [schema.reject_row(row, kind) for row in rows]
-        rows = []
+    kind = kinds.choose(kind)
+    found = convert(runtime.progress(raw_rows(source), "reading"), kind)
+    decision = kinds.decide(found.tally.found, kind)
+    rows, rejected = settle(found, decision)
     if not rows:
-        raise ValueError(_why_no_rows(source, columns, rejected))
-    if unused:
-        names = [f"{escape(name)[:40]} ({_rows(n)})" for name, n in unused.items()]
-        print(f"columns not used: {', '.join(names[:12])}")
+        raise ValueError(why_no_rows(source, found.tally, rejected))
+    report(found.tally, decision)
     _fill_labels(rows)
     return rows, rejected
 
 
-def _raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
+def raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
     if source == "demo":
         return enumerate(demo.flawed(demo.questions()), start=1)
     return readers.read(source)
+
+
+@dataclass
+class Converted:
+    """Rows that were read, what each was found to be, rejected rows, and counts."""
+
+    rows: list[Row] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+
+def convert(items: Iterable[readers.Numbered | Rejected], kind: str) -> Converted:
+    """Bring raw rows into the schema; nothing is printed.
+
+    The kind of the dataset is decided when the counts of all parts are added up:
+    `kinds.decide(tally.found, kind)`. Then `Decision.reason` says for each row's
+    `found` why it is rejected.
+    """
+    reader = formats.RowReader(kind)
+    made = Converted()
+    for item in items:
+        if isinstance(item, Rejected):
+            made.rejected.append(item)
+            continue
+        line, raw = item
+        try:
+            row, found = reader.read(raw, line)
+        except BadRow as error:
+            made.rejected.append(reject(line, str(error), raw))
+            continue
+        made.rows.append(row)
+        made.found.append(found)
+    made.tally = reader.tally()
+    return made
+
+
+def settle(
+    made: Converted, decision: kinds.Decision
+) -> tuple[list[Row], list[Rejected]]:
+    """Return the rows of the dataset's kind, and all rejected rows.
+
+    Good and bad answers to one prompt become preference rows.
+    """
+    rows: list[Row] = []
+    good: list[Row] = []
+    bad: list[Row] = []
+    rejected = list(made.rejected)
+    pairs = decision.kind in (kinds.UNPAIRED, PREFERENCE)
+    for row, found in zip(made.rows, made.found, strict=True):
+        meaning = decision.meaning(found)
+        if pairs and meaning in (kinds.GOOD, kinds.BAD):
+            (good if meaning == kinds.GOOD else bad).append(row)
+        elif reason := decision.reason(found):
+            rejected.append(schema.reject_row(row, reason))
+        else:
+            rows.append(row)
+    if good or bad:
+        paired, alone = converting.pair(good, bad)
+        rows += paired
+        rejected += [schema.reject_row(row, kinds.UNPAIRED_ROW) for row in alone]
+    return rows, sorted(rejected, key=lambda one: one.line)
+
+
+def report(tally: Tally, decision: kinds.Decision) -> None:
+    """Print the kind, by what it was recognized, the repairs, and what is not used."""
+    kind = PREFERENCE if decision.kind == kinds.UNPAIRED else decision.kind
+    ways = Counter(
+        {
+            by: count
+            for (found, by), count in tally.by.items()
+            if decision.meaning(found) == decision.kind
+            or decision.meaning(found) in (kinds.GOOD, kinds.BAD)
+        }
+    ).most_common(3)
+    counted = len(ways) > 1
+    said = [by + (f" ({_rows(count)})" if counted else "") for by, count in ways]
+    paired = ", good and bad answers paired" if decision.kind == kinds.UNPAIRED else ""
+    print(f"kind: {kind}, {'; '.join(said)}{paired}")
+    for name, counts in (
+        ("repaired", tally.repairs),
+        ("not used in messages", tally.keys),
+        ("columns not used", tally.unused),
+    ):
+        if counts:
+            parts = [f"{escape(n)[:80]} ({_rows(c)})" for n, c in counts.most_common()]
+            print(f"{name}: {', '.join(parts[:12])}")
 
 
 def _rows(count: int) -> str:
@@ -89,10 +162,10 @@ def _fill_labels(rows: list[Row]) -> None:
             row.setdefault("category", "")
 
 
-def _why_no_rows(source: str, columns: Counter[str], rejected: list[Rejected]) -> str:
-    if not columns and not rejected:
+def why_no_rows(source: str, tally: Tally, rejected: list[Rejected]) -> str:
+    if not rejected:
         return f"{source} has no rows."
-    found = ", ".join(escape(name)[:40] for name, _ in columns.most_common(12))
+    found = ", ".join(escape(n)[:40] for n, _ in tally.columns.most_common(12))
     reasons = Counter(r.reason for r in rejected).most_common(3)
     why = "; ".join(f"{count} x {reason}" for reason, count in reasons)
     advice = "Correct these rows in the file"
@@ -101,6 +174,5 @@ def _why_no_rows(source: str, columns: Counter[str], rejected: list[Rejected]) -
             advice = other
     return (
         f"No row of {source} can be used ({why}). Columns found: {found or 'none'}. "
-        f"Known formats: {', '.join(formats.FORMATS)}, each with an optional context. "
-        f"{advice}."
+        f"Known formats: {formats.KNOWN}. {advice}."
     )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 INSTRUCTION = "instruction"
 COMPLETION = "completion"
 PREFERENCE = "preference"
 CLASSIFICATION = "classification"
 MIDDLE = "fill-in-the-middle"
+KINDS = (INSTRUCTION, COMPLETION, PREFERENCE, CLASSIFICATION, MIDDLE)
 # The columns of each kind. They are those that the kind's trainer reads. A row is of
 # the first kind of which it has all columns.
 COLUMNS = {
@@ -98,14 +99,23 @@ def escape(text: str) -> str:
 def kind_of(row: Mapping[str, Any]) -> str:
     """Return the kind of a row in the schema; raises ValueError if it is of none."""
     for kind, columns in COLUMNS.items():
-        if all(name in row for name in columns):
+        if all(map(row.__contains__, columns)):
             return kind
     found = ", ".join(map(str, row))
     raise ValueError(f"A row with the columns {found} is of no known kind.")
 
 
+def said(turn: Message) -> str:
+    """Return the text of a turn; a call of a tool is its name and arguments as JSON."""
+    if not turn.get("tool_calls"):
+        return turn["content"] or ""
+    calls = [call["function"] for call in turn["tool_calls"]]
+    texts = [turn["content"] or "", *(json.dumps(c, sort_keys=True) for c in calls)]
+    return "\n".join(filter(None, texts))
+
+
 def prompt_of(row: Row) -> str:
-    """Return what the model gets: all user and assistant text before the last answer.
+    """Return what the model reads before it answers: all text before the last answer.
 
     It is the text of a row to classify, the text before and after the middle, and ""
     for raw text.
@@ -118,9 +128,7 @@ def prompt_of(row: Row) -> str:
     if kind == COMPLETION:
         return ""
     turns = row["prompt"] if kind == PREFERENCE else row["messages"][:-1]
-    return "\n".join(
-        turn["content"] or "" for turn in turns if turn["role"] != "system"
-    )
+    return "\n".join(map(said, turns))
 
 
 def answer_of(row: Row) -> str:
@@ -132,10 +140,32 @@ def answer_of(row: Row) -> str:
     kind = kind_of(row)
     if kind in (INSTRUCTION, PREFERENCE):
         last: Message = row["messages" if kind == INSTRUCTION else "chosen"][-1]
-        return last["content"] or ""
+        return said(last)
     if kind == CLASSIFICATION:
         return row["label"]
     return row["middle" if kind == MIDDLE else "text"]
+
+
+def map_texts(row: Row, change: Callable[[str], str]) -> Row:
+    """Return a copy of a row in which every text is changed; labels stay as they are.
+
+    The texts are the contents of all messages, a raw text, a text to classify, and the
+    three parts of a row with a middle. Calls of tools are no texts.
+    """
+    changed = dict(row)
+    for name in ("messages", "prompt", "chosen", "rejected"):
+        if name in row:
+            turns: list[Message] = changed[name]  # type: ignore[assignment]
+            changed[name] = [
+                {**turn, "content": change(turn["content"])}
+                if turn["content"]
+                else turn
+                for turn in turns
+            ]
+    for name in ("text", "prefix", "middle", "suffix"):
+        if name in row:
+            changed[name] = change(str(changed[name]))
+    return cast(Row, changed)
 
 
 def short_answers(rows: list[Row]) -> bool:

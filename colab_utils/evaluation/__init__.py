@@ -1,6 +1,7 @@
 """Evaluation: measure a model on rows that it was not trained on.
 
 `metrics` has all measures: exact match, loss, agreement of two models, and chance.
+`reading` reads rows with a base model: vectors of texts, and the loss of answers.
 """
 
 from colab_utils.evaluation.metrics import (
@@ -13,13 +14,17 @@ from colab_utils.evaluation.metrics import (
     held_out,
     score,
 )
+from colab_utils.evaluation.reading import Difficulty, difficulty, embeddings
 
 __all__ = [
     "Accuracy",
+    "Difficulty",
     "HeldOut",
     "Score",
     "accuracy",
     "chance",
+    "difficulty",
+    "embeddings",
     "exact_match",
     "held_out",
     "score",

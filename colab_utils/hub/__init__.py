@@ -1,13 +1,13 @@
 """The Hugging Face Hub: find a token, explain an error, write a card, and push.
 
-Read in this order: `tokens` finds the user's token and keeps it out of every text;
-`errors` turns the Hub's errors into sentences that say what to do next; `cards` writes
-the README.md of a dataset or model and uploads the folder.
+Read in this order: `tokens` finds the user's token, or the key of another service, and
+keeps it out of every text; `errors` turns the Hub's errors into sentences that say what
+to do next; `cards` writes the README.md of a dataset or model and uploads the folder.
 """
 
 from colab_utils.hub.cards import Trained, push, write_card, write_trained
 from colab_utils.hub.errors import can_read, explain, hub_errors
-from colab_utils.hub.tokens import scrub, token
+from colab_utils.hub.tokens import scrub, secret, token
 
 __all__ = [
     "Trained",
@@ -16,6 +16,7 @@ __all__ = [
     "hub_errors",
     "push",
     "scrub",
+    "secret",
     "token",
     "write_card",
     "write_trained",

@@ -1,4 +1,4 @@
-"""The secrets of Colab and Kaggle: ask for the Hugging Face token, and explain."""
+"""The secrets of Colab and Kaggle: ask for a token by its names, and explain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import sys
 from typing import Any
 
-NAMES = ("HF_TOKEN", "huggingface")
 # The key under which IPython keeps the number of the cell that got no answer.
 UNANSWERED = "colab_utils: the cell in which Colab's secrets did not answer"
 
@@ -24,8 +23,8 @@ def clean(value: str | None) -> str:
     return (value or "").strip().strip("\"'").strip()
 
 
-def from_colab() -> Found | None:
-    """Return the token among Colab's secrets, and where it was.
+def from_colab(names: tuple[str, ...]) -> Found | None:
+    """Return the first of these names among Colab's secrets, and where it was.
 
     Each request waits up to ten seconds for the page. After one that got no answer, the
     same cell does not ask again, and the next cell does.
@@ -41,7 +40,7 @@ def from_colab() -> Found | None:
     if cell is not None and memory.get(UNANSWERED) == cell:
         return None
     timeout = getattr(userdata, "TimeoutException", ())  # absent in older images
-    for name in reversed(NAMES):
+    for name in names:
         try:
             value = clean(userdata.get(name))
         except userdata.SecretNotFoundError:
@@ -54,7 +53,7 @@ def from_colab() -> Found | None:
             continue
         except timeout:
             memory[UNANSWERED] = cell
-            print(unanswered(name))
+            print(unanswered(name, names))
             return None
         except errors.Error as error:
             print_once(
@@ -66,12 +65,12 @@ def from_colab() -> Found | None:
     return None
 
 
-def unanswered(name: str) -> str:
+def unanswered(name: str, names: tuple[str, ...]) -> str:
     """Return what to do after Colab's page gave no secret within ten seconds."""
     return (
         f"Colab's secret `{name}`: access was not granted within 10 seconds. Click "
         "'Grant access', then run this cell again. If no window asks (for example in "
-        "VS Code), store HF_TOKEN=... in the file .env instead"
+        f"VS Code), store {names[-1]}=... in the file .env instead"
     )
 
 
@@ -88,14 +87,14 @@ def _running_cell() -> tuple[dict[str, Any], int | None]:
     return {}, None
 
 
-def from_kaggle() -> Found | None:
-    """Return the token among the secrets that are attached to a Kaggle notebook."""
+def from_kaggle(names: tuple[str, ...]) -> Found | None:
+    """Return the first of these names among the secrets of a Kaggle notebook."""
     try:
         import kaggle_secrets
     except ImportError:
         print_once("Kaggle's secrets cannot be read here: kaggle_secrets is missing")
         return None
-    for name in reversed(NAMES):
+    for name in names:
         try:
             value = clean(kaggle_secrets.UserSecretsClient().get_secret(name))
         except kaggle_secrets.BackendError:  # its answer to a name that is not attached

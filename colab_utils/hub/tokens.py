@@ -1,15 +1,14 @@
-"""The Hugging Face token: found in several places, printed nowhere."""
+"""The Hugging Face token and other keys: found in several places, printed nowhere."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from colab_utils import runtime
 from colab_utils.hub.secret_stores import (
-    NAMES,
     Found,
     clean,
     from_colab,
@@ -17,6 +16,7 @@ from colab_utils.hub.secret_stores import (
     print_once,
 )
 
+NAMES = ("HF_TOKEN", "huggingface")
 MAKE = "create a token at https://huggingface.co/settings/tokens"
 STORE = (
     "on Colab or Kaggle store it as the secret `huggingface`, elsewhere as HF_TOKEN in "
@@ -24,13 +24,13 @@ STORE = (
 )
 
 
-class _Token(str):
-    """A token whose repr, in a cell's output or a traceback, does not show it."""
+class Token(str):
+    """A token or key whose repr, in an output or a traceback, does not show it."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "'hf_***'"
+        return "'hf_***'" if self.startswith("hf_") else "'***'"
 
 
 def scrub(text: str, token: str | None) -> str:
@@ -42,7 +42,7 @@ def scrub(text: str, token: str | None) -> str:
     return "" if token and token in shown else shown
 
 
-def _from_dotenv() -> Found | None:
+def _from_dotenv(names: tuple[str, ...]) -> Found | None:
     from dotenv import dotenv_values
 
     here, root = Path.cwd(), runtime.project_root()
@@ -56,7 +56,7 @@ def _from_dotenv() -> Found | None:
         except (OSError, UnicodeDecodeError) as error:
             print_once(f"{path} is ignored: it cannot be read ({type(error).__name__})")
             continue
-        for name in NAMES:
+        for name in names:
             if value := clean(values.get(name)):
                 return value, f"{name} in {path}"
     return None
@@ -79,19 +79,51 @@ def _from_login() -> Found | None:
     return (value, "the login kept by `hf auth login`") if value else None
 
 
-def _candidates() -> Iterator[Found]:
-    """Yield each token that is found, and where, in the order of preference."""
-    for name in NAMES:
+def _stored(names: tuple[str, ...]) -> Iterator[Found]:
+    """Yield each value with one of these names, and where it is, the preferred first.
+
+    Colab's and Kaggle's secrets are searched from the last name to the first.
+    """
+    for name in names:
         if value := clean(os.environ.get(name)):
             yield value, f"the environment variable {name}"
-    sources: list[Callable[[], Found | None]] = [_from_dotenv, _from_login]
     if runtime.on_kaggle():
-        sources.insert(0, from_kaggle)
-    elif runtime.on_colab() and not runtime.headless():
-        sources.insert(0, from_colab)
-    for source in sources:
-        if found := source():
-            yield found
+        found = from_kaggle(names[::-1])
+    else:
+        ask = runtime.on_colab() and not runtime.headless()
+        found = from_colab(names[::-1]) if ask else None
+    if found:
+        yield found
+    if found := _from_dotenv(names):
+        yield found
+
+
+def _candidates() -> Iterator[Found]:
+    """Yield each Hugging Face token that is found, and where it is."""
+    yield from _stored(NAMES)
+    if found := _from_login():
+        yield found
+
+
+def _usable(found: Found) -> bool:
+    """Return whether a header can hold the value; print a line if it cannot."""
+    value, source = found
+    if value.isascii() and value.isprintable() and " " not in value:
+        return True
+    print_once(f"{source} is ignored: a token has no spaces and no special characters")
+    return False
+
+
+def secret(name: str) -> str | None:
+    """Return the value stored under a name, or None; print once where it was found.
+
+    This searches the environment, the secrets of Colab (not in a headless run) or
+    Kaggle, and `.env`. The value itself is never printed.
+    """
+    for value, source in filter(_usable, _stored((name,))):
+        print_once(f"{name}: {source}")
+        return Token(value)
+    return None
 
 
 def token() -> str | None:
@@ -101,15 +133,10 @@ def token() -> str | None:
     a headless run) or Kaggle (huggingface, HF_TOKEN), `.env` and the login of
     `hf auth login`. The token itself is never printed.
     """
-    for value, source in _candidates():
-        if not (value.isascii() and value.isprintable()) or " " in value:
-            print_once(
-                f"{source} is ignored: a token has no spaces and no special characters"
-            )
-            continue
+    for value, source in filter(_usable, _candidates()):
         odd = "" if value.startswith("hf_") else ', though it does not begin with "hf_"'
         print_once(f"Hugging Face token: {source}{odd}")
-        return _Token(value)
+        return Token(value)
     print_once(
         "Hugging Face token: none; public models do not need one. If you need one: "
         f"{MAKE}; {STORE}"

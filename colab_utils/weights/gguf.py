@@ -204,7 +204,7 @@ def _write_data(part: Path, tensors: list[Tensor], factors: np.ndarray) -> None:
     from gguf import GGUF_DEFAULT_ALIGNMENT as ALIGNMENT
 
     total = sum(tensor.size for tensor in tensors)
-    options = {"total": total, "unit": "B", "unit_scale": True}
+    options: dict[str, Any] = {"total": total, "unit": "B", "unit_scale": True}
     with (
         part.open("ab") as file,
         runtime.progress(None, "exporting", **options) as bar,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from colab_utils import families, runtime, workspace
 from colab_utils.weights import nf4
@@ -133,7 +134,8 @@ def _merge_shards(
     import torch
 
     total, done = sum(sizes.values()), sum(sizes[shard.name] for shard in finished)
-    options = {"total": total, "initial": done, "unit": "B", "unit_scale": True}
+    options: dict[str, Any] = {"total": total, "initial": done}
+    options |= {"unit": "B", "unit_scale": True}
     threads = torch.get_num_threads()
     # torch's idle threads keep their cores busy, and the writing thread needs a core.
     torch.set_num_threads(threads if changes.quantized_in else 1)

@@ -26,7 +26,7 @@ def keep(place: hosted.Place, name: str, notebook) -> None:
 
 
 # The only parameters that are not the defaults, which need a GPU and a network.
-DEMO = {"01": {"MODEL": "demo"}, "02": {"MODEL": "demo"}}
+DEMO = {name: {"MODEL": "demo"} for name in ("01", "02", "13")}
 # A short training is enough to see that the notebooks hand over their files. The model
 # does not learn to end an answer in it, so there are few rows.
 SHORT = {

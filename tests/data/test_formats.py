@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
-from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER, WORDS, any_json
+from helpers import shapes
+from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER, any_json
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import formats, schema
+from colab_utils.data import column_names, schema
 
 
 @pytest.mark.parametrize(
@@ -69,26 +71,17 @@ def test_to_messages_numbers_become_text():
     [
         (["Who?", "Me."], "not an object with columns, but list"),
         ({"note": "Me."}, "its columns match no known format"),
-        ({"text": "Me."}, "raw text (columns text)"),
-        ({"text": "Me.", "label": "a"}, "classification (columns text, label)"),
-        (
-            {"chosen": "Me.", "rejected": "You."},
-            "preference (columns chosen, rejected)",
-        ),
-        (
-            {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT]},
-            "preference (columns chosen, rejected)",
-        ),
-        ({"prefix": "a", "suffix": "b", "middle": "c"}, "fill in the middle (columns"),
+        ({"text": "Me."}, "a row of the kind completion has no messages"),
+        ({"text": "Me.", "label": "a"}, "a row of the kind classification has no"),
+        ({"chosen": "Me.", "rejected": "You."}, "a preference without a prompt"),
+        ({"prefix": "a", "suffix": "b", "middle": "c"}, "a row of the kind fill-in"),
         ({"question": "Who?"}, "its columns match no known format"),
         ({"question": " ", "answer": "Me."}, "question is empty"),
         ({"question": "Who?", "answer": None}, "answer is empty"),
         ({"question": "Who?", "answer": float("nan")}, "answer is empty"),
-        ({"question": "Who?", "answer": True}, "answer is not text, but bool"),
-        ({"question": "Who?", "answer": ["Me."]}, "answer is not text, but list"),
         ({"question": "Who?", "answer": "\udcff"}, "answer is not valid UTF-8"),
         (
-            {"question": "Who?", "answer": "Me.", "context": {}},
+            {"question": "Who?", "answer": "Me.", "context": {"a": 1}},
             "context is not text, but dict",
         ),
         ({"messages": "Who?"}, "a conversation must be a list of messages"),
@@ -96,27 +89,21 @@ def test_to_messages_numbers_become_text():
         ({"messages": [{"role": "robot", "content": "x"}]}, "unknown role robot"),
         (
             {"messages": [{"role": "tool", "content": "x"}]},
-            "tool use (a message of the role tool)",
+            "a tool result that follows no answer",
         ),
         (
             {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-            "tool use (tool_calls in a message)",
-        ),
-        (
-            {"messages": [USER, ASSISTANT | {"tool_calls": [{"id": "1"}]}]},
-            "tool use (tool_calls in a message)",
+            "a tool call has no name",
         ),
         (
             {"messages": [USER | {"content": [{"type": "image"}, {"type": "text"}]}]},
-            "content in parts ('image', 'text')",
+            "content in parts: image is not text",
         ),
         ({"messages": [{"content": "x"}]}, "role is empty"),
         ({"messages": [{"role": "user"}]}, "user message is empty"),
-        ({"messages": []}, "the roles must alternate"),
+        ({"messages": []}, "a conversation must be a list of messages"),
         ({"messages": [SYSTEM]}, "the roles must alternate"),
-        ({"messages": [*DIALOG, USER]}, "the roles must alternate"),
         ({"messages": [ASSISTANT, USER]}, "the roles must alternate"),
-        ({"prompt": [USER], "completion": "Me."}, "a conversation must be a list"),
     ],
 )
 def test_to_messages_reason_of_bad_row(row, reason):
@@ -136,38 +123,104 @@ def test_to_messages_reason_of_bad_row(row, reason):
     ],
 )
 def test_to_messages_never_takes_unpaired_preferences(row, label):
-    with pytest.raises(data.BadRow, match=r"^unpaired preference "):
+    with pytest.raises(data.BadRow, match=r"^unpaired preference: "):
         data.to_messages(row | {"label": label})
     for other in ("spam", 3, None, "", float("nan"), "truth"):
         assert data.to_messages(row | {"label": other}) == DIALOG
 
 
-COLUMNS = [
-    *("messages", "conversations", "prompt", "completion", "instruction", "input"),
-    *("output", "response", "question", "answer", "context"),
+def read(raw: object, kind: str = "auto") -> data.Row | None:
+    """Return the row, or None for a bad row; check both, and that `raw` stays."""
+    before = repr(raw)
+    try:
+        row = data.to_row(raw, 1, kind)
+    except data.BadRow as error:
+        assert str(error).isprintable() and len(str(error)) < 300
+        return None
+    finally:
+        assert repr(raw) == before
+    assert kind in ("auto", data.kind_of(row))
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    assert text.encode() and json.loads(text) == row
+    shapes.check(row)
+    assert data.prompt_of(row) + data.answer_of(row) or "tool_calls" in text
+    return row
+
+
+@pytest.mark.parametrize(("raw", "kind"), shapes.SHAPES)
+def test_to_row_known_shapes(raw, kind):
+    row = read(raw)
+    assert row is not None and data.kind_of(row) == kind
+
+
+@pytest.mark.slow
+@given(st.integers(0, 2**40))
+@settings(deadline=None, max_examples=3000)
+def test_to_row_damaged_rows_give_a_row_or_a_reason(seed):
+    row = read(shapes.damaged(seed))
+    read(shapes.damaged(seed), list(schema.COLUMNS)[seed % 5])
+    if row and "messages" in row:
+        assert data.to_messages({"messages": row["messages"]}) == row["messages"]
+
+
+def test_damaged_rows_are_often_still_rows():
+    """The test above checks rows of all kinds, not only reasons."""
+    rows = [read(shapes.damaged(seed)) for seed in range(400)]
+    kinds = Counter(data.kind_of(row) for row in rows if row)
+    assert set(kinds) == set(schema.COLUMNS) and 80 < sum(kinds.values()) < 320
+
+
+NAMES = [
+    name
+    for names in vars(column_names).values()
+    if isinstance(names, tuple)
+    for name in names
+    if isinstance(name, str)
 ]
-turn = st.dictionaries(
-    st.sampled_from(["role", "content", "from", "value"]),
-    st.sampled_from(WORDS) | any_json,
-)
-cell = st.sampled_from(WORDS) | st.lists(turn, max_size=5) | any_json
-any_row = st.dictionaries(st.sampled_from(COLUMNS), cell, max_size=6) | any_json
+any_row = st.dictionaries(st.sampled_from(NAMES), any_json, max_size=4) | any_json
 
 
 @pytest.mark.slow
 @given(any_row)
 @example({"messages": [{"role": "\x1b"}]})
-@settings(deadline=None, max_examples=400)
-def test_to_messages_any_row_gives_messages_or_reason(row):
-    try:
-        messages = data.to_messages(row)
-    except data.BadRow as error:
-        assert str(error).isprintable()
-        return
-    texts = [turn["content"] for turn in messages]
-    assert messages[-1]["role"] == "assistant" and all(text.strip() for text in texts)
-    assert json.dumps(messages, ensure_ascii=False).encode()
-    assert data.to_messages({"messages": messages}) == messages
+@example({"question": "a" * 10_000_000, "answer": "b"})
+@example({"text": "[INST]" * 1_000_000})
+@example({"text": "### Human:" * 500_000})
+@example([])
+@settings(deadline=None, max_examples=300)
+def test_to_row_any_json_gives_a_row_or_a_reason(raw):
+    read(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "columns"),
+    [
+        ({"text": "Who?", "label": "Me."}, "instruction", {"messages"}),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "instruction", {"messages"}),
+        ({"question": "a", "answer": "b"}, "classification", {"text", "label"}),
+        ({"text": "[INST] a [/INST] b"}, "completion", {"text"}),
+        (
+            {"text": "one two three four five"},
+            "fill-in-the-middle",
+            {"prefix", "middle", "suffix"},
+        ),
+        ({"text": "a", "label": "b"}, "completion", {"text"}),
+        ({"question": "a", "answer": "b", "text": "c"}, "completion", {"text"}),
+        (
+            {"question": "a", "answer": "b", "chosen": "c", "rejected": "d"},
+            "instruction",
+            {"messages"},
+        ),
+    ],
+)
+def test_to_row_makes_the_kind_that_the_reader_asks_for(raw, kind, columns):
+    assert set(data.to_row(raw, 1, kind)) == columns | {"line"}
+
+
+@pytest.mark.parametrize("kind", ["completion", "preference", "fill-in-the-middle"])
+def test_to_row_says_what_cannot_be_made(kind):
+    with pytest.raises(data.BadRow, match=f"kind instruction can't become .* {kind}"):
+        data.to_row({"question": "a", "answer": "b"}, 1, kind)
 
 
 @pytest.mark.slow
@@ -183,17 +236,13 @@ def test_to_row_any_label_is_text_or_none(group, category):
         return
     assert json.dumps(row, ensure_ascii=False).encode()
     for name in ("group", "category"):
-        usable = isinstance(raw[name], (str, int, float))
         assert row.get(name, "none").strip()
-        assert usable or name not in row
-        assert (name in formats.unused_columns(raw)) == (
-            raw[name] is not None and not usable
-        )
+        assert isinstance(raw[name], (str, int, float)) or name not in row
 
 
 def test_prompt_of_and_answer_of_and_short_answers():
     row = {"messages": [SYSTEM, *DIALOG, {**USER, "content": "Why?"}, ASSISTANT]}
-    assert data.prompt_of(row) == "Who?\nMe.\nWhy?"
+    assert data.prompt_of(row) == "Be brief.\nWho?\nMe.\nWhy?"
     assert data.answer_of(row) == "Me."
     long = {"messages": [USER, {**ASSISTANT, "content": "x" * 31}]}
     assert data.short_answers([row] * 19 + [long])
@@ -219,21 +268,3 @@ def test_to_messages_empty_columns_do_not_hide_filled_ones(row):
 def test_to_messages_infinity_is_empty():
     with pytest.raises(data.BadRow, match="answer is empty"):
         data.to_messages({"question": "q", "answer": float("inf")})
-
-
-# --- rejected rows -------------------------------------------------------------------
-
-
-def test_reject_start_is_short_and_ascii():
-    deep: list = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert schema.reject(1, "x", deep).start == ""
-    assert schema.reject(
-        1, "x", {"a": "é" * 300}
-    ).start == '{"a": "' + r"\u00e9" * 32 + ("\\")
-    assert schema.reject(1, "x", "\ud800 é").as_dict() == {
-        "line": 1,
-        "reason": "x",
-        "start": r"\ud800 \xe9",
-    }

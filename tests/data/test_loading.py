@@ -51,28 +51,43 @@ def test_load_unknown_columns_lists_known_formats(tmp_path):
     (tmp_path / "a.csv").write_text("ask,tell\nWho?,Me.\nWhere?,Here.\n")
     with pytest.raises(ValueError) as caught:
         data.load(str(tmp_path / "a.csv"))
-    for words in (
-        "2 x its columns match",
-        "found: ask, tell",
-        *formats.FORMATS,
-        "context",
-    ):
+    for words in ("2 x its columns match", "found: ask, tell", formats.KNOWN):
         assert words in str(caught.value)
 
 
-def test_load_unpaired_preferences_are_refused_by_name(tmp_path):
+def test_load_unpaired_preferences_are_refused_by_name(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text(
         '{"prompt": "Who?", "completion": "You.", "label": false}\n'
         '{"prompt": "Where?", "completion": "Here.", "label": true}\n'
     )
-    with pytest.raises(ValueError, match=r"2 x unpaired preference .* Delete the rows"):
+    with pytest.raises(ValueError, match=r"2 x unpaired preference: .* KIND = "):
         data.load(str(path))
-    rows = path.read_text() + '{"prompt": "When?", "completion": "Now."}\n'
-    path.write_text(rows)
+    kept, rejected = data.load(str(path), "instruction")
+    assert [data.prompt_of(row) for row in kept] == ["Where?"]
+    assert "the answer is bad" in rejected[0].reason
+    path.write_text(
+        path.read_text() + '{"prompt": "When?", "completion": "Now."}\n' * 3
+    )
+    capsys.readouterr()
     kept, rejected = data.load(str(path))
-    assert [data.prompt_of(row) for row in kept] == ["When?"]
+    assert [data.prompt_of(row) for row in kept] == ["When?"] * 3
     assert [r.reason.startswith("unpaired preference") for r in rejected] == [True] * 2
+    printed = capsys.readouterr().out
+    assert printed == "kind: instruction, by its columns prompt and completion\n"
+
+
+def test_load_good_and_bad_answers_become_preferences(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "prompt,completion,label\nWho?,You.,0\nWho?,Me.,1\nWhere?,There.,1\n"
+    )
+    rows, rejected = data.load(str(path))
+    assert [data.kind_of(row) for row in rows] == ["preference"]
+    assert rows[0]["chosen"] == [{"role": "assistant", "content": "Me."}]
+    assert rows[0]["rejected"] == [{"role": "assistant", "content": "You."}]
+    assert [one.line for one in rejected] == [4]
+    assert capsys.readouterr().out.startswith("kind: preference, ")
 
 
 @pytest.mark.parametrize(("labels", "verdicts"), [("01", True), ("012", False)])
@@ -80,25 +95,10 @@ def test_load_labels_0_and_1_are_verdicts(tmp_path, labels, verdicts):
     lines = [f"Who is {n}?,Me.,{n}\n" for n in labels]
     (tmp_path / "a.csv").write_text("".join(["prompt,completion,label\n", *lines]))
     if verdicts:
-        with pytest.raises(ValueError, match=r"unpaired preference \(all labels are 0"):
+        with pytest.raises(ValueError, match=r"2 x unpaired preference"):
             data.load(str(tmp_path / "a.csv"))
     else:
         assert len(data.load(str(tmp_path / "a.csv"))[0]) == 3
-
-
-@pytest.mark.parametrize(
-    ("row", "kind", "advice"),
-    [
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "chosen to"),
-        ({"text": "a"}, "raw text", "Split each text"),
-        ({"messages": [{"role": "tool"}]}, "tool use", "not supported yet"),
-    ],
-)
-def test_load_names_the_kind_and_what_to_do(tmp_path, row, kind, advice):
-    (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    with pytest.raises(ValueError) as caught:
-        data.load(str(tmp_path / "a.jsonl"))
-    assert f"1 x {kind} (" in str(caught.value) and advice in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,8 @@ def test_load_group_and_category_from_jsonl(tmp_path, capsys):
     assert set(first) == set(second) == {"messages", "line", "group", "category"}
     assert third["group"] == "" and "country" not in third
     unused = "columns not used: group (1 row), country (1 row)\n"
-    assert capsys.readouterr().out == unused
+    kind = "kind: instruction, by its columns question and answer\n"
+    assert capsys.readouterr().out == kind + unused
 
     data.write_jsonl(tmp_path / "b.jsonl", [neither])
     assert set(data.load(str(tmp_path / "b.jsonl"))[0][0]) == {"messages", "line"}
@@ -170,18 +171,18 @@ def test_resolve_dataset_auto(capsys):
 
 
 def test_load_uses_system_prompt_and_names_unused_columns(tmp_path, capsys):
-    rows = [{"question": "q", "answer": "a", "system": "Be kind.", "history": []}] * 2
+    rows = [{"question": "q", "answer": "a", "system": "Be kind.", "past": [1]}] * 2
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     (first, _), _ = data.load(str(path))
     assert first["messages"][0] == {"role": "system", "content": "Be kind."}
-    assert capsys.readouterr().out == "columns not used: history (2 rows)\n"
+    assert capsys.readouterr().out.endswith("\ncolumns not used: past (2 rows)\n")
 
 
 @pytest.mark.parametrize(
     ("lines", "advice"),
     [
-        ('{"q": "x", "a": "y"}', "Rename your columns"),
+        ('{"ask": "x", "tell": "y"}', "Rename your columns"),
         ('[\n {"question": "q",\n "answer": "a"}\n]', r"name it \.json"),
         ('{"question": "", "answer": "a"}', "Correct these rows"),
     ],

@@ -66,7 +66,7 @@ def find(folder: Path, expected: str | None, *path: Path, **env: str) -> list[st
     assert found == digest(expected), result.stdout + result.stderr
     assert not any(token in result.stdout + result.stderr for token in TOKENS)
     assert result.stderr == ""
-    assert "None" in shown if expected is None else "hf_***" in shown
+    assert "None" in shown if expected is None else "***'" in shown
     return lines + asked
 
 
@@ -160,7 +160,7 @@ def test_token_survives_any_dotenv(text):
                 contextlib.redirect_stdout(printed),
                 contextlib.redirect_stderr(printed),
             ):
-                found = tokens._from_dotenv()
+                found = tokens._from_dotenv(tokens.NAMES)
         finally:
             os.chdir(here)
     assert found is None or found[0]
@@ -341,3 +341,58 @@ def test_token_stays_out_of_the_module(tmp_path):
     code = "from colab_utils.hub import tokens; tokens.token(); print(vars(tokens))"
     result = run_without_token(["-c", code], tmp_path, HF_TOKEN=PLAIN)
     assert "NAMES" in result.stdout and PLAIN not in result.stdout
+
+
+# --- keys of other services ----------------------------------------------------------
+
+KEY = "sk-Key-of-another-service-1234567890"
+ASK = """
+from colab_utils import hub
+found = hub.secret("OPENAI_API_KEY")
+print([found], found == %r, hub.scrub(f"no {found}", found))
+"""
+
+
+@pytest.mark.parametrize(
+    ("env", "place"),
+    [
+        ({"OPENAI_API_KEY": f" {KEY}\n"}, "the environment variable OPENAI_API_KEY"),
+        (
+            {
+                "COLAB_RELEASE_TAG": "x",
+                "COLAB_DOUBLE_SECRETS": json.dumps({"OPENAI_API_KEY": secret(KEY)}),
+            },
+            "Colab's secret `OPENAI_API_KEY`",
+        ),
+        (
+            {
+                "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+                "KAGGLE_USER_SECRETS_TOKEN": "jwt",
+                "KAGGLE_DOUBLE_SECRETS": json.dumps({"OPENAI_API_KEY": KEY}),
+            },
+            "Kaggle's secret `OPENAI_API_KEY`",
+        ),
+        ({}, "OPENAI_API_KEY in "),
+    ],
+    ids=["environment", "Colab", "Kaggle", "dotenv"],
+)
+def test_secret_is_found_by_name_and_not_shown(tmp_path, env, place):
+    log_in(tmp_path, PLAIN)  # the token of another service is no answer
+    if not env:
+        (tmp_path / ".env").write_text(f"HF_TOKEN={PLAIN}\nOPENAI_API_KEY={KEY}\n")
+    run = run_without_token(["-c", ASK % KEY], tmp_path, DOUBLES, **env)
+    line, shown = run.stdout.splitlines()
+    assert line.startswith(f"OPENAI_API_KEY: {place}"), run.stderr
+    assert shown == "['***'] True no ***"
+
+
+def test_secret_none(tmp_path):
+    log_in(tmp_path, PLAIN)
+    run = run_without_token(
+        ["-c", ASK % KEY], tmp_path, HF_TOKEN=GRANTED, OPENAI_API_KEY="a b"
+    )
+    assert run.stdout.splitlines() == [
+        "the environment variable OPENAI_API_KEY is ignored: a token has no spaces and "
+        "no special characters",
+        "[None] False no None",
+    ]

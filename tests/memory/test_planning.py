@@ -80,6 +80,16 @@ def test_plan_counts_colabs_ram(seven_b):
     assert memory.plan(seven_b(), "qlora", 16, ram=64e9, **size).offload > 16
 
 
+def test_plan_takes_smaller_batches_where_ram_is_short(seven_b):
+    """Both plans fit the GPU; only the one with two batches an update fits the RAM."""
+    size = {"longest": 32_768, "update": 65_536, "budget": 14.2 * memory.GIB}
+    large, small = (
+        memory.plan(seven_b(), "qlora", 16, ram=ram, **size) for ram in (64e9, 20e9)
+    )
+    assert (large.tokens, small.tokens) == (65_536, 32_768)
+    assert small.cost.ram < 20e9 - memory.ram_to_load(seven_b())
+
+
 def test_seconds_counts_attention(seven_b):
     """At 16,384 tokens a document, attention took 2.4 times as long as the products."""
     alone, with_attention = (

@@ -16,6 +16,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
+FROM_DATA_TO_MODEL = ["--notebooks", "01", "02", "03", "04"]
+
+
 def run_course(out: Path, *arguments: str) -> tuple[Path, dict]:
     command = [sys.executable, "-m", "tools.run_course", "--out", str(out), *arguments]
     run = subprocess.run(
@@ -46,9 +49,9 @@ def long_answers(tmp_path) -> Path:
 
 def test_lora_on_long_answers_lowers_loss(long_answers, tmp_path):
     out = tmp_path / "runs"
-    arguments = ["--dataset", str(long_answers), "--parameters", "METHOD=lora"]
+    arguments = [*FROM_DATA_TO_MODEL, "--dataset", str(long_answers), "--parameters"]
     folder, summary = run_course(
-        out, *arguments, "EPOCHS=2", "MAX_ROWS=100", "MAX_TEST=7"
+        out, *arguments, "METHOD=lora", "EPOCHS=2", "MAX_ROWS=100", "MAX_TEST=7"
     )
     assert summary["dataset"] == {"rows_in": 122, "rows_kept": 100, "rejected": 2}
     loss = summary["loss"]
@@ -84,8 +87,9 @@ def test_several_answers_to_one_prompt(tmp_path):
 
 
 def test_full_fine_tuning_skips_merging(long_answers, tmp_path):
-    arguments = ["--dataset", str(long_answers), "--parameters", "METHOD=full"]
-    _, summary = run_course(tmp_path / "runs", *arguments, "EPOCHS=1", "MAX_ROWS=60")
+    arguments = [*FROM_DATA_TO_MODEL, "--dataset", str(long_answers), "--parameters"]
+    small = ["METHOD=full", "EPOCHS=1", "MAX_ROWS=60"]
+    _, summary = run_course(tmp_path / "runs", *arguments, *small)
     assert summary["loss"]["tuned"] < summary["loss"]["base"]
     assert set(summary["loss"]) == {"base", "tuned"}
     assert len(summary["notebooks"]) == 3
@@ -97,7 +101,8 @@ def test_random_weights_pass(long_answers, tmp_path):
 
     base = make_base(tmp_path / "random")
     models.load_tokenizer("demo").save_pretrained(base)
-    arguments = ["--dataset", str(long_answers), "--model", str(base)]
+    arguments = [*FROM_DATA_TO_MODEL, "--dataset", str(long_answers)]
+    arguments += ["--model", str(base)]
     small = ["EPOCHS=0.1", "LEARNING_RATE=1e-6", "MAX_ROWS=20"]
     _, summary = run_course(tmp_path / "runs", *arguments, "--parameters", *small)
     assert summary["agreement"] < 0.9

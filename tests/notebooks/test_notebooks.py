@@ -1,4 +1,4 @@
-"""Run the notebooks with their defaults from top to bottom, and check the results."""
+"""Run 01 to 04 with their defaults from top to bottom, and check the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """Execute every notebook with nbmake, in order, on the demo world."""
+    """Execute the notebooks 01 to 04 with nbmake, in order, on the demo world."""
     folder = tmp_path_factory.mktemp("workspace")
     environment = os.environ | {
         "WORKSPACE": str(folder),
@@ -29,8 +29,9 @@ def workspace(tmp_path_factory) -> Path:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     command = [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=900"]
+    paths = sorted(map(str, (ROOT / "notebooks").glob("0[1-4]_*.ipynb")))
     run = subprocess.run(
-        [*command, "notebooks"],
+        [*command, *paths],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -56,7 +57,7 @@ def test_01_rejects_exactly_the_planted_flaws(workspace):
     rejected = data.read(folder, "rejected")
     assert len(rejected) == rows["rejected"]
     assert all(row["line"] and row["reason"] for row in rejected)
-    assert sum(row["reason"] == "not worth imitating" for row in rejected) == 1
+    assert sum(row["reason"].startswith("refusal: ") for row in rejected) == 1
 
 
 def test_01_splits_by_group(workspace):

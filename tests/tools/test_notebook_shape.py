@@ -165,3 +165,11 @@ def test_parameter_read_in_an_f_string_is_read(project: Path) -> None:
     save(project, nb)
     assert tool(project, "format") == 0
     assert notebooks.check(project) == []
+
+
+def test_choices_of_a_field_may_take_a_long_line(project: Path) -> None:
+    nb = nbformat.read(project / "notebooks" / NAME, as_version=4)
+    choices = ", ".join(f'"choice {n}"' for n in range(9))
+    nb.cells[5].source = f'COUNT = "choice 0"  # @param [{choices}]'
+    save(project, nb)
+    assert notebooks.check(project) == []

@@ -1,0 +1,155 @@
+"""Texts with the marks of a chat template are cut into messages."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.rows import DIALOG, SYSTEM
+
+from colab_utils import data
+from colab_utils.data import formats
+
+TWO = [*DIALOG, {"role": "user", "content": "Why?"}]
+TWO += [{"role": "assistant", "content": "So."}]
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response.\n\n"
+    "### Instruction:\nWho?\n\n### Input:\nHere.\n\n### Response:\nMe."
+)
+
+
+@pytest.mark.parametrize(
+    ("mark", "text"),
+    [
+        ("[INST]", "<s>[INST] Who? [/INST] Me. </s><s>[INST] Why? [/INST] So. </s>"),
+        ("[INST]", "[INST] Who? [/INST] Me.</s>[INST] Why? [/INST] So.</s>"),
+        ("[INST]", " <s> [INST]Who?[/INST]Me.<s>[INST]Why?[/INST]So."),
+        (
+            "<|im_start|>",
+            "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nMe.<|im_end|>\n"
+            "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n"
+            "<|endoftext|>",
+        ),
+        (
+            "<|start_header_id|>",
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nMe.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nSo.<|eot_id|>",
+        ),
+        (
+            "<|assistant|>",
+            "<|user|>\nWho?</s>\n<|assistant|>\nMe.</s>\n<|user|>\nWhy?</s>\n"
+            "<|assistant|>\nSo.</s>",
+        ),
+        (
+            "<|assistant|>",
+            "<|prompter|>Who?<|endoftext|><|assistant|>Me.<|endoftext|>"
+            "<|prompter|>Why?<|endoftext|><|assistant|>So.<|endoftext|>",
+        ),
+        (
+            "<start_of_turn>",
+            "<bos><start_of_turn>user\nWho?<end_of_turn>\n<start_of_turn>model\nMe."
+            "<end_of_turn>\n<start_of_turn>user\nWhy?<end_of_turn>\n"
+            "<start_of_turn>model\nSo.<end_of_turn>\n",
+        ),
+        ("###", "### Human: Who?### Assistant: Me.### Human: Why?### Assistant: So."),
+        (
+            "###",
+            "### User:\nWho?\n\n### Answer:\nMe.\n### User:\nWhy?\n### Answer:\nSo.",
+        ),
+        (
+            "Human:",
+            "\n\nHuman: Who?\n\nAssistant: Me.\n\nHuman: Why?\n\nAssistant: So.",
+        ),
+        ("USER:", "USER: Who? ASSISTANT: Me.</s>USER: Why? ASSISTANT: So.</s>"),
+    ],
+)
+def test_text_is_cut_at_its_marks(mark, text):
+    reader = formats.RowReader()
+    row, kind = reader.read({"text": text}, 1)
+    assert (row["messages"], kind) == (TWO, "instruction")
+    assert list(reader.tally().by) == [
+        ("instruction", f"by its column text, cut at the marks {mark}")
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWho? [/INST] Me. </s>",
+        "<|system|>\nBe brief.</s>\n<|user|>\nWho?</s>\n<|assistant|>\nMe.</s>",
+        "### System: Be brief.\n### Human: Who?\n### Assistant: Me.",
+        "Be brief. USER: Who? ASSISTANT: Me.</s>",
+        "Be brief.\n\n### Instruction:\nWho?\n\n### Response:\nMe.",
+    ],
+)
+def test_system_messages_and_preambles_are_kept(text):
+    assert data.to_messages({"text": text}) == [SYSTEM, *DIALOG]
+
+
+def test_alpaca_input_follows_the_question_and_its_preamble_is_named():
+    reader = formats.RowReader()
+    row, _ = reader.read({"text": ALPACA}, 1)
+    texts = [turn["content"] for turn in row["messages"]]
+    assert texts == ["Who?\n\nHere.", "Me."]
+    assert reader.tally().repairs == {
+        "the first sentences of the Alpaca format removed": 1
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Once [INST] was a mark. [/INST] It is.",
+        "Text about <|im_start|>user\nand its friends<|im_end|>",
+        "## Notes\n### Instruction: read this.\nThen rest.",
+        "The human: a story. Human: yes.",
+        "x" * 1001 + "\n### Human: Who?\n### Assistant: Me.",
+        "Call USER: now",
+    ],
+)
+def test_text_that_only_mentions_marks_is_raw_text(text):
+    assert data.to_row({"text": text}, 1) == {"text": text, "line": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[INST] Who? [/INST]", "the roles must alternate"),
+        ("[INST] Who?", r"a \[INST\] without its \[/INST\]"),
+        ("[INST] Who? [/INST] Me.</s> and more", "text between two turns"),
+        ("<|im_start|>user\nWho?<|im_end|>x<|im_start|>assistant\nMe.", "between two"),
+        ("<|im_start|>robot\nWho?<|im_end|>\n<|im_start|>user\nMe.", "unknown role"),
+        ("[INST] [/INST] Me.", "user message is empty"),
+        ("### Human:\n### Assistant: Me.", "user message is empty"),
+    ],
+)
+def test_broken_marks(text, reason):
+    with pytest.raises(data.BadRow, match=reason):
+        data.to_row({"text": text}, 1)
+    assert data.to_row({"text": text}, 1, "completion")["text"] == text
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "\n\nHuman: Who?\n\nAssistant:",
+        "[INST] Who? [/INST]",
+        "### Human: Who?\n### Assistant:",
+    ],
+)
+def test_marks_of_a_prompt_are_removed(prompt):
+    assert data.to_messages({"prompt": prompt, "completion": "Me."}) == DIALOG
+
+
+def test_an_answer_about_marks_is_kept_whole():
+    answer = "[INST] Who? [/INST] Me."
+    assert (
+        data.to_messages({"q": "Give an example.", "a": answer})[1]["content"] == answer
+    )
+
+
+def test_long_runs_of_spaces_and_special_tokens_take_linear_time():
+    text = "[INST] Who? [/INST] Me." + "</s> " * 200_000
+    assert data.to_messages({"text": text}) == DIALOG
+    row = data.to_row({"text": "[INST] Who? [/INST] Me." + " " * 2_000_000 + "x"}, 1)
+    assert row["messages"][1]["content"].startswith("Me. ")
