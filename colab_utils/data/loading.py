@@ -16,7 +16,7 @@ DOLLY = "databricks/databricks-dolly-15k"
 ADVICE = {
     formats.UNKNOWN_FORMAT: "Rename your columns to one of them",
     formats.MEDIA: "Remove the column to train on the texts alone",
-    formats.NOT_AN_OBJECT: "Give every row columns; a list of rows needs a .json file",
+    formats.NOT_AN_OBJECT: 'Give every row columns: {"question": ..., "answer": ...}',
     kinds.UNPAIRED: "No prompt has a good and a bad answer, which would make a "
     'preference. KIND = "instruction" trains on the good answers only',
 }
