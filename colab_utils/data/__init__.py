@@ -1,7 +1,9 @@
 """Data: from raw rows of any source to clean, documented training and test rows.
 
 Read the files in this order. `schema` defines a row of each kind, and `formats` turns
-known formats into it. `readers` reads files and the Hub. `loading` loads datasets, and
+known formats into it. `columns` recognizes the kind, `turns`, `preferences` and
+`ready_prompts` read what the columns hold, and `converting` makes rows of another kind.
+`readers` reads files and the Hub. `loading` loads datasets, and
 `saving` saves and reads them. The steps
 in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `splitting`
 (training and test rows). `chat_template` is the text format that the model reads.
@@ -11,6 +13,7 @@ that are trained, with the help of `vocabulary`.
 """
 
 from colab_utils.data.building import build
+from colab_utils.data.converting import convert, middles, pair_scored
 from colab_utils.data.dedup import drop_exact, duplicate_pairs, near_duplicates
 from colab_utils.data.filters import (
     drop_long,
@@ -62,12 +65,13 @@ __all__ = [
     "answer_of",
     "build",
     "check_kind",
+    "convert",
     "count_reasons",
     "drop_exact",
     "drop_long",
     "drop_special_tokens",
-    "duplicate_pairs",
     "drop_unsupported_tools",
+    "duplicate_pairs",
     "encodings",
     "end_of_turn",
     "filter_rows",
@@ -75,8 +79,10 @@ __all__ = [
     "kind_of",
     "load",
     "map_texts",
+    "middles",
     "near_duplicates",
     "normalize",
+    "pair_scored",
     "prompt_of",
     "read",
     "read_jsonl",

@@ -6,10 +6,6 @@ import ast
 import json
 from typing import Any
 
-# The columns whose cells may hold a list, in lower case.
-TURNS = {"conversations", "conversation", "messages", "prompt", "chosen", "rejected"}
-TURNS |= {"completion"}
-TOOLS = {"tools"}
 ROLES = ("role", "from")
 
 
@@ -25,11 +21,9 @@ def decode(raw: dict[Any, Any]) -> dict[Any, Any]:
     found = {}
     for name, cell in raw.items():
         if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-            column = str(name).strip().lower()
-            value = _value(cell) if column in TURNS | TOOLS else None
-            if (column in TURNS and is_conversation(value)) or (
-                column in TOOLS and _is_tools(value)
-            ):
+            check = CHECKS.get(str(name).strip().lower())
+            value = _value(cell) if check else None
+            if check and check(value):
                 found[name] = value
     return raw | found if found else raw
 
@@ -60,3 +54,16 @@ def _value(cell: str) -> object:
         return ast.literal_eval(cell.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
+
+
+# For each column whose cells may hold a list, in lower case: whether a value is one.
+CHECKS = {
+    "conversations": is_conversation,
+    "conversation": is_conversation,
+    "messages": is_conversation,
+    "prompt": is_conversation,
+    "completion": is_conversation,
+    "chosen": is_conversation,
+    "rejected": is_conversation,
+    "tools": _is_tools,
+}

@@ -49,7 +49,7 @@ def to_row(raw: object, line: int, kind: str = "auto") -> Row:
     row, found = RowReader(kind).read(raw, line)
     if found == kinds.BAD or (found == kinds.GOOD and kind != INSTRUCTION):
         raise BadRow(kinds.UNPAIRED_ROW)
-    return row
+    return row if kind == "auto" else converting.convert(row, kind)
 
 
 def to_messages(raw: object) -> list[Message]:

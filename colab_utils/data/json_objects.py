@@ -1,8 +1,8 @@
 """Find the rows in a JSON file that is one object.
 
-Programs write them in several ways: {"data": [rows]},
-{"train": [rows], "test": [rows]}, {"id": row}, {"column": [cells]}, and pandas' {"column": {"0": cell}} and
-{"columns": [names], "data": [[cells]]}.
+Programs write them in several ways: {"data": [row, row]}, {"id": row}, a list for each
+split, {"column": [cell, cell]}, pandas' {"column": {"0": cell}}, and pandas'
+{"columns": [names], "data": [[cell, cell]]}.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _is_rows(value: object) -> bool:
 
 
 def _announce(lists: list[Member], members: list[Member], notes: Notes) -> None:
-    """Print which lists are read; raises ValueError if it is not clear which to read."""
+    """Print which lists are read; raises ValueError if several may be meant."""
     sizes = ", ".join(f"{escape(m.key)} ({len(m.value):,} rows)" for m in lists)
     if len(lists) > 1 and not all(m.key.lower() in SPLITS for m in lists):
         raise ValueError(

@@ -16,7 +16,7 @@ DOLLY = "databricks/databricks-dolly-15k"
 ADVICE = {
     formats.UNKNOWN_FORMAT: "Rename your columns to one of them",
     formats.MEDIA: "Remove the column to train on the texts alone",
-    formats.NOT_AN_OBJECT: "Give every row columns; a list of rows needs a .json file",
+    formats.NOT_AN_OBJECT: 'Give every row columns: {"question": ..., "answer": ...}',
     kinds.UNPAIRED: "No prompt has a good and a bad answer, which would make a "
     'preference. KIND = "instruction" trains on the good answers only',
 }
@@ -56,6 +56,7 @@ def load(source: str, kind: str = "auto") -> tuple[list[Row], list[Rejected]]:
 
 
 def raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
+    """Yield (line, raw row) of any source, and the rows that can't be read."""
     if source == "demo":
         return enumerate(demo.flawed(demo.questions()), start=1)
     return readers.read(source)
@@ -163,6 +164,7 @@ def _fill_labels(rows: list[Row]) -> None:
 
 
 def why_no_rows(source: str, tally: Tally, rejected: list[Rejected]) -> str:
+    """Return why no row can be used, and what to do."""
     if not rejected:
         return f"{source} has no rows."
     found = ", ".join(escape(n)[:40] for n, _ in tally.columns.most_common(12))

@@ -18,7 +18,7 @@ from colab_utils.data import columnar, json_files, sources, streams, tables
 from colab_utils.data.json_lists import NOT_JSON
 from colab_utils.data.schema import Rejected, reject
 from colab_utils.data.sources import SUFFIXES, Source
-from colab_utils.data.streams import Notes, Numbered, Text
+from colab_utils.data.streams import Notes, Numbered, Stream, Text
 
 __all__ = ["NOT_JSON", "SUFFIXES", "Numbered", "files", "read", "read_file", "read_hub"]
 
@@ -118,28 +118,25 @@ def _read(file: Source) -> Generator[Numbered | Rejected, None, int]:
     return max([last, *(text.lines for text in texts)])
 
 
-def _open(file: Source) -> io.BufferedReader:
+def _open(file: Source) -> Stream:
     """Open a file's data; raises ValueError if it is not data but a web page."""
     stream = streams.open_bytes(file.path, file.member)
-    try:
-        head = stream.peek(40)[:40].lower()
-    except streams.DAMAGE:
-        return stream
+    head = stream.peek(40)[:40].lower().lstrip()
     for start, what in NO_DATA.items():
-        if head.lstrip().startswith(start):
+        if head.startswith(start):
             raise ValueError(f"{file.name} is not data but {what}.")
     return stream
 
 
 def _seekable(file: Source) -> IO[bytes]:
-    """Open a file at whose end the reader has to begin; compressed ones go to RAM."""
+    """Open a file that is not read from its start; a compressed one goes to RAM."""
     stream = _open(file)
     if file.path.suffix.lower() == file.suffix and not file.member:
-        return stream
-    try:
-        return io.BytesIO(stream.read())
-    except streams.DAMAGE as error:
-        raise ValueError(f"{file.name} is damaged: {error}") from error
+        return file.path.open("rb")
+    content = io.BytesIO(stream.read())
+    if stream.damage:
+        raise ValueError(f"{file.name} can't be read: {stream.damage}.")
+    return content
 
 
 def read_hub(source: str) -> Iterator[Numbered]:

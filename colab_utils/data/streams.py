@@ -13,7 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 Numbered = tuple[int, object]  # a line number and the raw row
 
@@ -24,15 +24,14 @@ MAGIC = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+BLOCK = 1 << 14  # bytes that are read at a time
 ZIP = b"PK\x03\x04"
-# What reading raises when a compressed file is cut or damaged. A damaged UTF-16 file
-# raises UnicodeDecodeError.
+# What reading raises when a compressed file is cut or damaged.
 DAMAGE = (
     EOFError,
     OSError,
     RuntimeError,  # an encrypted member of a zip file
     NotImplementedError,  # its compression is unknown
-    UnicodeDecodeError,
     lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
@@ -44,11 +43,12 @@ UTF16 = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# Letters and common signs of cp1252, in short runs. Longer runs are another encoding:
-# Cyrillic or Chinese words, for example.
-_SIGNS = rb"[\x80\x85\x8a\x8c\x8e\x91-\x97\x99\x9a\x9c\x9e\x9f-\xa1\xa3\xa7\xa9-\xab"
-_SIGNS += rb"\xae\xb0-\xb5\xb7\xba-\xfe]"
-CP1252 = re.compile(rb"(?:[\x00-\x7f]+|(?<![\x80-\xff])" + _SIGNS + rb"{1,3})*")
+# Bytes that text in cp1252 does not have, and longer runs than its words have: they are
+# another encoding, such as that of a Cyrillic or a Chinese text.
+NOT_CP1252 = re.compile(
+    rb"[\x81-\x84\x86-\x89\x8b\x8d\x8f\x90\x98\x9b\x9d\xa2\xa4-\xa6\xa8\xac\xad\xaf"
+    rb"\xb6\xb8\xb9\xff]|[\x80-\xff]{4}"
+)
 
 
 class Notes:
@@ -71,55 +71,92 @@ class Notes:
             print(f"{self.name}: {what} ({lines}, the first is line {first:,})")
 
 
-def open_bytes(path: Path, member: str = "") -> io.BufferedReader:
+class _Undamaged(io.RawIOBase):
+    """A stream that ends where it can't be read further; `damage` says why."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.damage = ""
+        self._read = cast(io.BufferedReader, raw).read1
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            # Of a longer read, Arrow would lose the part before the damage.
+            data = self._read(min(len(buffer), BLOCK))
+        except DAMAGE as error:
+            self.damage = str(error)
+            return 0
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Stream(io.BufferedReader):
+    """The bytes of a file, up to where it is damaged."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        super().__init__(_Undamaged(raw), BLOCK)
+
+    @property
+    def damage(self) -> str:
+        """Why the stream ends too early, or ""."""
+        return cast(_Undamaged, self.raw).damage
+
+
+def open_bytes(path: Path, member: str = "") -> Stream:
     """Open a file, or a member of a zip file, and decompress it while it is read.
 
     Raises ValueError when it can't be opened.
     """
     try:
         if member:
-            return _decompressed(zipfile.ZipFile(path).open(member), path)
-        return _decompressed(path.open("rb"), path)
+            return _decompressed(zipfile.ZipFile(path).open(member))
+        return _decompressed(path.open("rb"))
     except DAMAGE as error:
         if isinstance(error, RuntimeError) and "encrypted" in str(error):
             error = RuntimeError("it has a password; unpack it first")
         raise ValueError(f"{path.name} can't be opened: {error}") from error
 
 
-def _decompressed(raw: IO[bytes], path: Path) -> io.BufferedReader:
-    stream = _buffered(raw)
+def _decompressed(raw: IO[bytes]) -> Stream:
+    stream = Stream(raw)
     head = stream.peek(8)
     kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "")
-    if kind == "bzip2" and head[4:8] not in (b"1AY&", b"\x17rE8"):
-        return stream  # text that begins with BZh
+    if kind == "gzip":
+        return Stream(cast(IO[bytes], gzip.open(stream)))
+    if kind == "bzip2" and head[4:8] in (b"1AY&", b"\x17rE8"):  # not text such as BZh
+        return Stream(bz2.open(stream))
+    if kind == "xz":
+        return Stream(lzma.open(stream))
     if kind == "zstd":
         import pyarrow
 
         source = pyarrow.PythonFile(stream, mode="r")
-        return _buffered(pyarrow.CompressedInputStream(source, "zstd"))
-    openers = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
-    return _buffered(openers[kind](stream)) if kind else stream  # type: ignore[operator]
-
-
-def _buffered(raw: object) -> io.BufferedReader:
-    return io.BufferedReader(cast(io.RawIOBase, raw), 1 << 16)
+        return Stream(pyarrow.CompressedInputStream(source, "zstd"))
+    return stream
 
 
 class Text:
     """The text of a stream, by lines or in pieces, in one pass.
 
-    Reading never raises: `damage` says what stopped it early. Lines that are not UTF-8
+    Reading a damaged file does not raise: the text ends there. Lines that are not UTF-8
     are read as cp1252 (Windows) where that is plausible. In other lines, bytes that are
     not UTF-8 become lone surrogates, and the schema rejects the rows with them.
     """
 
-    def __init__(self, raw: io.BufferedReader, notes: Notes, newline: str = "\n"):
-        self.notes, self.damage = notes, ""
+    def __init__(self, stream: Stream, notes: Notes, newline: str = "\n") -> None:
+        self.notes, self._stream, self._broken = notes, stream, ""
         self._newline, self._pending, self._is_utf8 = newline, "", False
         self._ends, self._cut_line = 0, False
-        encoding = _encoding(raw)
+        encoding = _encoding(stream)
         errors = "surrogatepass" if "16" in encoding or "32" in encoding else ESCAPE
-        self._wrapper = io.TextIOWrapper(raw, encoding, errors, newline)
+        self._wrapper = io.TextIOWrapper(stream, encoding, errors, newline)
+
+    @property
+    def damage(self) -> str:
+        """Why the text ends too early, or ""."""
+        return self._stream.damage or self._broken
 
     @property
     def lines(self) -> int:
@@ -133,8 +170,8 @@ class Text:
             for line in self._wrapper:
                 self._ends += 1
                 yield line if line.isascii() else self._decoded(line, self._ends)
-        except DAMAGE as error:
-            self.damage = str(error)
+        except UnicodeDecodeError as error:  # in UTF-16 only
+            self._broken = str(error)
 
     def _unread_lines(self) -> Iterator[str]:
         rest, self._pending = self._pending, ""
@@ -155,8 +192,8 @@ class Text:
             return text
         try:
             text = self._wrapper.read(size)
-        except DAMAGE as error:
-            self.damage = str(error)
+        except UnicodeDecodeError as error:
+            self._broken = str(error)
         if text:
             text = text if text.isascii() else self._decoded(text, self._ends + 1)
             self._ends += text.count("\n")
@@ -184,27 +221,24 @@ class Text:
             return line
         # A line with other signs, or after lines in UTF-8, is damaged UTF-8.
         mixed = re.search("[\x80-\ud7ff\ue000-\U0010ffff]", line)
-        if mixed or self._is_utf8 or not CP1252.fullmatch(raw) or line.isascii():
+        if mixed or self._is_utf8 or NOT_CP1252.search(raw) or line.isascii():
             return line
         self.notes.add("not UTF-8, read as cp1252 (Windows)", number)
         return raw.decode("cp1252")
 
 
-def _encoding(raw: io.BufferedReader) -> str:
-    try:
-        head = raw.peek(1024)[:1024]
-    except DAMAGE:  # it is raised again, and caught, when the text is read
-        head = b""
+def _encoding(stream: Stream) -> str:
+    head = stream.peek(1024)[:1024]
     if head.startswith(codecs.BOM_UTF8):
-        raw.read(len(codecs.BOM_UTF8))
+        stream.read(len(codecs.BOM_UTF8))
     for mark, encoding in UTF16.items():
         if head.startswith(mark):
             return encoding
-    # UTF-16 without a mark: every second byte of Latin text is 0.
-    if len(head) >= 16 and not head[1::2].strip(b"\0") and b"\0" not in head[::2]:
-        return "utf-16-le"
-    if len(head) >= 16 and not head[::2].strip(b"\0") and b"\0" not in head[1::2]:
-        return "utf-16-be"
+    # UTF-16 without a mark: most second bytes of Latin text are 0, and no first byte.
+    for first, encoding in ((0, "utf-16-le"), (1, "utf-16-be")):
+        zeros = head[1 - first :: 2].count(0)
+        if len(head) >= 16 and zeros > 0.3 * len(head) and 0 not in head[first::2]:
+            return encoding
     return "utf-8"
 
 

@@ -14,6 +14,7 @@ DELIMITERS = ",;\t|"
 # Excel's way to name the delimiter.
 SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 UNCLOSED = "a quote is opened and not closed in this row"
+BACKSLASH = '\\"'
 LONG = 100  # lines of a row
 EARLY = 1024  # lines after which a row is checked before it ends
 
@@ -71,6 +72,9 @@ class _Table:
         self.record.clear()
         for fields in self._reader():
             line = self.lines.number - len(self.record) + 1
+            wrong = self.names and len(fields) != len(self.names)
+            if wrong and BACKSLASH in self.record[0]:
+                raise csv.Error(f"{len(fields)} fields, the header has others")
             if len(self.record) > 1:
                 self._check_record(fields, line)
             else:
@@ -173,7 +177,7 @@ class _Table:
 
     def _with_backslashes(self) -> list[str] | None:
         """Return the row if quotes in its fields are escaped with a backslash."""
-        if '\\"' not in self.record[0]:
+        if BACKSLASH not in self.record[0]:
             return None
         self.record.clear()
         try:

@@ -45,7 +45,12 @@ def raw_row(draw: random.Random, earlier: list[dict]) -> object:
     if chance < 0.35:
         return {"prefix": "a = ", "middle": sentence(draw, 3), "suffix": "b"}
     if chance < 0.4:
-        return {"prefix": "é = ", "middle": "I cannot assist", "suffix": "b", "group": "x"}
+        return {
+            "prefix": "é = ",
+            "middle": "I cannot assist",
+            "suffix": "b",
+            "group": "x",
+        }
     if chance < 0.45:
         call = {"name": "add", "arguments": {"a": draw.randrange(99), "é": [1, None]}}
         turns = [

@@ -6,19 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.rows import any_json
+from helpers import shapes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colab_utils import data, demo
-from colab_utils.data import formats, loading
-
-ROOT = Path(__file__).parents[2]
+from colab_utils import data
+from colab_utils.data import formats, kinds, loading
 
 
 def test_load_rejects_bad_rows_with_line_and_reason(tmp_path):
     good = b'{"question": "a", "answer": "b"}'
-    bad = [b"[]", b'{"question": "a"}', b'{"question": "a", "answer": "\xff"}', b"x"]
+    bad = [b"[1]", b'{"question": "a"}', b'{"question": "a", "answer": "\xff"}', b"x"]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, *bad, b"", good]))
     rows, rejected = data.load(str(tmp_path / "a.jsonl"))
     assert [row["line"] for row in rows] == [1, 7]
@@ -26,25 +24,6 @@ def test_load_rejects_bad_rows_with_line_and_reason(tmp_path):
     assert "list" in rejected[0].reason and "no known format" in rejected[1].reason
     assert "UTF-8" in rejected[2].reason and "not JSON" in rejected[3].reason
     assert rejected[2].start == r'{"question": "a", "answer": "\udcff"}'
-
-
-@pytest.mark.slow
-@given(
-    st.lists(any_json.map(json.dumps) | st.text() | st.just(json.dumps(demo.facts())))
-)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_load_every_line_is_a_row_or_rejected(tmp_path, lines):
-    text = "\n".join(lines)
-    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8", newline="")
-    count = sum(bool(line.strip()) for line in text.removeprefix("\ufeff").split("\n"))
-    try:
-        rows, rejected = data.load(str(tmp_path / "a.jsonl"))
-    except ValueError as error:
-        assert ("has no rows" in str(error)) == (count == 0)
-        return
-    assert len(rows) + len(rejected) == count
-    data.write_jsonl(tmp_path / "b.jsonl", [r.as_dict() for r in rejected])
-    assert len(data.read_jsonl(tmp_path / "b.jsonl")) == len(rejected)
 
 
 def test_load_unknown_columns_lists_known_formats(tmp_path):
@@ -183,7 +162,6 @@ def test_load_uses_system_prompt_and_names_unused_columns(tmp_path, capsys):
     ("lines", "advice"),
     [
         ('{"ask": "x", "tell": "y"}', "Rename your columns"),
-        ('[\n {"question": "q",\n "answer": "a"}\n]', r"name it \.json"),
         ('{"question": "", "answer": "a"}', "Correct these rows"),
     ],
 )
@@ -193,4 +171,99 @@ def test_load_advice_fits_the_reason(tmp_path, lines, advice):
         data.load(str(tmp_path / "rows.jsonl"))
 
 
-# --- save ----------------------------------------------------------------------------
+# --- kinds ---------------------------------------------------------------------------
+
+QUESTION = {"question": "Who?", "answer": "Me."}
+PREFERENCE = {"prompt": "Who?", "chosen": "Me.", "rejected": "You."}
+LABELED = {"text": "A good film", "label": 1}
+
+
+def save(path: Path, *rows: object) -> str:
+    data.write_jsonl(path, list(rows))
+    return str(path)
+
+
+def test_load_takes_the_kind_of_most_rows(tmp_path, capsys):
+    """The first row does not decide; rows of other kinds are rejected by name."""
+    path = save(tmp_path / "a.jsonl", LABELED, QUESTION, PREFERENCE, PREFERENCE)
+    rows, rejected = data.load(path)
+    assert [data.kind_of(row) for row in rows] == ["preference"] * 2
+    assert [(one.line, one.reason) for one in rejected] == [
+        (1, "a row of the kind classification in a dataset of the kind preference"),
+        (2, "a row of the kind instruction in a dataset of the kind preference"),
+    ]
+    printed = capsys.readouterr().out
+    assert printed == "kind: preference, by its columns chosen and rejected\n"
+
+
+def test_load_makes_the_kind_that_the_reader_asks_for(tmp_path, capsys):
+    text = {"text": "one two three four five"}
+    path = save(tmp_path / "a.jsonl", PREFERENCE, QUESTION, LABELED, text)
+    rows, rejected = data.load(path, "instruction")
+    assert [data.answer_of(row) for row in rows] == ["Me.", "Me.", "1"]
+    assert [one.line for one in rejected] == [4]
+    assert "can't become one of the kind instruction" in rejected[0].reason
+    printed = capsys.readouterr().out
+    assert "kind: instruction, made from preference (by its columns chosen" in printed
+    assert "(1 row); by its columns question and answer (1 row)" in printed
+    rows, rejected = data.load(path, "fill-in-the-middle")
+    assert [row["line"] for row in rows] == [4] and len(rejected) == 3
+
+
+def test_load_unknown_kind(tmp_path):
+    path = save(tmp_path / "a.jsonl", QUESTION)
+    with pytest.raises(
+        ValueError, match="KIND = 'fim', but it must be one of 'auto', "
+    ):
+        data.load(path, "fim")
+
+
+def test_load_prints_repairs_and_keys_that_are_not_used(tmp_path, capsys):
+    user, answer = ({"role": r, "content": r} for r in ("user", "assistant"))
+    one = {"messages": [user, answer, user], "url": "x"}
+    two = {"messages": [answer, {**user, "mood": "x"}, answer]}
+    data.load(save(tmp_path / "a.jsonl", one, one, two))
+    assert capsys.readouterr().out.splitlines() == [
+        "kind: instruction, by its column messages",
+        "repaired: a question after the last answer removed (2 rows), "
+        "an answer before the first question removed (1 row)",
+        "not used in messages: mood (1 row)",
+        "columns not used: url (2 rows)",
+    ]
+
+
+def test_load_names_images(tmp_path):
+    path = save(tmp_path / "a.jsonl", {**QUESTION, "image": "x.png"})
+    with pytest.raises(ValueError, match=r"1 x images and sound .* Remove the column"):
+        data.load(path)
+
+
+@pytest.mark.slow
+@given(st.lists(st.integers(0, 2**30), max_size=12), st.integers(0, 12))
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_load_loses_no_good_row_among_damaged_ones(tmp_path, seeds, at):
+    lines = [json.dumps(shapes.damaged(seed)) for seed in seeds]
+    lines.insert(min(at, len(lines)), json.dumps(QUESTION))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows, rejected = data.load(str(tmp_path / "a.jsonl"), "instruction")
+    found = sorted([row["line"] for row in rows] + [one.line for one in rejected])
+    assert found == list(range(1, len(lines) + 1))
+    assert min(at, len(seeds)) + 1 in [row["line"] for row in rows]
+    data.write_jsonl(tmp_path / "b.jsonl", [one.as_dict() for one in rejected])
+    assert len(data.read_jsonl(tmp_path / "b.jsonl")) == len(rejected)
+
+
+def test_parts_of_a_dataset_add_up():
+    """What a stream does with parts gives what `load` does with the whole."""
+    raws = [PREFERENCE, LABELED, *[QUESTION | {"id": 1}] * 3]
+    whole = loading.convert(enumerate(raws, start=1), "auto")
+    parts = [loading.convert([(n, raw)], "auto") for n, raw in enumerate(raws, start=1)]
+    tally = sum((part.tally for part in parts), start=formats.Tally())
+    assert tally == whole.tally
+    decision = kinds.decide(tally.found, "auto")
+    kept = [r for part in parts for r in loading.settle(part, decision)[0]]
+    assert kept == loading.settle(whole, decision)[0] and len(kept) == 3
