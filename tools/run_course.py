@@ -34,8 +34,18 @@ class CourseError(Exception):
     """The reason why the course cannot start or continue, and what to do."""
 
 
+def _is_source(value: str) -> bool:
+    """Return whether a value is a pattern or a part of a file, with data to read."""
+    try:
+        return bool(readers.files(value))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def existing_path(value: str) -> str:
     """Return a file's absolute path; any other value stays as it is.
+
+    A pattern such as data/*.jsonl becomes an absolute pattern.
 
     Raises CourseError if the value looks like a file that does not exist.
     """
@@ -43,6 +53,8 @@ def existing_path(value: str) -> str:
         path = Path(value).expanduser()
         if value != "demo" and path.exists():
             return str(path.resolve())
+        if _is_source(value):
+            return str(path.absolute())
     except (OSError, RuntimeError) as error:
         raise CourseError(f"{value[:200]} is not a path: {error}.") from error
     looks_local = path.suffix.lower() in SUFFIXES or value.startswith((".", "/", "~"))

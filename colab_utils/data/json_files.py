@@ -81,9 +81,9 @@ def _lines(text: Text, first: int) -> Iterator[Numbered | Rejected]:
 
 def _rows_of(value: object, line: int) -> Iterator[Numbered]:
     """Yield the elements of a list of rows; other values are one row."""
-    several = isinstance(value, list) and all(isinstance(row, dict) for row in value)
-    if isinstance(value, list) and several and not is_conversation(value):
-        yield from ((line, row) for row in value)
+    rows = value if isinstance(value, list) else []
+    if rows and all(isinstance(r, dict) for r in rows) and not is_conversation(rows):
+        yield from ((line, row) for row in rows)
     else:
         yield line, value
 

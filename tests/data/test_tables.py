@@ -16,7 +16,7 @@ from colab_utils.data.schema import Rejected
 any_file = settings(
     deadline=None,
     derandomize=True,
-    max_examples=150,
+    max_examples=40,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
@@ -247,7 +247,7 @@ anything = st.binary(max_size=200) | st.lists(st.sampled_from(PIECES)).map(b"".j
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.arrow"])
-@settings(any_file, max_examples=500)
+@settings(any_file, max_examples=150)
 @given(content=anything)
 def test_read_any_bytes_raise_only_value_error(tmp_path, name, content):
     try:

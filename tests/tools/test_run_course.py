@@ -227,7 +227,10 @@ def test_existing_path_keeps_names_that_are_not_files(
     link = "https://example.org/rows.csv"
     for name in ("demo", "owner/dataset", "owner/model-1.1B", link):
         assert run_course.existing_path(name) == name
-    assert run_course.existing_path("rows.jsonl") == str(tmp_path / "rows.jsonl")
+    for name in ("rows.jsonl", "*.jsonl"):  # a notebook runs in another folder
+        assert run_course.existing_path(name) == str(tmp_path / name)
+    with pytest.raises(run_course.CourseError):
+        run_course.existing_path("*.csv")
 
 
 @pytest.mark.parametrize(
