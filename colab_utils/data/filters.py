@@ -84,8 +84,8 @@ def drop_unsupported_tools(
         print(
             f"{len(rejected):,} of {len(rows):,} rows are rejected, because the chat "
             f"template of {writer.chats.name} can't write their tools: set MODEL to a "
-            "model whose template takes tools, such as Llama 3.1 Instruct or Qwen2.5 "
-            "Instruct"
+            "model whose own template takes tools, such as Qwen2.5 Instruct, and "
+            'TEMPLATE to "auto"'
         )
     return kept, rejected
 
@@ -97,7 +97,7 @@ def _tool_problem(row: Row, writer: Writer) -> str | None:
     try:
         writer.sequences(row)
     except BadTemplate as error:
-        return f"uses tools, and the chat template of {writer.chats.name} {error.why}"
+        return f"uses tools, and the model's chat template {error.why}"
     return None
 
 
