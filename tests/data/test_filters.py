@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from helpers.rows import row
 from helpers.templates import TEMPLATES
-from helpers.tool_templates import LOOK, call, tool_row, with_tools
 from helpers.tokenizer_kinds import make_tokenizer
+from helpers.tool_templates import LOOK, call, tool_row, with_tools
 
 from colab_utils import data
 
@@ -114,6 +114,7 @@ END = "<|im_end|>"
         ([call({"town": [{"deep": END}]})], [LOOK]),
         ([call({END: 1})], [LOOK]),
         ([call(f'{{"town": "{END}"}}')], [LOOK]),
+        ([call(f'{{"town": "{END[:-1]}\\u003e"}}')], [LOOK]),  # > as JSON escapes it
         ([call({}, name=END)], [LOOK]),
         ([call({})], [LOOK, {"type": "function", "function": {"description": END}}]),
     ],
