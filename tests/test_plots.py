@@ -8,6 +8,7 @@ from helpers.templates import TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import memory, plots
+from colab_utils.plots import LIGHT_GREEN
 
 
 def row(question: str, answer: str) -> dict:
@@ -73,6 +74,28 @@ def test_trained_tokens_escapes_html(tokenizer):
     html = plots.trained_tokens(row("<b>?", "&<i>"), tokenizer).data
     assert "<b>" not in html and "<i>" not in html
     assert re.sub("<[^>]*>", "", html).count("&lt;") >= 4
+
+
+def test_trained_tokens_of_a_preference_row_are_two_blocks(tokenizer):
+    answers = {name: [{"role": "assistant", "content": name}] for name in SIDES}
+    prompt = [{"role": "user", "content": "Why?"}]
+    html = plots.trained_tokens({"prompt": prompt, **answers}, tokenizer).data
+    blocks = html.split("<div style=")[1:]
+    assert len(blocks) == 2
+    for block, name in zip(blocks, SIDES, strict=True):
+        assert f"<small>{name}: green: " in block
+        green = re.findall(r"#bbf7d0[^>]*>([^<]*)</span>", block)
+        assert "".join(green).replace("▁", " ") == f" {name} &lt;/s&gt;"
+
+
+SIDES = ("chosen", "rejected")
+
+
+def test_trained_tokens_of_a_text_to_classify_shows_its_label(tokenizer):
+    row = {"text": "It is so.", "label": "<good>"}
+    html = plots.trained_tokens(row, tokenizer).data
+    assert "0 of " in html and LIGHT_GREEN not in html
+    assert html.endswith("<div>label: <b>&lt;good&gt;</b></div>")
 
 
 def costs(**totals: float) -> dict[str, memory.Memory]:

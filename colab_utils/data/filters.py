@@ -8,7 +8,7 @@ from colab_utils.data.masking import batches, count, end_of_turn
 from colab_utils.data.pieces import Writer, middle_marks
 from colab_utils.data.rendering import BadTemplate, naming
 from colab_utils.data.schema import MIDDLE, Rejected, Row, kind_of, reject_row
-from colab_utils.data.tools import texts_of, turns_of, uses_tools
+from colab_utils.data.tools import texts_of, turns_of, uniform, uses_tools
 from colab_utils.data.vocabulary import any_of, special_tokens
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def drop_special_tokens(
 
 def _texts(row: Row) -> list[str]:
     """Return all texts of a row that a model may read."""
-    texts = [text for turn in turns_of(row) for text in texts_of(turn)]
+    texts = [text for turn in uniform(turns_of(row)) for text in texts_of(turn)]
     texts += texts_of(row.get("tools", []))
     names = {"prefix", "middle", "suffix", "text", "label"}
     return texts + [str(value) for name, value in row.items() if name in names]
@@ -84,8 +84,8 @@ def drop_unsupported_tools(
         print(
             f"{len(rejected):,} of {len(rows):,} rows are rejected, because the chat "
             f"template of {writer.chats.name} can't write their tools: set MODEL to a "
-            "model whose template takes tools, such as Llama 3.1 Instruct or Qwen2.5 "
-            "Instruct"
+            "model whose own template takes tools, such as Qwen2.5 Instruct, and "
+            'TEMPLATE to "auto"'
         )
     return kept, rejected
 
@@ -97,7 +97,7 @@ def _tool_problem(row: Row, writer: Writer) -> str | None:
     try:
         writer.sequences(row)
     except BadTemplate as error:
-        return f"uses tools, and the chat template of {writer.chats.name} {error.why}"
+        return f"uses tools, and the model's chat template {error.why}"
     return None
 
 

@@ -155,14 +155,13 @@ class Writer:
 
     def tool_problem(self, row: Row) -> str | None:
         """Return why the template can't write a row's tools, or None if it can."""
-        name = self.chats.name
         if not self.chats.takes_tools():
-            return f"uses tools, and the chat template of {name} takes none"
+            return "uses tools, and the model's chat template takes none"
         both = any(turn.get("tool_calls") and turn["content"] for turn in turns_of(row))
         if both and not self.chats.takes_text_beside_calls():
             return (
-                "has text next to a tool call, and the chat template of "
-                f"{name} leaves it out"
+                "has text next to a tool call, and the model's chat template leaves "
+                "it out"
             )
         return None
 

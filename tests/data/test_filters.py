@@ -6,6 +6,7 @@ import pytest
 from helpers.rows import row
 from helpers.templates import TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
+from helpers.tool_templates import LOOK, call, tool_row, with_tools
 
 from colab_utils import data
 
@@ -67,3 +68,63 @@ def test_token_lengths_are_those_of_the_trained_tokens():
     rows[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
     tokens = data.tokenize(rows, tokenizer)
     assert data.token_lengths(rows, tokenizer) == [len(t["input_ids"]) for t in tokens]
+
+
+PROMPT = [{"role": "user", "content": "Why?"}]
+GOOD, BAD = ([{"role": "assistant", "content": t}] for t in ("So.", "N</s>o."))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a</s>b"},
+        {"text": "a</s>b", "label": "x"},
+        {"prefix": "a</s>", "middle": "b", "suffix": "c"},
+        {"prefix": "a", "middle": "b</s>", "suffix": "c"},
+        {"prefix": "a", "middle": "b", "suffix": "</s>c"},
+        {"prefix": "a", "middle": "<fim_middle>", "suffix": "c"},
+        {"prompt": PROMPT, "chosen": BAD, "rejected": GOOD},
+        {"prompt": PROMPT, "chosen": GOOD, "rejected": BAD},
+        {"prompt": BAD, "chosen": GOOD, "rejected": GOOD},
+    ],
+)
+def test_drop_special_tokens_of_each_kind(tokenizer, row):
+    good = [
+        {"text": "</ s>", "line": 1},
+        {"prefix": "</", "middle": "s>", "suffix": ""},
+    ]
+    rows = [good[0], {**row, "line": 2}, {**good[1], "line": 3}]
+    kept, rejected = data.drop_special_tokens(rows, tokenizer)
+    assert [r["line"] for r in kept] == [1, 3]
+    assert rejected[0].reason.startswith("contains the special token <")
+
+
+def test_drop_special_tokens_keeps_the_marks_of_the_middle_in_other_kinds(tokenizer):
+    rows = [{"text": "<fim_middle>", "line": 1}]
+    assert data.drop_special_tokens(rows, tokenizer) == (rows, [])
+
+
+END = "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("calls", "tools"),
+    [
+        ([call({"town": f"a{END}"})], [LOOK]),
+        ([call({"town": [{"deep": END}]})], [LOOK]),
+        ([call({END: 1})], [LOOK]),
+        ([call(f'{{"town": "{END}"}}')], [LOOK]),
+        ([call(f'{{"town": "{END[:-1]}\\u003e"}}')], [LOOK]),  # > as JSON escapes it
+        ([call({}, name=END)], [LOOK]),
+        ([call({})], [LOOK, {"type": "function", "function": {"description": END}}]),
+    ],
+)
+def test_drop_special_tokens_of_calls_and_tools(calls, tools):
+    tokenizer = with_tools("hermes")
+    good = tool_row({"content": None, "tool_calls": [call({"town": "Lima"})]}, {})
+    good["messages"][-1]["content"] = "So."
+    bad = {**good, "tools": tools, "line": 2, "messages": [*good["messages"]]}
+    bad["messages"][1] = {**bad["messages"][1], "tool_calls": calls}
+    kept, rejected = data.drop_special_tokens([good, bad], tokenizer)
+    assert kept == [good]
+    assert [r.reason for r in rejected] == [f"contains the special token {END}"]

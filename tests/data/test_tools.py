@@ -240,12 +240,11 @@ def test_drop_unsupported_tools_of_the_courses_template(tokenizer, capsys):
     tools = {**chat, "tools": [LOOK], "line": 3}
     kept, rejected = data.drop_unsupported_tools([chat, calls, tools], tokenizer)
     assert kept == [chat]
-    name = tokenizer.name_or_path
-    reason = f"uses tools, and the chat template of {name} takes none"
+    reason = "uses tools, and the model's chat template takes none"
     assert [(r.line, r.reason) for r in rejected] == [(2, reason), (3, reason)]
     out = capsys.readouterr().out
     assert out.startswith("2 of 3 rows are rejected, because the chat template of")
-    assert "set MODEL to a model whose template takes tools" in out
+    assert "set MODEL to a model whose own template takes tools" in out
     for step in (data.token_lengths, data.tokenize):
         with pytest.raises(ValueError, match=f"row of line 2: It {reason}"):
             step([calls], tokenizer)
@@ -269,7 +268,7 @@ def test_drop_unsupported_tools_rejects_what_a_template_leaves_out():
     kept, rejected = data.drop_unsupported_tools([both, good, two], tokenizer)
     assert kept == [good]
     assert [r.line for r in rejected] == [4, 5]
-    assert rejected[0].reason.startswith("has text next to a tool call, and the chat")
+    assert rejected[0].reason.startswith("has text next to a tool call, and the model")
     assert rejected[1].reason.endswith("rejects these messages (one call a turn)")
 
 
