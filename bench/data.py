@@ -38,15 +38,27 @@ EXACT, NEAR, BAD = "exact", "near", "bad"
 STEPS = ("read", "drop_exact", "drop_near", "split", "write")
 
 
-def words(draw: random.Random) -> tuple[list[str], list[float]]:
-    """Return 50,000 words, and the running sum of their weights, which follow Zipf."""
-    letters = "etaoinshrdlcumwfgypbvk"
-    made = {
-        "".join(draw.choices(letters, k=draw.randint(2, 9))): None
-        for _ in range(60_000)
-    }
-    found = list(made)[:50_000]
-    return found, [*itertools.accumulate(1 / (n + 3) for n in range(len(found)))]
+def vocabulary() -> list[str]:
+    """Return 50,000 words of two to nine letters."""
+    draw, letters = random.Random(0), "etaoinshrdlcumwfgypbvk"
+    made = {"".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(60_000)}
+    return sorted(made)[:50_000]
+
+
+def texts(rows: int) -> Iterator[tuple[str, str]]:
+    """Yield questions and answers of random words, which are as frequent as Zipf says."""
+    import numpy as np
+
+    draw, words = np.random.default_rng(0), vocabulary()
+    draw.shuffle(words)
+    weights = np.cumsum(1 / (np.arange(len(words)) + 3))
+    for start in range(0, rows, 1000):
+        sizes = draw.integers([15, 70], [60, 170], (min(1000, rows - start), 2))
+        drawn = np.searchsorted(weights, draw.random(sizes.sum()) * weights[-1])
+        found = iter([words[i] for i in drawn.tolist()])
+        for one, other in sizes.tolist():
+            question = " ".join(itertools.islice(found, one))
+            yield question, " ".join(itertools.islice(found, other))
 
 
 def edited(draw: random.Random, text: str) -> str:
@@ -70,15 +82,11 @@ def edited(draw: random.Random, text: str) -> str:
 def make(folder: Path, rows: int) -> None:
     """Write rows.jsonl, and planted.json: the lines of each kind of planted row."""
     draw = random.Random(0)
-    vocabulary, weights = words(draw)
     planted: dict[str, list[int]] = {EXACT: [], NEAR: [], BAD: []}
     earlier: list[tuple[str, str]] = []
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for line in range(1, rows + 1):
-            sizes = draw.randint(15, 60), draw.randint(70, 170)
-            found = draw.choices(vocabulary, cum_weights=weights, k=sum(sizes))
-            question, answer = " ".join(found[: sizes[0]]), " ".join(found[sizes[0] :])
+        for line, (question, answer) in enumerate(texts(rows), start=1):
             chance = draw.random()
             if chance < 0.05 and len(earlier) > 100:
                 question, answer = draw.choice(earlier)

@@ -99,7 +99,7 @@ def escape(text: str) -> str:
 def kind_of(row: Mapping[str, Any]) -> str:
     """Return the kind of a row in the schema; raises ValueError if it is of none."""
     for kind, columns in COLUMNS.items():
-        if all(name in row for name in columns):
+        if all(map(row.__contains__, columns)):
             return kind
     found = ", ".join(map(str, row))
     raise ValueError(f"A row with the columns {found} is of no known kind.")
@@ -107,7 +107,9 @@ def kind_of(row: Mapping[str, Any]) -> str:
 
 def said(turn: Message) -> str:
     """Return the text of a turn; a call of a tool is its name and arguments as JSON."""
-    calls = [call["function"] for call in turn.get("tool_calls") or []]
+    if not turn.get("tool_calls"):
+        return turn["content"] or ""
+    calls = [call["function"] for call in turn["tool_calls"]]
     texts = [turn["content"] or "", *(json.dumps(c, sort_keys=True) for c in calls)]
     return "\n".join(filter(None, texts))
 

@@ -11,7 +11,7 @@ from colab_utils.data.dedup import exact_key, texts_of
 from colab_utils.data.formats import Tally
 from colab_utils.data.quality import Rule, filter_rows
 from colab_utils.data.readers import Numbered
-from colab_utils.data.schema import Rejected, answer_of
+from colab_utils.data.schema import Rejected, answer_of, prompt_of
 from colab_utils.data.spool import LABELS, parse
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def read(kind: str, rules: Sequence[Rule], items: list[Numbered | Rejected]) -> 
         line = saving.to_line(saving.to_text(row)).encode()
         made.lines.append(line)
         key = exact_key(row)
+        answer = len(answer_of(row))
         labels = sum((name in row) << i for i, name in enumerate(LABELS))
         made.numbers.append(
             (
@@ -60,8 +61,8 @@ def read(kind: str, rules: Sequence[Rule], items: list[Numbered | Rejected]) -> 
                 int.from_bytes(key[8:], "big"),
                 row["line"],
                 len(line),
-                describing.characters(row),
-                len(answer_of(row)),
+                len(prompt_of(row)) + answer,
+                answer,
                 found,
                 labels,
             )

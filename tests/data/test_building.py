@@ -1,0 +1,247 @@
+"""A dataset built with its rows on disk is the one built with its rows in memory."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from colab_utils import data, recipe
+from colab_utils.data import building, quality
+from colab_utils.data.spool import Lines, repeats
+from colab_utils.data.workers import AHEAD, Workers
+
+ROOT = Path(__file__).parents[2]
+FILES = ("train.jsonl", "test.jsonl", "rejected.jsonl")
+RULES = (quality.echo, quality.refusal)
+WORDS = [f"w{n}" for n in range(400)]
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+def sentence(draw: random.Random, length: int = 25) -> str:
+    return " ".join(draw.choices(WORDS, k=length))
+
+
+def raw_row(draw: random.Random, earlier: list[dict]) -> object:
+    """Return a row of one of many kinds, most of them good."""
+    chance = draw.random()
+    if chance < 0.1 and earlier:
+        return draw.choice(earlier)
+    if chance < 0.2 and earlier:
+        row = dict(draw.choice(earlier))
+        row["answer"] = row["answer"].upper() + "!"
+        return row
+    row = {"question": sentence(draw), "answer": sentence(draw)}
+    if chance < 0.25:
+        return {**row, "answer": row["question"]}
+    if chance < 0.3:
+        return {**row, "answer": " "}
+    if chance < 0.35:
+        return {"prefix": "a = ", "middle": sentence(draw, 3), "suffix": "b"}
+    if chance < 0.4:
+        return {"prefix": "é = ", "middle": "I cannot assist", "suffix": "b", "group": "x"}
+    if chance < 0.45:
+        call = {"name": "add", "arguments": {"a": draw.randrange(99), "é": [1, None]}}
+        turns = [
+            {"role": "user", "content": sentence(draw)},
+            {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
+        ]
+        return {"messages": turns, "tools": [TOOL]}
+    if chance < 0.6:
+        row["group"] = draw.choice("abcdef")
+    if chance < 0.55:
+        row["category"] = "é"
+    earlier.append(row)
+    return row
+
+
+def write_source(path: Path, seed: int, rows: int = 400) -> Path:
+    draw, earlier = random.Random(seed), []
+    lines = [json.dumps(raw_row(draw, earlier)) for _ in range(rows)]
+    for _ in range(5):
+        lines.insert(draw.randrange(rows), draw.choice(['{"a": ', "[1, 2]", '"x"']))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def build_from_lists(source: str, folder: Path, share: float, seed: int) -> None:
+    """Do what 01_create_dataset does, with all rows in memory."""
+    rows, rejected = data.load(source)
+    rows, unworthy = data.filter_rows(rows, RULES)
+    rows, exact = data.drop_exact(rows)
+    first = data.near_duplicates(rows)
+    near = [
+        data.reject_row(rows[i], f"nearly repeats line {rows[j]['line']}")
+        for i, j in enumerate(first)
+        if i != j
+    ]
+    rows = [row for i, row in enumerate(rows) if first[i] == i]
+    train, test = data.split(rows, share, seed)
+    rejected += [*unworthy, *exact, *near]
+    data.save(folder, {"train": train, "test": test}, rejected, "", source=source)
+
+
+def same_files(one: Path, other: Path) -> list[str]:
+    return [f for f in FILES if filecmp.cmp(one / f, other / f, shallow=False)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_build_equals_the_steps_with_lists(tmp_path, monkeypatch, seed):
+    """For rows of several kinds, labels in some rows, repeats, and broken lines."""
+    monkeypatch.setattr(building, "PART", 7)
+    source = str(write_source(tmp_path / "raw.jsonl", seed))
+    build_from_lists(source, tmp_path / "lists", 0.3, seed)
+    made = data.build(
+        source, tmp_path / "built", rules=RULES, test_share=0.3, seed=seed
+    )
+    assert same_files(tmp_path / "lists", tmp_path / "built") == [*FILES]
+    rejected = data.read_jsonl(tmp_path / "built" / "rejected.jsonl")
+    starts = {row["reason"].split()[0] for row in rejected}
+    assert {"repeats", "nearly", "echo:", "a", "not"} <= starts
+    train = data.read(tmp_path / "built", "train")
+    assert any("tools" in row for row in train) and not all("tools" in r for r in train)
+    counts = made["rows"]
+    assert counts["in"] == 405 == counts["kept"] + counts["rejected"]
+    assert counts["kept"] == counts["train"] + counts["test"]
+    assert (counts["train"], counts["rejected"]) == (len(train), len(rejected))
+    assert data.check_kind(tmp_path / "built", "instruction") is None
+
+
+@pytest.mark.slow
+def test_build_of_the_demo_with_two_processes(tmp_path):
+    """A rule from the script that calls it is sent to the processes."""
+    build_from_lists("demo", tmp_path / "lists", 0.1, 0)
+    made = data.build("demo", tmp_path / "built", rules=RULES, workers=2)
+    assert same_files(tmp_path / "lists", tmp_path / "built") == [*FILES]
+    assert made["metric"] == "accuracy" and made["license"] == "apache-2.0"
+
+
+REBUILD = """
+import sys
+from pathlib import Path
+from colab_utils import data, recipe
+from colab_utils.data import quality
+old = recipe.read(Path("old"))
+rules = [getattr(quality, name) for name in old["rules"]]
+data.build(old["source"], Path("new"), rules=rules, **old["parameters"])
+"""
+
+
+@pytest.mark.slow
+def test_recipe_builds_the_same_bytes_again(tmp_path):
+    """In another process, with another seed of Python's hashes."""
+    source = str(write_source(tmp_path / "raw.jsonl", 5))
+    old = data.build(source, tmp_path / "old", rules=RULES, test_share=0.2, seed=3)
+    subprocess.run(
+        [sys.executable, "-c", REBUILD],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
+        check=True,
+    )
+    new = recipe.read(tmp_path / "new")
+    names = {path.name for path in (tmp_path / "old").iterdir()} - {"recipe.json"}
+    assert names == {*FILES, "README.md", "lengths.png"}
+    differing = [
+        name
+        for name in sorted(names)
+        if (tmp_path / "old" / name).read_bytes().replace(b"# old", b"# new")
+        != (tmp_path / "new" / name).read_bytes()
+    ]
+    assert differing == []
+    for made in (old, new):
+        del made["made"], made["name"]
+    assert new == old
+
+
+def answers_are_short(row: data.Row) -> str | None:
+    return None if len(data.answer_of(row)) < 3 else "long: too long"
+
+
+def test_build_without_a_row_left(tmp_path):
+    source = str(write_source(tmp_path / "raw.jsonl", 0, 60))
+    with pytest.raises(ValueError, match=r"rules reject all \d+ rows \(\d+ x long: to"):
+        data.build(source, tmp_path / "new", rules=[answers_are_short])
+    (tmp_path / "bad.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="No row of .* can be used"):
+        data.build(str(tmp_path / "bad.jsonl"), tmp_path / "new")
+    scored = [{"prompt": "a", "completion": "b", "label": n > 3} for n in range(9)]
+    data.write_jsonl(tmp_path / "scored.jsonl", scored)
+    with pytest.raises(ValueError, match="marked as good or bad"):
+        data.build(str(tmp_path / "scored.jsonl"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def breaks_at_line_300(row: data.Row) -> str | None:
+    if row["line"] >= 300:
+        raise ZeroDivisionError
+    return None
+
+
+def test_failed_build_leaves_the_old_dataset(tmp_path):
+    folder = tmp_path / "saved" / "mine"
+    data.save(folder, {"train": [{"text": "old", "line": 1}]}, [], "")
+    source = str(write_source(tmp_path / "raw.jsonl", 0))
+    with pytest.raises(ZeroDivisionError):
+        data.build(source, folder, rules=[breaks_at_line_300])
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+    assert data.read(folder, "train") == [{"text": "old", "line": 1}]
+
+
+def test_full_disk_is_named(tmp_path, monkeypatch):
+    class Full:
+        def writelines(self, lines: list[bytes]) -> None:
+            raise OSError(28, "No space left on device")
+
+    lines = Lines()
+    monkeypatch.setattr(lines, "file", Full())
+    with pytest.raises(OSError, match=r"Rows can't be written to .*TMPDIR"):
+        lines.write([b"a"])
+
+
+def ends(part: list[int]) -> int:
+    os._exit(3)
+
+
+@pytest.mark.slow
+def test_ended_process_is_reported():
+    with (
+        pytest.raises(RuntimeError, match="One of 2 worker processes ended early"),
+        Workers(2) as pool,
+    ):
+        list(pool.map(ends, [[1], [2]]))
+
+
+@pytest.mark.slow
+def test_processes_keep_the_order_and_read_few_parts_ahead():
+    read = []
+
+    def parts():
+        for n in range(40):
+            read.append(n)
+            yield [n]
+
+    with Workers(2) as pool:
+        ahead = []
+        for n, total in enumerate(pool.map(sum, parts())):
+            assert total == n
+            ahead.append(len(read) - n)
+    assert max(ahead) == 2 * AHEAD + 1
+
+
+def test_repeats_finds_the_first_of_equal_keys():
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    rows = np.zeros(500, [("key", "u8"), ("key2", "u8")])
+    rows["key"], rows["key2"] = draw.integers(0, 12, 500), draw.integers(0, 9, 500)
+    first: dict[tuple[int, int], int] = {}
+    expected = [first.setdefault(tuple(row), i) for i, row in enumerate(rows.tolist())]
+    assert repeats(rows).tolist() == expected
+    assert repeats(rows[:0]).tolist() == []
