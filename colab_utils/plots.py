@@ -182,8 +182,9 @@ def spread(series: dict[str, list[float]]) -> Figure:
     figure, axes = _figure()
     for i, shares in enumerate(series.values()):
         percent = [100 * share for share in shares]
-        bar = axes.bar(i, sum(percent) / len(percent), 0.6, color=BLUE)
-        axes.bar_label(bar, fmt="%.0f", fontsize=8, label_type="center", color="white")
+        mean = sum(percent) / len(percent)
+        axes.bar(i, mean, 0.6, color=BLUE)
+        axes.text(i + 0.32, mean, f"{mean:.0f}", fontsize=8, va="center")
         axes.scatter([i] * len(percent), percent, color=ORANGE, s=16, zorder=3)
     axes.set_xticks(range(len(series)), [name.replace(", ", "\n") for name in series])
     axes.set(ylabel="exact match, %", ylim=(0, 100))

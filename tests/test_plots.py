@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import re
 
+import numpy as np
 import pytest
 from helpers.templates import TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
@@ -165,3 +166,25 @@ def test_figures_are_closed():
     plots.memory(costs(qlora=2**20))
     plots.accuracy({"after": {"capital": 1.0}})
     assert plt.get_fignums() == before  # a notebook shows open figures again
+
+
+def test_spread_shows_means_and_each_share():
+    figure = plots.spread({"all, 9 rows": [0.1, 0.3], "few, 2 rows": [0.5]})
+    axes = figure.axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([20, 50])
+    assert sum(len(points.get_offsets()) for points in axes.collections) == 3
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "all\n9 rows",
+        "few\n2 rows",
+    ]
+
+
+def test_selections_show_all_rows_and_the_selected():
+    vectors = np.random.default_rng(0).normal(size=(20, 5))
+    figure = plots.selections(vectors, {"a": [1, 2, 3], "b": [4]})
+    counts = [
+        [len(points.get_offsets()) for points in axes.collections]
+        for axes in figure.axes
+    ]
+    assert counts == [[20, 3], [20, 1]]
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]

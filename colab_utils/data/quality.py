@@ -149,22 +149,24 @@ class WordList(TextRule):
 
     def __init__(self, words: Iterable[str]) -> None:
         """Take a list of your choice: words, or phrases of several words."""
-        found = {" ".join(patterns.WORDS.findall(word.casefold())) for word in words}
-        self.words = frozenset(word for word in found if word and " " not in word)
-        self.phrases = tuple(sorted(word for word in found if " " in word))
+        split = [tuple(patterns.WORDS.findall(word.casefold())) for word in words]
+        self.words = frozenset(found[0] for found in split if len(found) == 1)
+        phrases = [r"\s+".join(map(re.escape, one)) for one in split if len(one) > 1]
+        self.phrases = re.compile(rf"\b(?:{'|'.join(phrases)})\b") if phrases else None
+        self.count = len(self.words) + len(phrases)
 
     def __repr__(self) -> str:
         """Return the number of words; the list itself may be long or unpleasant."""
-        return f"WordList({len(self.words) + len(self.phrases)} words)"
+        return f"WordList({self.count} words)"
 
     def judge(self, prompt: str, answer: str) -> str | None:
         """Return the first word of the list that the prompt or the answer has."""
-        words = patterns.WORDS.findall(f"{prompt}\n{answer}".casefold())
-        hits = self.words.intersection(words)
-        if self.phrases and not hits:
-            text = f" {' '.join(words)} "
-            hits = frozenset(p for p in self.phrases if f" {p} " in text)
-        return f"word list: {min(hits)}" if hits else None
+        text = f"{prompt}\n{answer}".casefold()
+        hits = self.words.intersection(patterns.WORDS.findall(text))
+        if hits:
+            return f"word list: {min(hits)}"
+        found = self.phrases.search(text) if self.phrases else None
+        return f"word list: {' '.join(found[0].split())}" if found else None
 
 
 class Check(TextRule):
