@@ -45,7 +45,12 @@ def raw_row(draw: random.Random, earlier: list[dict]) -> object:
     if chance < 0.35:
         return {"prefix": "a = ", "middle": sentence(draw, 3), "suffix": "b"}
     if chance < 0.4:
-        return {"prefix": "é = ", "middle": "I cannot assist", "suffix": "b", "group": "x"}
+        return {
+            "prefix": "é = ",
+            "middle": "I cannot assist",
+            "suffix": "b",
+            "group": "x",
+        }
     if chance < 0.45:
         call = {"name": "add", "arguments": {"a": draw.randrange(99), "é": [1, None]}}
         turns = [
@@ -169,7 +174,7 @@ def test_build_without_a_row_left(tmp_path):
     with pytest.raises(ValueError, match=r"rules reject all \d+ rows \(\d+ x long: to"):
         data.build(source, tmp_path / "new", rules=[answers_are_short])
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match="No row of .* can be used"):
+    with pytest.raises(ValueError, match=r"No row of .* can be used"):
         data.build(str(tmp_path / "bad.jsonl"), tmp_path / "new")
     scored = [{"prompt": "a", "completion": "b", "label": n > 3} for n in range(9)]
     data.write_jsonl(tmp_path / "scored.jsonl", scored)
