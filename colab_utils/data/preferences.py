@@ -7,10 +7,12 @@ is better.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from colab_utils.data import ready_prompts, turns, values
+from colab_utils.data.columns import compact
 from colab_utils.data.schema import BadRow, Message, Row
 
 SAME = "chosen and rejected are the same"
@@ -19,7 +21,8 @@ TIE = "a tie: no answer is better"
 ANSWER_KEYS = ("response", "answer", "completion", "output", "text", "content", "value")
 SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating")
 RANK_KEYS = ("rank", "ranking")
-NUMBERED_A = "humanrefa"  # SHP: its labels say 1 if answer A is better
+# A verdict: the sign of the better column, or the sign after a word.
+NAMED = re.compile(r"(?:model|response|answer|assistant|option|output)?[ _-]*([ab012])")
 
 
 def preference(
@@ -97,7 +100,7 @@ def by_verdict(
         if a == b:
             raise BadRow(TIE)
         return (first, second) if a > b else (second, first)
-    better = _named(raw[names["verdict"]], names)
+    better = _named(raw[names["better"]], names)
     return (first, second) if better == 0 else (second, first)
 
 
@@ -107,20 +110,16 @@ def _named(verdict: object, names: Mapping[str, Any]) -> int:
     if "tie" in said or said in ("none", "both", "equal"):
         raise BadRow(TIE)
     signs = [_sign(names[one]) for one in ("first", "second")]
-    if signs == ["a", "b"] and _compact(names["first"]) == NUMBERED_A:
+    if compact(names["first"]) == "humanrefa":  # SHP: 1 says that A is better
         signs = ["1", "0"]
-    stem = said.rstrip("ab012")
-    if said[len(stem) :] in signs and (not stem or stem[-1] in "_ -" or len(stem) > 3):
-        return signs.index(said[len(stem) :])
-    raise BadRow(f"the verdict {values.name(verdict)} names no answer")
+    named = NAMED.fullmatch(said)
+    if not named or named[1] not in signs:
+        raise BadRow(f"the verdict {values.name(verdict)} names no answer")
+    return signs.index(named[1])
 
 
 def _sign(column: object) -> str:
-    return _compact(column)[-1]
-
-
-def _compact(column: object) -> str:
-    return "".join(sign for sign in str(column).lower() if sign.isalnum())
+    return compact(column)[-1]
 
 
 def best_and_worst(

@@ -15,8 +15,26 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.floating]
 
+WAYS = ("k-means", "farthest-first", "random")
 ITERATIONS = 20  # of k-means; the centers hardly move after it
 BLOCK = 1000  # rows whose similarities are computed at a time
+
+
+def select(how: str, vectors: Vectors, count: int, seed: int = 0) -> list[int]:
+    """Return `count` rows selected by one of `WAYS`.
+
+    Raises ValueError for another way, or if there are fewer than `count` rows.
+    """
+    import numpy as np
+
+    if how == "k-means":
+        return k_means(vectors, count, seed)
+    if how == "farthest-first":
+        return farthest_first(vectors, count, seed)
+    if how != "random":
+        raise ValueError(f"how is {how!r}; it can be one of {', '.join(WAYS)}.")
+    draw = np.random.default_rng(seed)
+    return draw.choice(len(_check(vectors, count)), count, replace=False).tolist()
 
 
 def farthest_first(vectors: Vectors, count: int, seed: int = 0) -> list[int]:

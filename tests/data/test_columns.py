@@ -6,7 +6,7 @@ import pytest
 from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER
 
 from colab_utils import data
-from colab_utils.data import columns, formats, schema
+from colab_utils.data import column_names, columns, formats, schema
 
 
 def kind_and_by(raw: dict) -> tuple[str, str]:
@@ -155,5 +155,5 @@ def test_tallies_add_up():
 
 def test_names_are_compared_without_case_spaces_and_underscores():
     assert columns.compact("System_Prompt ") == "systemprompt"
-    names = [n for v in vars(columns).values() if isinstance(v, tuple) for n in v]
+    names = [n for v in vars(column_names).values() if isinstance(v, tuple) for n in v]
     assert all(columns.compact(n) == n for n in names if isinstance(n, str))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
-from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER, WORDS, any_json
+from helpers import shapes
+from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER, any_json
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
+from colab_utils.data import column_names, schema
 
 
 @pytest.mark.parametrize(
@@ -126,32 +129,98 @@ def test_to_messages_never_takes_unpaired_preferences(row, label):
         assert data.to_messages(row | {"label": other}) == DIALOG
 
 
-COLUMNS = [
-    *("messages", "conversations", "prompt", "completion", "instruction", "input"),
-    *("output", "response", "question", "answer", "context"),
+def read(raw: object, kind: str = "auto") -> data.Row | None:
+    """Return the row, or None for a bad row; check both, and that `raw` stays."""
+    before = repr(raw)
+    try:
+        row = data.to_row(raw, 1, kind)
+    except data.BadRow as error:
+        assert str(error).isprintable() and len(str(error)) < 300
+        return None
+    finally:
+        assert repr(raw) == before
+    assert kind in ("auto", data.kind_of(row))
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    assert text.encode() and json.loads(text) == row
+    shapes.check(row)
+    assert data.prompt_of(row) + data.answer_of(row) or "tool_calls" in text
+    return row
+
+
+@pytest.mark.parametrize(("raw", "kind"), shapes.SHAPES)
+def test_to_row_known_shapes(raw, kind):
+    row = read(raw)
+    assert row is not None and data.kind_of(row) == kind
+
+
+@pytest.mark.slow
+@given(st.integers(0, 2**40))
+@settings(deadline=None, max_examples=3000)
+def test_to_row_damaged_rows_give_a_row_or_a_reason(seed):
+    row = read(shapes.damaged(seed))
+    read(shapes.damaged(seed), list(schema.COLUMNS)[seed % 5])
+    if row and "messages" in row:
+        assert data.to_messages({"messages": row["messages"]}) == row["messages"]
+
+
+def test_damaged_rows_are_often_still_rows():
+    """The test above checks rows of all kinds, not only reasons."""
+    rows = [read(shapes.damaged(seed)) for seed in range(400)]
+    kinds = Counter(data.kind_of(row) for row in rows if row)
+    assert set(kinds) == set(schema.COLUMNS) and 80 < sum(kinds.values()) < 320
+
+
+NAMES = [
+    name
+    for names in vars(column_names).values()
+    if isinstance(names, tuple)
+    for name in names
+    if isinstance(name, str)
 ]
-turn = st.dictionaries(
-    st.sampled_from(["role", "content", "from", "value"]),
-    st.sampled_from(WORDS) | any_json,
-)
-cell = st.sampled_from(WORDS) | st.lists(turn, max_size=5) | any_json
-any_row = st.dictionaries(st.sampled_from(COLUMNS), cell, max_size=6) | any_json
+any_row = st.dictionaries(st.sampled_from(NAMES), any_json, max_size=4) | any_json
 
 
 @pytest.mark.slow
 @given(any_row)
 @example({"messages": [{"role": "\x1b"}]})
-@settings(deadline=None, max_examples=400)
-def test_to_messages_any_row_gives_messages_or_reason(row):
-    try:
-        messages = data.to_messages(row)
-    except data.BadRow as error:
-        assert str(error).isprintable()
-        return
-    texts = [turn["content"] or str(turn["tool_calls"]) for turn in messages]
-    assert messages[-1]["role"] == "assistant" and all(text.strip() for text in texts)
-    assert json.dumps(messages, ensure_ascii=False).encode()
-    assert data.to_messages({"messages": messages}) == messages
+@example({"question": "a" * 10_000_000, "answer": "b"})
+@example({"text": "[INST]" * 1_000_000})
+@example({"text": "### Human:" * 500_000})
+@example([])
+@settings(deadline=None, max_examples=300)
+def test_to_row_any_json_gives_a_row_or_a_reason(raw):
+    read(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "columns"),
+    [
+        ({"text": "Who?", "label": "Me."}, "instruction", {"messages"}),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "instruction", {"messages"}),
+        ({"question": "a", "answer": "b"}, "classification", {"text", "label"}),
+        ({"text": "[INST] a [/INST] b"}, "completion", {"text"}),
+        (
+            {"text": "one two three four five"},
+            "fill-in-the-middle",
+            {"prefix", "middle", "suffix"},
+        ),
+        ({"text": "a", "label": "b"}, "completion", {"text"}),
+        ({"question": "a", "answer": "b", "text": "c"}, "completion", {"text"}),
+        (
+            {"question": "a", "answer": "b", "chosen": "c", "rejected": "d"},
+            "instruction",
+            {"messages"},
+        ),
+    ],
+)
+def test_to_row_makes_the_kind_that_the_reader_asks_for(raw, kind, columns):
+    assert set(data.to_row(raw, 1, kind)) == columns | {"line"}
+
+
+@pytest.mark.parametrize("kind", ["completion", "preference", "fill-in-the-middle"])
+def test_to_row_says_what_cannot_be_made(kind):
+    with pytest.raises(data.BadRow, match=f"kind instruction can't become .* {kind}"):
+        data.to_row({"question": "a", "answer": "b"}, 1, kind)
 
 
 @pytest.mark.slow

@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
+from run_cells import run
+
 DATASET, *FOLDERS = sys.argv[1:]
-os.environ |= {"HEADLESS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
-ROOT = Path(__file__).parents[2]
 
 
 def parameters(folder: str) -> dict[str, dict[str, Any]]:
@@ -28,21 +27,6 @@ def parameters(folder: str) -> dict[str, dict[str, Any]]:
         "03_inference": {"MAX_NEW_TOKENS": 8},
         "04_merge_and_publish": {"MAX_TEST": 6},
     }
-
-
-def run(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Run a notebook's code cells in order; return its variables."""
-    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))
-    space: dict[str, Any] = {"__name__": name, "display": lambda *_: None}
-    for number, cell in enumerate(notebook["cells"]):
-        tags = cell["metadata"].get("tags", [])
-        if cell["cell_type"] != "code" or "setup" in tags:
-            continue
-        code = compile("".join(cell["source"]), f"{name}, cell {number}", "exec")
-        exec(code, space)
-        if "parameters" in tags:
-            space |= given
-    return space
 
 
 def course(folder: str) -> dict[str, Any]:

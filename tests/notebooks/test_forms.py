@@ -52,12 +52,12 @@ def here(tmp_path, monkeypatch):
 
 TYPED_01 = [
     (
-        {"MAX_TOKENS": "64", "MAX_ROWS": 100.0, "TEST_SHARE": " 0.3", "SEED": "1.0"},
-        [64, 100, 0.3, 1],
+        {"MAX_TOKENS": "64", "MAX_ROWS": 100.0, "TEST_SHARE": " 0.3"},
+        [64, 100, 0.3, "auto"],
     ),
     (
-        {"TEST_SHARE": "", "MODEL": None, "DATASET": "Auto", "TEMPLATE": '"own"'},
-        [512, 2000, "auto", 0],
+        {"TEST_SHARE": "", "MODEL": None, "DATASET": "Auto", "KIND": ' "completion"'},
+        [512, 2000, "auto", "completion"],
     ),
 ]
 
@@ -66,7 +66,7 @@ TYPED_01 = [
 @pytest.mark.parametrize(("typed", "read"), TYPED_01)
 def test_01_reads_what_was_typed(typed, read, tmp_path):
     typed = {"DATASET_NAME": ' "my-data" ', **typed}
-    shown = "MAX_TOKENS, MAX_ROWS, TEST_SHARE, SEED, MODEL, DATASET, folder.name"
+    shown = "MAX_TOKENS, MAX_ROWS, TEST_SHARE, KIND, MODEL, DATASET, folder.name"
     found = run_form("01", typed, shown, tmp_path)
     assert found == [*read, "demo", "demo", "my-data"]
     assert [type(one) for one in found[:4]] == [type(one) for one in read]
