@@ -14,7 +14,7 @@ from pathlib import Path
 from colab_utils import runtime
 
 # Colab lacks these. requirements.txt pins the same versions, and a test compares them.
-EXTRA = ("trl==0.29.1", "bitsandbytes==0.50.2", "rensa==0.5.0", "gguf==0.19.0")
+EXTRA = ("trl==0.29.1", "bitsandbytes==0.50.2", "gguf==0.19.0")
 # Colab has these. Their versions stay; a missing one is installed.
 SHIPPED = (
     "accelerate",

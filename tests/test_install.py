@@ -75,13 +75,12 @@ def installed(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """Write the wheels of an image like Colab's, and of the four that it lacks."""
+    """Write the wheels of an image like Colab's, and of the three that it lacks."""
     folder = tmp_path_factory.mktemp("packages")
     for name, version in COLAB.items():
         wheel(folder, name, version)
     wheel(folder, "trl", "0.29.1", "datasets>=3.0", "packaging>20", "transformers>=2")
     wheel(folder, "bitsandbytes", "0.50.2", "torch<3,>=2.4", "numpy>=1.17")
-    wheel(folder, "rensa", "0.5.0")
     wheel(folder, "gguf", "0.19.0", "numpy>=1.17", "tqdm>=2")
     # Newer versions, which pip prefers.
     wheel(folder, "datasets", "5.1.0")
@@ -111,12 +110,11 @@ def test_missing_installs_missing_and_replaces_nothing(colab, packages):
     assert before["torch"] == "2.11.0+cu128" and "trl" not in before
     done = set_up(colab, packages)
     assert done.stdout == (
-        "set-up: installed trl 0.29.1, bitsandbytes 0.50.2, rensa 0.5.0, gguf 0.19.0; "
-        "removed torchao 0.10.0 (peft refuses float16 LoRA with it)\n"
+        "set-up: installed trl 0.29.1, bitsandbytes 0.50.2, gguf 0.19.0; removed "
+        "torchao 0.10.0 (peft refuses float16 LoRA with it)\n"
     ), done.stderr
     after = installed(colab)
-    added = {"trl": "0.29.1", "bitsandbytes": "0.50.2", "rensa": "0.5.0"}
-    added["gguf"] = "0.19.0"
+    added = {"trl": "0.29.1", "bitsandbytes": "0.50.2", "gguf": "0.19.0"}
     del before["torchao"]
     assert after == before | added
 
@@ -128,7 +126,7 @@ def test_missing_installs_missing_and_replaces_nothing(colab, packages):
 
 @pytest.mark.slow
 def test_missing_installs_only_missing(colab, packages):
-    pins = ["trl==0.29.1", "rensa==0.5.0", "gguf==0.19.0"]
+    pins = ["trl==0.29.1", "gguf==0.19.0"]
     python(colab, "-m", "pip", "install", "-q", *pins, links=packages)
     gone = ["python-dotenv", "torchao"]
     python(colab, "-m", "pip", "uninstall", "-qy", *gone, links=packages)
