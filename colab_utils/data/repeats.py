@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from colab_utils import runtime
 from colab_utils.data import candidates
 from colab_utils.data.comparing import Comparer, Slot
-from colab_utils.data.fingerprints import fingerprint, word_hash
+from colab_utils.data.fingerprints import Fingerprints, fingerprint, join, word_hash
 
 SIMILAR = 0.6  # the similarity from which a row repeats another
 LOWEST = 0.3  # pairs below it are not kept
-BATCH = 5_000  # rows whose fingerprints are computed at once
+PIECE = 500  # rows whose fingerprints are computed at once: more only take memory
 PAIRS = 2_000  # pairs whose texts are in memory at once
 FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
 
@@ -67,25 +67,43 @@ class Repeats:
         self._digits: list[candidates.Words] = [np.empty(0, np.uint32)]
         self._sizes: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
         self._words: list[candidates.Words] = [np.empty(0, np.uint32)]
+        self._waiting: list[Fingerprints] = []
+        self._waiting_rows = 0
 
     def add(self, batch: list[tuple[str, str]]) -> None:
         """Add rows, given as their prompts and answers."""
-        for start in range(0, len(batch), BATCH):
-            new = fingerprint(batch[start : start + BATCH])
-            candidates.count_words(self._table, new.words)
-            words, sizes = candidates.keep_rarest(new.words, new.sizes, self._table)
-            self._exact.append(new.exact)
-            self._letters.append(new.letters)
-            self._digits.append(new.digits)
-            self._sizes.append(sizes)
-            self._words.append(words)
+        for start in range(0, len(batch), PIECE):
+            self.add_prints(fingerprint(batch[start : start + PIECE]))
+
+    def add_prints(self, prints: Fingerprints) -> None:
+        """Add rows, given as their fingerprints, which another process may compute."""
+        self._waiting.append(prints)
+        self._waiting_rows += len(prints.exact)
+        while self._waiting_rows >= candidates.CHUNK:
+            self._keep(candidates.CHUNK)
+
+    def _keep(self, rows: int) -> None:
+        """Count the words of the rows that wait, and keep their rarest words.
+
+        The number of rows does not depend on how they were added, and so neither do
+        the words that are kept.
+        """
+        new, rest = join(self._waiting).split(rows)
+        self._waiting, self._waiting_rows = [rest], len(rest.exact)
+        candidates.count_words(self._table, new.words)
+        words, sizes = candidates.keep_rarest(new.words, new.sizes, self._table)
+        self._exact.append(new.exact)
+        self._letters.append(new.letters)
+        self._digits.append(new.digits)
+        self._sizes.append(sizes)
+        self._words.append(words)
 
     def first(self, fetch: Fetch) -> NDArray[np.int64]:
         """Return for each row the index of the first row that it repeats, or its own.
 
         `fetch` returns the prompts and answers of the rows with the given indices.
         """
-        sets = DisjointSets(sum(map(len, self._exact)))
+        sets = DisjointSets(sum(map(len, self._exact)) + self._waiting_rows)
         for pair in self.pairs(fetch):
             if pair.similarity >= SIMILAR:
                 sets.join(pair.first, pair.second)
@@ -93,6 +111,8 @@ class Repeats:
 
     def pairs(self, fetch: Fetch) -> Iterator[Pair]:
         """Yield the pairs of rows that nearly repeat each other."""
+        if self._waiting:
+            self._keep(self._waiting_rows)
         exact = np.concatenate(self._exact)
         _, first, group = np.unique(exact, return_index=True, return_inverse=True)
         for i in np.flatnonzero(first[group] != np.arange(len(exact))):

@@ -4,52 +4,90 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
-from colab_utils.data.dedup import DisjointSets, near_duplicates
+from colab_utils.data import schema
+from colab_utils.data.dedup import texts_of
+from colab_utils.data.repeats import DisjointSets, Repeats
 from colab_utils.data.schema import Row
 
 
 def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into training and test rows; related rows stay on one side.
 
-    Rows are related if their prompts are near-duplicates or if they have the same
-    `group`. Raises ValueError when one side would be empty.
+    Rows are related if they have nearly the same prompt or the same `group`. If all
+    prompts are the same, each row stands for itself. Raises ValueError when one side
+    would be empty.
     """
-    if not rows:
+    texts = [split_texts(row) for row in rows]
+    found = Repeats()
+    found.add(texts)
+    first = found.first(lambda indices: [texts[i] for i in indices]).tolist()
+    sets = related(first, [row.get("group", "") for row in rows])
+    is_test = choose(sets, test_share, seed)
+    train = [row for row, test in zip(rows, is_test, strict=True) if not test]
+    test = [row for row, test in zip(rows, is_test, strict=True) if test]
+    return train, test
+
+
+def split_texts(row: Row) -> tuple[str, str]:
+    """Return the texts by which the split compares rows: the prompt, or raw text."""
+    prompt, answer = texts_of(row)
+    return prompt, answer if schema.kind_of(row) == schema.COMPLETION else ""
+
+
+def related(first: Sequence[int], groups: Sequence[str]) -> list[int]:
+    """Return for each row the index of the first row that it is related to.
+
+    `first` is the index of the first row with nearly the same prompt.
+    """
+    sets = DisjointSets(len(first))
+    same_prompt = len(first) > 1 and len(set(first)) == 1
+    if same_prompt:
+        print("split: all prompts are nearly the same, so rows are split one by one")
+    else:
+        for i, j in enumerate(first):
+            sets.join(i, j)
+    first_of: dict[str, int] = {}
+    for i, group in enumerate(groups):
+        if group:
+            sets.join(i, first_of.setdefault(group, i))
+    if first_of:
+        print(f"split: {len(first_of):,} groups in the column `group` stay together")
+    return sets.all()
+
+
+def choose(related: Sequence[int], test_share: float, seed: int) -> list[bool]:
+    """Return for each row whether it is a test row.
+
+    Raises ValueError when one side would be empty.
+    """
+    if not related:
         raise ValueError(
             "No row is left to split: the steps before have dropped all of them. Look "
             "at the reasons in `rejected`, and at MAX_ROWS."
         )
-    related = _related(rows)
     sizes = Counter(related)
     order = sorted(sizes)
     random.Random(seed).shuffle(order)
     test_sets, taken = set(), 0
     for number in order:
-        if taken + sizes[number] / 2 <= test_share * len(rows):
+        if taken + sizes[number] / 2 <= test_share * len(related):
             test_sets.add(number)
             taken += sizes[number]
-    train = [row for row, n in zip(rows, related, strict=True) if n not in test_sets]
-    test = [row for row, n in zip(rows, related, strict=True) if n in test_sets]
-    if not train or not test:
-        raise ValueError(
-            f"{len(rows)} rows can't be split with a test share of {test_share}: one "
-            "side would be empty. Rows with nearly the same prompt or the same `group` "
-            f"stay together, which leaves {len(sizes)} sets of rows. Add rows, change "
-            "TEST_SHARE, or remove the column `group`."
-        )
-    return train, test
+    if not 0 < taken < len(related):
+        raise ValueError(_advice(sizes, len(related), test_share))
+    return [number in test_sets for number in related]
 
 
-def _related(rows: list[Row]) -> list[int]:
-    """Return for each row the index of the first row that it is related to."""
-    sets = DisjointSets(len(rows))
-    for i, first in enumerate(near_duplicates(rows)):
-        sets.join(i, first)
-    first_of: dict[str, int] = {}
-    for i, row in enumerate(rows):
-        if group := row.get("group"):
-            sets.join(i, first_of.setdefault(group, i))
-    if first_of:
-        print(f"split: {len(first_of):,} groups in the column `group` stay together")
-    return [sets.find(i) for i in range(len(rows))]
+def _advice(sizes: Counter[int], rows: int, test_share: float) -> str:
+    smallest, largest = min(sizes.values()), max(sizes.values())
+    start = (
+        f"{rows} rows can't be split with a test share of {test_share}: one side would "
+        "be empty. Rows with nearly the same prompt or the same `group` stay together, "
+        f"which leaves {len(sizes)} sets of {smallest} to {largest} rows. "
+    )
+    if len(sizes) == 1:
+        return f"{start}Add rows, or remove the column `group`."
+    low, high = smallest / rows, 1 - smallest / rows
+    return f"{start}Take a TEST_SHARE from {low:.4f} to {high:.4f}, or add rows."
