@@ -68,6 +68,7 @@ __all__ = [
     "drop_special_tokens",
     "duplicate_pairs",
     "drop_unsupported_tools",
+    "duplicate_pairs",
     "encodings",
     "end_of_turn",
     "filter_rows",

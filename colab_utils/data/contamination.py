@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from colab_utils.data.words import normalize
 from colab_utils.data.quality import TextRule
 from colab_utils.data.schema import Row, answer_of, prompt_of
+from colab_utils.data.words import normalize
 
 WORDS = 13  # in a row
 LEAST_PROMPT, LEAST_ANSWER = 4, 8  # words of a test text that is looked for

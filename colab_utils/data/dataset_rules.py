@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from colab_utils.data.words import normalize
 from colab_utils.data.quality import TextRule
 from colab_utils.data.schema import Row, answer_of, escape, prompt_of
+from colab_utils.data.words import normalize
 
 PLAIN = "plain text"
 LONG = 8  # words from which a line is expected to be a sentence
