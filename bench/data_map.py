@@ -5,7 +5,7 @@
 Reads FOLDER/*.jsonl and writes train.jsonl, test.jsonl and rejected.jsonl to
 FOLDER/mapped, with the functions of `data.build`. `datasets` keeps the rows in Arrow
 files on the disk and shares the work among the processes. A run that was interrupted
-continues after the last finished step. The RAM holds about 300 bytes a row while
+continues after the last finished step. The RAM holds about 1 KB a row while
 repeats are searched for. Prints the seconds of each step.
 """
 

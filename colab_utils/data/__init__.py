@@ -66,7 +66,6 @@ __all__ = [
     "drop_exact",
     "drop_long",
     "drop_special_tokens",
-    "duplicate_pairs",
     "drop_unsupported_tools",
     "duplicate_pairs",
     "encodings",

@@ -113,7 +113,8 @@ def test_build_equals_the_steps_with_lists(tmp_path, monkeypatch, seed):
     train = data.read(tmp_path / "built", "train")
     assert any("tools" in row for row in train) and not all("tools" in r for r in train)
     counts = made["rows"]
-    assert counts["in"] == 405 == counts["kept"] + counts["rejected"]
+    lines = sum(len((tmp_path / "lists" / f).read_bytes().splitlines()) for f in FILES)
+    assert counts["in"] == lines == counts["kept"] + counts["rejected"]
     assert counts["kept"] == counts["train"] + counts["test"]
     assert (counts["train"], counts["rejected"]) == (len(train), len(rejected))
     assert data.check_kind(tmp_path / "built", "instruction") is None
