@@ -7,14 +7,13 @@ import json
 import random
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from helpers import planting  # noqa: E402
+from helpers import planting
 
-from colab_utils.data.repeats import SIMILAR, Repeats  # noqa: E402
-from colab_utils.data.words import shingles  # noqa: E402
+from colab_utils.data.repeats import SIMILAR, Repeats
 
 Texts = tuple[str, str]
 
@@ -37,7 +36,9 @@ def other_input(draw, row, rows):
     instruction, _, text = row[0].partition("\n")
     if len(text) < 5:
         raise IndexError
-    return instruction + "\n" + draw.choice([p for p, _ in rows if "\n" in p]).split("\n", 1)[1], row[1]
+    return instruction + "\n" + draw.choice([p for p, _ in rows if "\n" in p]).split(
+        "\n", 1
+    )[1], row[1]
 
 
 def plant(rows: list[Texts], seed: int, each: int):
@@ -82,7 +83,9 @@ def quality(rows, seed, each, show=0):
     mixed = plant(rows, seed, each)
     start = time.process_time()
     pairs = find([m[0] for m in mixed])
-    print(f"{len(mixed)} rows, {len(natural)} natural repeats, {time.process_time()-start:.1f} s")
+    print(
+        f"{len(mixed)} rows, {len(natural)} natural repeats, {time.process_time() - start:.1f} s"
+    )
     source = [m[2] for m in mixed]
     planted = {i for i, m in enumerate(mixed) if m[1] is not None}
     repeat = planted | {i for i, m in enumerate(mixed) if m[3] == "original"}
@@ -98,14 +101,29 @@ def quality(rows, seed, each, show=0):
         total = Counter(mixed[i][3] for i in planted)
         hit = Counter(mixed[i][3] for i in found)
         rejected = {p.second for p in wrong}
-        print(f"{t:.2f} recall {len(found)/len(planted):.4f} precision {len(found)/(len(found)+len(rejected)):.4f} wrong {len(wrong)}")
+        print(
+            f"{t:.2f} recall {len(found) / len(planted):.4f} precision {len(found) / (len(found) + len(rejected)):.4f} wrong {len(wrong)}"
+        )
         if t == SIMILAR:
-            print({k: f"{hit[k]}/{total[k]}" for k in total}, Counter(mixed[i][3] for p in wrong for i in p[:2]))
+            print(
+                {k: f"{hit[k]}/{total[k]}" for k in total},
+                Counter(mixed[i][3] for p in wrong for i in p[:2]),
+            )
             if show:
                 for i in sorted(planted - found)[:show]:
-                    print("MISSED", mixed[i][3], mixed[i][0], "\n   ", rows[mixed[i][1]])
+                    print(
+                        "MISSED", mixed[i][3], mixed[i][0], "\n   ", rows[mixed[i][1]]
+                    )
                 for p in wrong[:show]:
-                    print("WRONG", p, mixed[p.first][3], mixed[p.second][3], mixed[p.first][0], "\n    ", mixed[p.second][0])
+                    print(
+                        "WRONG",
+                        p,
+                        mixed[p.first][3],
+                        mixed[p.second][3],
+                        mixed[p.first][0],
+                        "\n    ",
+                        mixed[p.second][0],
+                    )
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def test_questions_ask_every_fact_in_different_words(wordings):
 
 
 def test_questions_have_no_near_duplicates():
-    texts = [f"{r['question']}\n{r['answer']}" for r in demo.questions(wordings=4)]
-    assert data.near_duplicates(texts) == list(range(len(texts)))
+    rows = [data.to_row(raw, 0) for raw in demo.questions(wordings=4)]
+    assert data.near_duplicates(rows) == list(range(len(rows)))
 
 
 def test_questions_and_flawed_depend_on_the_seed():

@@ -121,6 +121,7 @@ def write_config(
         {"Home": "README.md"},
         {"Notebooks": [{title: path} for path, title in titles.items()]},
         {"Models": "docs/models.md"},
+        {"Large datasets": "docs/data.md"},
         {"Benchmarks": "docs/benchmarks.md"},
         {"API": reference},
         {"Project": there},

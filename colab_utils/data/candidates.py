@@ -116,7 +116,8 @@ def _prefixes(rows: Rows, chunk: Indices) -> Words:
 
 def _same_keys(rows: Rows, prefixes: Words, part: int) -> Keys:
     """Return the pairs of rows with an equal key, as first << 32 | second."""
-    keys, owners = [], []
+    keys: list[Keys] = []
+    owners: list[Keys] = []
     hashes = mix(prefixes.astype(np.uint64))
     digits = rows.digits.astype(np.uint64) * np.uint64(MIXER)
     smallest = rows.smallest().astype(np.uint64) >> np.uint64(8)
@@ -129,16 +130,15 @@ def _same_keys(rows: Rows, prefixes: Words, part: int) -> Keys:
         # The upper 40 bits are the key. The lower ones bring similar rows together.
         keys.append(key[owner] >> np.uint64(24) << np.uint64(24) | smallest[owner])
         owners.append(owner.astype(np.uint64))
-    key, owner = np.concatenate(keys), np.concatenate(owners)
-    again = _repeated(key >> np.uint64(24))
-    key, owner = key[again], owner[again]
-    order = np.argsort(key, kind="stable")
-    return _neighbors(key[order] >> np.uint64(24), owner[order])
+    key = np.concatenate(keys)
+    again = np.flatnonzero(_repeated(key >> np.uint64(24)))
+    order = again[np.argsort(key[again], kind="stable")]
+    return _neighbors(key[order] >> np.uint64(24), np.concatenate(owners)[order])
 
 
 def _repeated(keys: Keys) -> NDArray[np.bool_]:
     """Return which keys occur twice; a few of the others, too."""
-    size = 8 << max(len(keys).bit_length(), 8)
+    size = 2 << len(keys).bit_length()
     slots = keys % np.uint64(size)
     table = np.zeros(size, np.uint32)
     np.add.at(table, slots, np.uint32(1))
@@ -156,7 +156,8 @@ def _neighbors(keys: Keys, owners: Keys) -> Keys:
         at = at[(keys[at] == keys[at + distance]) & (small[at] | (distance <= WINDOW))]
         one, other = owners[at], owners[at + distance]
         low, high = np.minimum(one, other), np.maximum(one, other)
-        found.append(np.unique((low << np.uint64(32) | high)[low != high]))
+        pairs = low << np.uint64(32) | high
+        found.append(np.unique(pairs[low != high]))
     return np.unique(np.concatenate(found))
 
 

@@ -61,7 +61,9 @@ class Difference:
     """In what two texts differ."""
 
     edits: int = 0  # typos, fillers and moved words
-    replaced: set[tuple[str, str]] = field(default_factory=set)  # typos, or the one word
+    replaced: set[tuple[str, str]] = field(
+        default_factory=set
+    )  # typos, or the one word
     added: int = 0  # the words of sentences that only one text has
     shared: int = 0  # the words that both have
     repeats: bool = True  # the texts may repeat each other
@@ -83,7 +85,9 @@ class Comparer:
         It is the share of words that need no edit: no typo, no word moved, left out or
         added. It is 0 if a number, a name, or any other word differs.
         """
-        pairs = [(self._text(a), self._text(b)) for a, b in zip(one, other, strict=True)]
+        pairs = [
+            (self._text(a), self._text(b)) for a, b in zip(one, other, strict=True)
+        ]
         both = [self._difference(a, b) for a, b in pairs]
         replaced = both[0].replaced | both[1].replaced
         slot = None
@@ -98,9 +102,9 @@ class Comparer:
             # A sentence more is a repeat only if all else says so.
             if text.added and (text.added > 0.3 * text.shared or rest.shared < LONG):
                 return 0.0, slot
-        words = sum(max(len(a.words), len(b.words)) for a, b in pairs)
+        length = sum(max(len(a.words), len(b.words)) for a, b in pairs)
         edits = sum(difference.edits for difference in both)
-        return 1 - edits / max(words, 1), slot
+        return 1 - edits / max(length, 1), slot
 
     def _text(self, text: str) -> Text:
         if text not in self._texts:
@@ -124,7 +128,7 @@ class Comparer:
         if missing and extra:
             found.repeats = False
             if len(missing) == len(extra) == 1 and not typos:
-                found.replaced = {(*missing, *extra)}
+                found.replaced = {(next(iter(missing)), next(iter(extra)))}
             return found
         left, right = _without_common(one.sentences, other.sentences)
         rest, sentences = (missing, left) if missing else (extra, right)
@@ -134,7 +138,11 @@ class Comparer:
         if found.repeats:
             words = {word: by for by, word in typos}
             a = [w for w in _flat(left) if w not in missing]
-            b = [words.get(w, w) for w in _flat(_in_order_of(left, right)) if w not in extra]
+            b = [
+                words.get(w, w)
+                for w in _flat(_in_order_of(left, right))
+                if w not in extra
+            ]
             moved = _moved(a, b)
             found.edits += len(moved)
             found.repeats = not _moved_alone(moved, a, b, one, other)
@@ -250,7 +258,12 @@ def _take_joined(missing: dict[str, int], extra: dict[str, int]) -> None:
         for word in list(whole):
             for part in list(parts):
                 end = word.removeprefix(part)
-                if end != word != "" and end in parts and end != part and not word.isdigit():
+                if (
+                    end != word != ""
+                    and end in parts
+                    and end != part
+                    and not word.isdigit()
+                ):
                     _take(whole, word, 1)
                     _take(parts, part, 1)
                     _take(parts, end, 1)
@@ -291,5 +304,7 @@ def _moved(one: list[str], other: list[str]) -> list[Words]:
         return []
     steps = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
     gone = [tuple(one[i:j]) for step, i, j, _, _ in steps if step != "equal" and i < j]
-    came = [tuple(other[i:j]) for step, _, _, i, j in steps if step != "equal" and i < j]
+    came = [
+        tuple(other[i:j]) for step, _, _, i, j in steps if step != "equal" and i < j
+    ]
     return max(gone, came, key=len)

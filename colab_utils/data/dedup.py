@@ -7,7 +7,8 @@ from hashlib import blake2b
 
 from colab_utils.data import schema
 from colab_utils.data.repeats import SIMILAR, DisjointSets, Pair, Repeats
-from colab_utils.data.schema import Message, Rejected, Row, reject_row
+from colab_utils.data.schema import Rejected, Row, reject_row
+from colab_utils.data.sharing import shared
 
 
 def exact_key(row: Row) -> bytes:
@@ -34,27 +35,14 @@ def drop_exact(rows: list[Row]) -> tuple[list[Row], list[Rejected]]:
 def texts_of(row: Row) -> tuple[str, str]:
     """Return the texts by which rows are compared: the prompt and the answer.
 
-    The prompt has the system message and the tools. The answer has the tool calls, and
-    the worse answer of a preference row.
+    The prompt has the tools, and the answer the worse answer of a preference row.
     """
-    kind = schema.kind_of(row)
-    if kind not in (schema.INSTRUCTION, schema.PREFERENCE):
-        return schema.prompt_of(row), schema.answer_of(row)
-    if kind == schema.PREFERENCE:
-        answers = [*row["chosen"], *row["rejected"]]
-        return _text(row["prompt"]), _text(answers)
-    tools = json.dumps(row["tools"]) if row.get("tools") else ""
-    prompt = _text(row["messages"][:-1])
-    return f"{prompt}\n{tools}" if tools else prompt, _text(row["messages"][-1:])
-
-
-def _text(turns: list[Message]) -> str:
-    parts = []
-    for turn in turns:
-        parts.append(turn["content"] or "")
-        if turn.get("tool_calls"):
-            parts.append(json.dumps(turn["tool_calls"], sort_keys=True))
-    return "\n".join(parts)
+    prompt, answer = schema.prompt_of(row), schema.answer_of(row)
+    if row.get("tools"):
+        prompt += f"\n{json.dumps(row['tools'], sort_keys=True)}"
+    if schema.kind_of(row) == schema.PREFERENCE:
+        answer = "\n".join(map(schema.said, [*row["chosen"], *row["rejected"]]))
+    return prompt, answer
 
 
 def duplicate_pairs(rows: list[Row]) -> list[Pair]:
@@ -63,23 +51,22 @@ def duplicate_pairs(rows: list[Row]) -> list[Pair]:
     The similarity is the share of words that need no edit to make the rows equal. Two
     rows with other numbers, names or words in the same sentence are not a pair.
     """
-    return _pairs([texts_of(row) for row in rows])
+    texts = [texts_of(row) for row in rows]
+    found = Repeats()
+    found.add(texts)
+    return sorted(found.pairs(lambda indices: [texts[i] for i in indices]))
 
 
 def near_duplicates(rows: list[Row]) -> list[int]:
     """Return for each row the index of the first row that it repeats, or its own.
 
     Two rows are in one group if their similarity is `SIMILAR` or more, or if a third
-    row links them. See `duplicate_pairs`.
+    row links them. See `duplicate_pairs`. Prints what most rows share.
     """
+    if line := shared([texts_of(row) for row in rows]):
+        print(f"near duplicates: {line}")
     sets = DisjointSets(len(rows))
     for pair in duplicate_pairs(rows):
         if pair.similarity >= SIMILAR:
             sets.join(pair.first, pair.second)
     return sets.all()
-
-
-def _pairs(texts: list[tuple[str, str]]) -> list[Pair]:
-    found = Repeats()
-    found.add(texts)
-    return sorted(found.pairs(lambda indices: [texts[i] for i in indices]))

@@ -162,15 +162,21 @@ def _features(facts: Facts) -> list[dict[str, Any]]:
     `datasets` would take them from the first 10 MB. A column that begins later, such as
     `tools`, would then be an error.
     """
-    messages = {"list": _types(facts.keys)}
     talks = CONVERSATIONS if facts.keys else ()
     return [
-        {"name": name, **(messages if name in talks else TYPES.get(name, TEXT))}
+        {"name": name, "list": _types(facts.keys)}
+        if name in talks
+        else {"name": name, **TYPES.get(name, TEXT)}
         for name in sorted(facts.columns)
     ]
 
 
 def _types(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the types of the keys of a message.
+
+    Each call returns a new list: YAML would write a list that is used twice as a
+    reference, which `datasets` can't read.
+    """
     return [{"name": name, **TYPES.get(name, TEXT)} for name in sorted(names)]
 
 

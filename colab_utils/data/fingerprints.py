@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -41,33 +41,20 @@ class Fingerprints:
     def split(self, rows: int) -> tuple[Fingerprints, Fingerprints]:
         """Return the first `rows` rows, and the rest."""
         words = int(self.sizes[:rows].sum())
+        ends = [words if item.name == "words" else rows for item in fields(self)]
+        columns = [getattr(self, item.name) for item in fields(self)]
+        pairs = list(zip(columns, ends, strict=True))
         return (
-            Fingerprints(
-                self.exact[:rows],
-                self.letters[:rows],
-                self.digits[:rows],
-                self.sizes[:rows],
-                self.words[:words],
-            ),
-            Fingerprints(
-                self.exact[rows:],
-                self.letters[rows:],
-                self.digits[rows:],
-                self.sizes[rows:],
-                self.words[words:],
-            ),
+            Fingerprints(*(column[:end] for column, end in pairs)),
+            Fingerprints(*(column[end:] for column, end in pairs)),
         )
 
 
 def join(parts: list[Fingerprints]) -> Fingerprints:
     """Return the fingerprints of the rows of all parts."""
-    return Fingerprints(
-        np.concatenate([part.exact for part in parts]),
-        np.concatenate([part.letters for part in parts]),
-        np.concatenate([part.digits for part in parts]),
-        np.concatenate([part.sizes for part in parts]),
-        np.concatenate([part.words for part in parts]),
-    )
+    names = [item.name for item in fields(Fingerprints)]
+    columns = [[getattr(part, name) for part in parts] for name in names]
+    return Fingerprints(*map(np.concatenate, columns))
 
 
 def mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -56,7 +56,7 @@ def load(source: str, kind: str = "auto") -> tuple[list[Row], list[Rejected]]:
 
 
 def raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
-    """Yield (line, raw row) of any source, and the rows that can't be read."""
+    """Yield the raw rows of a source, each with its line."""
     if source == "demo":
         return enumerate(demo.flawed(demo.questions()), start=1)
     return readers.read(source)
@@ -164,7 +164,7 @@ def _fill_labels(rows: list[Row]) -> None:
 
 
 def why_no_rows(source: str, tally: Tally, rejected: list[Rejected]) -> str:
-    """Return why no row can be used, and what to do."""
+    """Return why no row of a source can be used, and what to do."""
     if not rejected:
         return f"{source} has no rows."
     found = ", ".join(escape(n)[:40] for n, _ in tally.columns.most_common(12))

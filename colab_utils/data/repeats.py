@@ -12,16 +12,11 @@ from numpy.typing import NDArray
 from colab_utils import runtime
 from colab_utils.data import candidates
 from colab_utils.data.comparing import Comparer, Slot
-from colab_utils.data.fingerprints import (
-    Fingerprints,
-    fingerprint,
-    join,
-    word_hash,
-)
+from colab_utils.data.fingerprints import Fingerprints, fingerprint, join, word_hash
 
 SIMILAR = 0.6  # the similarity from which a row repeats another
 LOWEST = 0.3  # pairs below it are not kept
-PIECE = 2_000  # rows that are fingerprinted at once: larger arrays only take memory
+PIECE = 500  # rows whose fingerprints are computed at once: more only take memory
 PAIRS = 2_000  # pairs whose texts are in memory at once
 FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
 
@@ -85,9 +80,9 @@ class Repeats:
         self._waiting.append(prints)
         self._waiting_rows += len(prints.exact)
         while self._waiting_rows >= candidates.CHUNK:
-            self._count(candidates.CHUNK)
+            self._keep(candidates.CHUNK)
 
-    def _count(self, rows: int) -> None:
+    def _keep(self, rows: int) -> None:
         """Count the words of the rows that wait, and keep their rarest words.
 
         The number of rows does not depend on how they were added, and so neither do
@@ -117,7 +112,7 @@ class Repeats:
     def pairs(self, fetch: Fetch) -> Iterator[Pair]:
         """Yield the pairs of rows that nearly repeat each other."""
         if self._waiting:
-            self._count(self._waiting_rows)
+            self._keep(self._waiting_rows)
         exact = np.concatenate(self._exact)
         _, first, group = np.unique(exact, return_index=True, return_inverse=True)
         for i in np.flatnonzero(first[group] != np.arange(len(exact))):

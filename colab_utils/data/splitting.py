@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+from colab_utils.data import schema
 from colab_utils.data.dedup import texts_of
 from colab_utils.data.repeats import DisjointSets, Repeats
 from colab_utils.data.schema import Row
@@ -14,23 +15,25 @@ from colab_utils.data.schema import Row
 def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into training and test rows; related rows stay on one side.
 
-    Rows are related if their prompts are near-duplicates or if they have the same
-    `group`. Raises ValueError when one side would be empty.
+    Rows are related if they have nearly the same prompt or the same `group`. If all
+    prompts are the same, each row stands for itself. Raises ValueError when one side
+    would be empty.
     """
     texts = [split_texts(row) for row in rows]
     found = Repeats()
     found.add(texts)
     first = found.first(lambda indices: [texts[i] for i in indices]).tolist()
-    related_to = related(first, [row.get("group", "") for row in rows])
-    is_test = choose(related_to, test_share, seed)
+    sets = related(first, [row.get("group", "") for row in rows])
+    is_test = choose(sets, test_share, seed)
     train = [row for row, test in zip(rows, is_test, strict=True) if not test]
     test = [row for row, test in zip(rows, is_test, strict=True) if test]
     return train, test
 
 
 def split_texts(row: Row) -> tuple[str, str]:
-    """Return the texts by which the split compares rows: the prompt only."""
-    return texts_of(row)[0], ""
+    """Return the texts by which the split compares rows: the prompt, or raw text."""
+    prompt, answer = texts_of(row)
+    return prompt, answer if schema.kind_of(row) == schema.COMPLETION else ""
 
 
 def related(first: Sequence[int], groups: Sequence[str]) -> list[int]:
@@ -39,8 +42,12 @@ def related(first: Sequence[int], groups: Sequence[str]) -> list[int]:
     `first` is the index of the first row with nearly the same prompt.
     """
     sets = DisjointSets(len(first))
-    for i, j in enumerate(first):
-        sets.join(i, j)
+    same_prompt = len(first) > 1 and len(set(first)) == 1
+    if same_prompt:
+        print("split: all prompts are nearly the same, so rows are split one by one")
+    else:
+        for i, j in enumerate(first):
+            sets.join(i, j)
     first_of: dict[str, int] = {}
     for i, group in enumerate(groups):
         if group:
@@ -69,10 +76,18 @@ def choose(related: Sequence[int], test_share: float, seed: int) -> list[bool]:
             test_sets.add(number)
             taken += sizes[number]
     if not 0 < taken < len(related):
-        raise ValueError(
-            f"{len(related)} rows can't be split with a test share of {test_share}: one "
-            "side would be empty. Rows with nearly the same prompt or the same `group` "
-            f"stay together, which leaves {len(sizes)} sets of rows. Add rows, change "
-            "TEST_SHARE, or remove the column `group`."
-        )
+        raise ValueError(_advice(sizes, len(related), test_share))
     return [number in test_sets for number in related]
+
+
+def _advice(sizes: Counter[int], rows: int, test_share: float) -> str:
+    smallest, largest = min(sizes.values()), max(sizes.values())
+    start = (
+        f"{rows} rows can't be split with a test share of {test_share}: one side would "
+        "be empty. Rows with nearly the same prompt or the same `group` stay together, "
+        f"which leaves {len(sizes)} sets of {smallest} to {largest} rows. "
+    )
+    if len(sizes) == 1:
+        return f"{start}Add rows, or remove the column `group`."
+    low, high = smallest / rows, 1 - smallest / rows
+    return f"{start}Take a TEST_SHARE from {low:.4f} to {high:.4f}, or add rows."

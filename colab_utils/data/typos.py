@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-ARTICLES = frozenset("a an the this that these those".split())
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ARTICLES = _words("a an the this that these those")
 # Words that may be added or left out anywhere without another meaning.
-FILLERS = frozenset(
-    "a an the of to in on at for from with by as is are was were be been it its this "
-    "that these those which there then they them he she his her and so also just "
-    "really very please kindly me us you your i we my our can could would will "
-    "do does did have has had".split()
+FILLERS = ARTICLES | _words(
+    """
+    of to in on at for from with by as is are was were be been it its which there then
+    they them he she his her and so also just really very please kindly me us you your i
+    we my our can could would will do does did have has had
+    """
 )
 # Words of greetings, introductions and signatures.
-PHRASES = FILLERS | frozenset(
-    "sure certainly absolutely course okay ok hello hi hey dear here answer answers "
-    "response question questions solution code q note thank thanks advance regards "
-    "best kind sincerely cheers yours hope hopes helps help helped helpful let know if "
-    "any further more need feel free ask asked happy glad tell what s ll d "
-    "assistant user human ai problem below following follows great day "
-    "welcome give want like try explain requested useful output result example only sent".split()
+PHRASES = FILLERS | _words(
+    """
+    sure certainly absolutely course okay ok hello hi hey dear here answer answers
+    response question questions solution code q note thank thanks advance regards best
+    kind sincerely cheers yours hope hopes helps help helped helpful let know if any
+    further more need feel free ask asked happy glad tell what s ll d assistant user
+    human ai problem below following follows great day welcome give want like try
+    explain requested useful output result example only sent
+    """
 )
 RARE, COMMON = 2, 3  # the rows that have a typo (at most), and a word (at least)
 RATIO = 50  # a typo that many rows have is still this much rarer than the word

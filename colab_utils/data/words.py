@@ -7,13 +7,16 @@ import re
 import unicodedata
 
 # Scripts without spaces between words: each sign counts as a word.
-UNSPACED = "\u0e01-\u0e30\u0e40-\u0e46\u0e81-\u0eb0\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+UNSPACED = (
+    "\u0e01-\u0e30\u0e40-\u0e46\u0e81-\u0eb0\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+)
 # Vowel signs and accents. They are part of a word, and Python's \w leaves them out.
 MARKS = (
     "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f"
     "\u0955-\u0957\u0962\u0963\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a51\u0a81-\u0acd"
     "\u0b01-\u0b57\u0b82-\u0bcd\u0c00-\u0c56\u0c81-\u0cd6\u0d00-\u0d4d\u0e31"
-    "\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u17b4-\u17d3"
+    "\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u102b-\u103e"
+    "\u17b4-\u17d3"
 )
 # "C++" and "C#" are words of their own, but "a+b" is two words.
 WORD = re.compile(

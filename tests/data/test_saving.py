@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.rows import DIALOG
+from helpers.rows import ASSISTANT, DIALOG, USER
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data, demo, recipe
+from colab_utils.data import saving
 from colab_utils.data.schema import Rejected
 from colab_utils.workspace import Workspace
 
@@ -132,3 +135,145 @@ def test_save_killed_leaves_old_or_new(tmp_path, kind):
     # where the next save finds it.
     order = ["old"] * states.count("old") + ["none"] + ["new"] * states.count("new")
     assert states == order
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {"properties": {"a": {"enum": [1, "b"]}}},
+    },
+}
+
+
+def tool_row(line: int, arguments: object) -> data.Row:
+    call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+    turns = [
+        {"role": "user", "content": "1 + 2?"},
+        {"role": "assistant", "content": None, "weight": 0, "tool_calls": [call]},
+        {"role": "tool", "name": "add", "content": "3"},
+        {"role": "assistant", "content": "3"},
+    ]
+    return {"messages": turns, "tools": [TOOL], "line": line}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@pytest.mark.slow
+@given(json_values)
+@settings(deadline=None)
+def test_to_text_from_text_round_trip(value):
+    row = tool_row(1, value) | {"tools": [value]}
+    stored = saving.to_text(row)
+    assert isinstance(stored["tools"], str)
+    call = stored["messages"][1]["tool_calls"][0]["function"]
+    assert isinstance(call["arguments"], str)
+    assert saving.from_text(stored) == row
+    pair = {"prompt": [USER], "chosen": row["messages"], "rejected": DIALOG, "line": 2}
+    assert saving.from_text(saving.to_text(pair)) == pair
+    assert saving.to_text(ROW) is ROW
+
+
+@pytest.mark.slow
+def test_tools_in_late_rows_can_be_loaded_by_datasets(tmp_path):
+    """`datasets` takes the columns from the first 10 MB; these have no tools."""
+    import datasets
+
+    plain = [{"messages": [USER, {**ASSISTANT, "content": "x" * 4000}], "line": 1}]
+    rows = plain * 3000 + [tool_row(3, {"a": 1}), tool_row(4, {"a": "b", "c": [None]})]
+    data.save(tmp_path / "mine", {"train": rows}, [], "")
+    assert data.read(tmp_path / "mine", "train") == rows
+    path, cache = str(tmp_path / "mine"), str(tmp_path / "cache")
+    loaded = datasets.load_dataset(path, cache_dir=cache, split="train")
+    assert len(loaded) == 3002 and loaded[0]["tools"] is None
+    last = loaded[3001]
+    assert json.loads(last["tools"]) == [TOOL]
+    function = last["messages"][1]["tool_calls"][0]["function"]
+    assert json.loads(function["arguments"]) == {"a": "b", "c": [None]}
+    assert last["messages"][1]["weight"] == 0
+
+    few = str(tmp_path / "few.jsonl")
+    data.write_jsonl(Path(few), map(saving.to_text, [plain[0], *rows[-2:]]))
+    alone = datasets.load_dataset("json", data_files=few, cache_dir=cache)["train"]
+    assert [bool(row["tools"]) for row in alone] == [False, True, True]
+
+
+ROWS_OF_KINDS = {
+    "instruction": ROW,
+    "completion": {"text": "a", "line": 1},
+    "preference": {
+        "prompt": [USER],
+        "chosen": [ASSISTANT],
+        "rejected": [ASSISTANT],
+        "line": 1,
+    },
+    "classification": {"text": "a", "label": "b", "line": 1},
+    "fill-in-the-middle": {"prefix": "a", "middle": "b", "suffix": "c", "line": 1},
+}
+
+
+@pytest.mark.parametrize("kind", ROWS_OF_KINDS)
+def test_check_kind(tmp_path, kind):
+    import datasets
+
+    folder, row = tmp_path / "mine", ROWS_OF_KINDS[kind]
+    made = data.save(folder, {"train": [row]}, [], "")
+    assert made["row_kind"] == kind
+    data.check_kind(folder, kind)
+    for other in set(ROWS_OF_KINDS) - {kind}:
+        says = f"mine has {kind} rows, but this notebook needs {other} rows"
+        with pytest.raises(ValueError, match=says):
+            data.check_kind(folder, other)
+    # Older recipes do not name the kind.
+    del made["row_kind"]
+    (folder / "recipe.json").write_text(json.dumps(made))
+    data.check_kind(folder, kind)
+    cache = str(tmp_path / "cache")
+    loaded = datasets.load_dataset(str(folder), cache_dir=cache, split="train")
+    assert loaded.to_list() == [row]
+
+
+def test_check_kind_names_the_notebook(tmp_path):
+    data.save(tmp_path / "mine", {"train": [ROW]}, [], "")
+    with pytest.raises(
+        ValueError, match="02_finetune_qlora trains on instruction rows"
+    ):
+        data.check_kind(tmp_path / "mine", "preference")
+
+
+def test_save_refuses_rows_of_two_kinds(tmp_path):
+    rows = [ROW, ROWS_OF_KINDS["completion"]]
+    with pytest.raises(ValueError, match=r"test has a completion row \(line 1\)"):
+        data.save(tmp_path / "mine", {"train": [ROW], "test": rows}, [], "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_leaves_the_old_dataset(tmp_path, monkeypatch):
+    folder = tmp_path / "saved" / "mine"
+    data.save(folder, {"train": [ROW]}, [], "")
+
+    def write(path, rows):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(saving, "write_jsonl", write)
+    with pytest.raises(
+        OSError, match=r"The disk is full: .*mine was not saved, .* GiB"
+    ):
+        data.save(folder, {"train": [ROW, ROW]}, [], "")
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+    assert data.read(folder, "train") == [ROW]
+
+
+def test_save_writes_the_same_bytes_again(tmp_path):
+    files = {"train": [ROW, tool_row(2, {"b": 1, "a": 2})], "test": [ROW] * 9}
+    for name in "ab":
+        data.save(tmp_path / name / "mine", files, [BAD] * 3, "Text.", source="demo")
+    for path in (tmp_path / "a" / "mine").iterdir():
+        if path.name != "recipe.json":
+            assert path.read_bytes() == (tmp_path / "b/mine" / path.name).read_bytes()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import pytest
@@ -29,10 +33,14 @@ def test_split_keeps_related_rows_on_one_side(texts, seed, share, draw):
         return
     assert sorted(r["line"] for r in train + test) == list(range(len(rows)))
     assert data.split(rows, share, seed) == (train, test)
+    prompts = [
+        {data.normalize(data.prompt_of(r)) for r in part} for part in (train, test)
+    ]
+    unanswered = [row(data.prompt_of(r), "?") for r in rows]
+    one_by_one = len(set(data.near_duplicates(unanswered))) == 1
     for a, b in itertools.product(train, test):
-        one, other = (data.shingles(data.prompt_of(r)) for r in (a, b))
-        assert len(one & other) < 0.85 * len(one | other)
         assert a.get("group", "a") != b.get("group", "b")
+    assert one_by_one or not prompts[0] & prompts[1]
 
 
 def test_split_share_and_seed():
@@ -48,8 +56,90 @@ def test_split_refuses_an_empty_side(share):
     rows = [row(f"question number {n}") for n in range(9)]
     with pytest.raises(ValueError, match=r"9 rows can't be split .*9 sets.*TEST_SHARE"):
         data.split(rows, share, 0)
-    with pytest.raises(ValueError, match="leaves 1 sets"):
-        data.split([row("same?"), row("Same.")], 0.5, 0)
+
+
+def test_split_names_a_share_that_works():
+    prompts = ["Name a tree.", "Which bird sings at night?", "Describe the old mill."]
+    rows = [row(p, f"answer {n}") for n in range(30) for p in prompts]
+    with pytest.raises(ValueError, match=r"3 sets of 30 to 30 rows.*from 0.3333 to"):
+        data.split(rows, 0.1, 0)
+    assert len(data.split(rows, 0.3334, 0)[1]) == 30
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_split_by_rows_if_all_prompts_are_the_same(share, capsys):
+    """Style data: one prompt, many answers."""
+    rows = [row("Write a line in my style.", f"line {n}", line=n) for n in range(40)]
+    train, test = data.split(rows, share, 0)
+    assert len(test) == 40 * share and len(train) + len(test) == 40
+    assert "all prompts are nearly the same" in capsys.readouterr().out
+
+
+def test_split_by_the_system_message(capsys):
+    def styled(style: str, n: int) -> data.Row:
+        turns = [
+            {"role": "system", "content": f"You write like {style}."},
+            {"role": "user", "content": "Write a line."},
+            {"role": "assistant", "content": f"line {n}"},
+        ]
+        return {"messages": turns, "line": n}
+
+    rows = [styled(style, n) for n in range(9) for style in ("Homer", "Sappho")]
+    train, test = data.split(rows, 0.5, 0)
+    sides = [{r["messages"][0]["content"] for r in part} for part in (train, test)]
+    assert len(train) == len(test) == 9 and not sides[0] & sides[1]
+    assert capsys.readouterr().out == ""
+
+
+def test_split_is_not_chained_by_a_shared_context():
+    context = " ".join(
+        f"The town has a street called word{chr(97 + n)}." for n in range(26)
+    )
+    questions = [
+        "Who built the mill?",
+        "Where is the bell?",
+        "When did it burn?",
+        "Why?",
+    ]
+    rows = [
+        row(f"{context} {town}\n{question}", "yes", line=n)
+        for n, (town, question) in enumerate(
+            itertools.product(
+                ["Arden", "Bexley", "Corby", "Dunmow", "Epping"], questions
+            )
+        )
+    ]
+    train, test = data.split(rows, 0.5, 0)
+    assert len(train) == len(test) == 10
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "1"])
+def test_split_does_not_depend_on_hashes(hash_seed):
+    code = (
+        "from colab_utils import data, demo\n"
+        "rows = [data.to_row(r, n) for n, r in enumerate(demo.questions()[:300])]\n"
+        "print([r['line'] for r in data.split(rows, 0.3, 0)[1]][:20])"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [data.to_row(r, n) for n, r in enumerate(demo.questions()[:300])]
+    expected = [r["line"] for r in data.split(rows, 0.3, 0)[1]][:20]
+    assert out.stdout.splitlines()[-1] == str(expected)
+
+
+@pytest.mark.slow
+def test_split_of_100_000_rows_takes_seconds():
+    rows = [row(f"What is {n} plus {n % 97}?", f"{n}", line=n) for n in range(100_000)]
+    start = time.process_time()
+    train, test = data.split(rows, 0.1, 0)
+    assert len(test) == 10_000 and len(train) == 90_000
+    assert time.process_time() - start < 30  # measured: 3 s
 
 
 # --- all steps ------------------------------------------------------------------------

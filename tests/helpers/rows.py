@@ -44,6 +44,5 @@ def similar_texts(draw: st.DrawFn) -> list[str]:
 
 def without_near_duplicates(rows: list[data.Row]) -> list[data.Row]:
     """Keep the first row of each group, as 01_create_dataset does."""
-    texts = [f"{data.prompt_of(row)}\n{data.answer_of(row)}" for row in rows]
-    first = data.near_duplicates(texts)
+    first = data.near_duplicates(rows)
     return [row for i, row in enumerate(rows) if first[i] == i]

@@ -1,0 +1,130 @@
+"""Build a dataset with `datasets.map`, for ten million rows and more.
+
+    python bench/data_map.py FOLDER [PROCESSES]
+
+Reads FOLDER/*.jsonl and writes train.jsonl, test.jsonl and rejected.jsonl to
+FOLDER/mapped, with the functions of `data.build`. `datasets` keeps the rows in Arrow
+files on the disk and shares the work among the processes. A run that was interrupted
+continues after the last finished step. The RAM holds about 1 KB a row while
+repeats are searched for. Prints the seconds of each step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+import numpy as np
+
+from colab_utils.data import quality, saving, splitting, stages
+from colab_utils.data.dedup import texts_of
+from colab_utils.data.readers import NOT_JSON, Numbered
+from colab_utils.data.repeats import Repeats
+from colab_utils.data.schema import Rejected, reject, reject_row
+from colab_utils.data.spool import parse, parts, repeats
+
+KIND = "instruction"
+RULES = (quality.echo, quality.refusal)
+
+
+def items(lines: list[str], numbers: list[int]) -> Iterator[Numbered | Rejected]:
+    """Yield the raw rows of JSON lines."""
+    for line, number in zip(lines, numbers, strict=True):
+        try:
+            yield number + 1, json.loads(line)
+        except ValueError as error:
+            yield reject(number + 1, f"{NOT_JSON}: {error}", line)
+
+
+def read(batch: dict, indices: list[int]) -> dict:
+    """Return the rows that are kept, and the rejected ones with `kept` = False."""
+    made = stages.read(KIND, RULES, [*items(batch["text"], indices)])
+    rejected = [*made.rejected, *(row for _, row in made.filtered)]
+    lines = [line.decode() for line in made.lines]
+    lines += [saving.to_line(row.as_dict()) for row in rejected]
+    keys = [row[:3] for row in made.numbers] + [(0, 0, row.line) for row in rejected]
+    kept = [True] * len(made.lines) + [False] * len(rejected)
+    key, key2, number = zip(*keys, strict=True)
+    hashes = {"key": np.array(key, np.uint64), "key2": np.array(key2, np.uint64)}
+    return {"row": lines, "number": [*number], "kept": kept, **hashes}
+
+
+def texts(rows, kept: np.ndarray, of: Callable) -> Iterator[list[tuple[str, str]]]:
+    """Yield the texts of the kept rows, by which they are compared."""
+    for part in parts(kept.tolist(), 5000):
+        yield [of(parse(line)) for line in rows[part]["row"]]
+
+
+def first_of(rows, kept: np.ndarray, of: Callable) -> np.ndarray:
+    """Return for each kept row the place of the first one that it nearly repeats."""
+    found = Repeats()
+    for batch in texts(rows, kept, of):
+        found.add(batch)
+    return found.first(lambda places: next(texts(rows, kept[places], of), []))
+
+
+def main(folder: Path, processes: int) -> None:
+    """Read, filter, drop repeats, split and write."""
+    from datasets import load_dataset
+
+    began = time.time()
+
+    def step(name: str, count: int) -> None:
+        print(f"{name:24}{count:>12,} rows {time.time() - began:>9.1f} s", flush=True)
+
+    files = sorted(map(str, folder.glob("*.jsonl")))
+    raw = load_dataset(
+        "text", data_files=files, split="train", cache_dir=folder / "arrow"
+    )
+    step("read", len(raw))
+    options = {"batched": True, "batch_size": 500, "with_indices": True}
+    rows = raw.map(read, num_proc=processes, remove_columns=["text"], **options)
+    numbers = rows.select_columns(["key", "key2", "kept", "number"]).with_format(
+        "numpy"
+    )
+    columns = {name: np.asarray(numbers[name][:]) for name in numbers.column_names}
+    kept = np.flatnonzero(columns["kept"])
+    step("kept by the rules", len(kept))
+
+    keys = np.empty(len(kept), [("key", "u8"), ("key2", "u8")])
+    keys["key"], keys["key2"] = columns["key"][kept], columns["key2"][kept]
+    first = repeats(keys)
+    same = first != np.arange(len(first))
+    again = [
+        (i, j, "repeats") for i, j in zip(kept[same], kept[first[same]], strict=True)
+    ]
+    kept = kept[~same]
+    step("no exact duplicates", len(kept))
+
+    first = first_of(rows, kept, texts_of)
+    near = first != np.arange(len(first))
+    pairs = zip(kept[near], kept[first[near]], strict=True)
+    again += [(i, j, "nearly repeats") for i, j in pairs]
+    kept = kept[~near]
+    step("no near duplicates", len(kept))
+
+    first = first_of(rows, kept, splitting.split_texts)
+    test = np.array(splitting.choose(splitting.related(first.tolist(), []), 0.1, 0))
+    out = folder / "mapped"
+    out.mkdir(exist_ok=True)
+    for name, chosen in (("train", kept[~test]), ("test", kept[test])):
+        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for part in parts(chosen.tolist(), 5000):
+                file.writelines(rows[part]["row"])
+    with (out / "rejected.jsonl").open("w", encoding="utf-8") as file:
+        for part in parts(np.flatnonzero(~columns["kept"]).tolist(), 5000):
+            file.writelines(rows[part]["row"])
+        for i, j, how in again:
+            row = parse(rows[int(i)]["row"].encode())
+            reason = f"{how} line {columns['number'][j]}"
+            file.write(saving.to_line(reject_row(row, reason).as_dict()))
+    step("written", len(kept))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 2)
