@@ -167,7 +167,7 @@ def test_names_are_compared_without_case_spaces_and_underscores():
             "answer is empty",
         ),
         ({"instruction": "a", "output": None, "text": "b"}, "output is empty"),
-        ({"question": "", "answer": "a", "text": "b"}, "question is empty"),
+        ({"question": "", "answer": "a", "body": "b"}, "question is empty"),
         (
             {"prompt": "a", "chosen": "b", "rejected": "", "messages": DIALOG},
             "rejected is empty",
