@@ -157,3 +157,23 @@ def test_names_are_compared_without_case_spaces_and_underscores():
     assert columns.compact("System_Prompt ") == "systemprompt"
     names = [n for v in vars(column_names).values() if isinstance(v, tuple) for n in v]
     assert all(columns.compact(n) == n for n in names if isinstance(n, str))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            {"question": "a", "answer": "", "group": "x", "category": "y"},
+            "answer is empty",
+        ),
+        ({"instruction": "a", "output": None, "text": "b"}, "output is empty"),
+        ({"question": "", "answer": "a", "body": "b"}, "question is empty"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "", "messages": DIALOG},
+            "rejected is empty",
+        ),
+    ],
+)
+def test_a_row_that_lacks_a_part_is_of_no_other_kind(row, reason):
+    with pytest.raises(data.BadRow, match=reason):
+        data.to_row(row, 1)
