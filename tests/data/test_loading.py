@@ -183,7 +183,6 @@ def test_load_uses_system_prompt_and_names_unused_columns(tmp_path, capsys):
     ("lines", "advice"),
     [
         ('{"ask": "x", "tell": "y"}', "Rename your columns"),
-        ('[\n {"question": "q",\n "answer": "a"}\n]', r"name it \.json"),
         ('{"question": "", "answer": "a"}', "Correct these rows"),
     ],
 )
