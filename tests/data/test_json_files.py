@@ -207,6 +207,12 @@ def test_read_goes_on_after_a_broken_element(bad, joint):
         assert {3, 5} <= set(numbers(items)[1])
 
 
+def test_read_rejects_each_of_two_broken_elements():
+    bad = '{"question": "a" "answer": "b"}'
+    items = read("[" + ",\n".join([element(1), bad, bad, element(4)]) + "]")
+    assert numbers(items) == ([1, 4], [2, 3])
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("piece", [7, 1 << 20])
 def test_read_keeps_the_rows_before_a_cut(monkeypatch, indent, piece):
