@@ -11,7 +11,7 @@ import dataclasses
 import io
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from colab_utils import hub
 from colab_utils.data import columnar, json_files, sources, streams, tables
@@ -19,6 +19,9 @@ from colab_utils.data.json_lists import NOT_JSON
 from colab_utils.data.schema import Rejected, reject
 from colab_utils.data.sources import SUFFIXES, Source
 from colab_utils.data.streams import Notes, Numbered, Stream, Text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["NOT_JSON", "SUFFIXES", "Numbered", "files", "read", "read_file", "read_hub"]
 
@@ -160,4 +163,18 @@ def read_hub(source: str) -> Iterator[Numbered]:
             f"openai/gsm8k:main, and a split other than train after another, as in "
             f"{name}:{config}:test."
         ) from error
-    return enumerate(dataset, start=1)
+    return enumerate(_with_names(dataset), start=1)
+
+
+def _with_names(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the rows with the names of their labels, which are stored as numbers."""
+    from datasets import ClassLabel
+
+    labels = {n: f for n, f in dataset.features.items() if isinstance(f, ClassLabel)}
+    for row in dataset:
+        for column, label in labels.items():
+            number = row[column]
+            # -1 stands for a label that is held back, as in a public test set.
+            known = number is not None and number >= 0
+            row[column] = label.int2str(number) if known else None
+        yield row

@@ -358,6 +358,21 @@ def test_read_hub_with_config_and_split(repository):
         assert list(readers.read_hub(name)) == list(enumerate(ROWS, start=1))
 
 
+def test_read_hub_gives_labels_their_names(repository):
+    Path("some/one/train.jsonl").write_text(
+        '{"text": "Buy!", "label": 1}\n{"text": "Hi.", "label": 0}\n'
+        '{"text": "Held back.", "label": -1}\n{"text": "Lost.", "label": null}\n'
+    )
+    card = Path("some/one/README.md")
+    names = "{class_label: {names: {'0': ham, '1': spam}}}"
+    features = f"[{{name: text, dtype: string}}, {{name: label, dtype: {names}}}]"
+    info = f"dataset_info: [{{config_name: main, features: {features}}}]\n---\n"
+    head = card.read_text().removesuffix("---\n")
+    card.write_text(head + info)
+    rows = [row for _, row in readers.read_hub("some/one:main")]
+    assert [row["label"] for row in rows] == ["spam", "ham", None, None]
+
+
 @pytest.mark.parametrize("name", ["some/one", "some/one:held", "some/one:other"])
 def test_read_hub_missing_config_or_split(repository, name):
     with pytest.raises(ValueError) as caught:
