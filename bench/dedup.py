@@ -83,9 +83,8 @@ def quality(rows, seed, each, show=0):
     mixed = plant(rows, seed, each)
     start = time.process_time()
     pairs = find([m[0] for m in mixed])
-    print(
-        f"{len(mixed)} rows, {len(natural)} natural repeats, {time.process_time() - start:.1f} s"
-    )
+    seconds = time.process_time() - start
+    print(f"{len(mixed)} rows, {len(natural)} natural repeats, {seconds:.1f} s")
     source = [m[2] for m in mixed]
     planted = {i for i, m in enumerate(mixed) if m[1] is not None}
     repeat = planted | {i for i, m in enumerate(mixed) if m[3] == "original"}
@@ -101,9 +100,9 @@ def quality(rows, seed, each, show=0):
         total = Counter(mixed[i][3] for i in planted)
         hit = Counter(mixed[i][3] for i in found)
         rejected = {p.second for p in wrong}
-        print(
-            f"{t:.2f} recall {len(found) / len(planted):.4f} precision {len(found) / (len(found) + len(rejected)):.4f} wrong {len(wrong)}"
-        )
+        recall = len(found) / len(planted)
+        precision = len(found) / (len(found) + len(rejected))
+        print(f"{t:.2f} recall {recall:.4f} precision {precision:.4f}")
         if t == SIMILAR:
             print(
                 {k: f"{hit[k]}/{total[k]}" for k in total},

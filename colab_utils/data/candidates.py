@@ -146,7 +146,7 @@ def _repeated(keys: Keys) -> NDArray[np.bool_]:
 
 
 def _neighbors(keys: Keys, owners: Keys) -> Keys:
-    """Return all pairs of a small bucket, and those of near neighbors of a large one."""
+    """Return all pairs of a small bucket, and near neighbors of a large one."""
     new = np.diff(keys, prepend=~keys[:1]) != 0
     bucket = np.cumsum(new) - 1
     small = np.bincount(bucket)[bucket] <= BUCKET if len(keys) else new

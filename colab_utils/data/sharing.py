@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from colab_utils.data.comparing import SENTENCE
+from colab_utils.data.sentences import SENTENCE
 from colab_utils.data.words import normalize
 
 SAMPLE = 1000  # rows that are looked at

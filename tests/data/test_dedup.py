@@ -220,7 +220,7 @@ def corpus(draw: random.Random) -> list[tuple[str, str]]:
         name, number = a.title(), draw.randint(2, 900)
         prompt = draw.choice(
             [
-                f"{b.title()} and {name} found {number} {c} in the {d}. How many {e} are left?",
+                f"{b.title()} and {name} found {number} {c} in the {d}. How many {e}?",
                 f"What is the {b} of the {c} that {name} made? It has {number} parts.",
                 f"Describe the {b} {c}. Then compare it with the {d} of {name}.",
             ]
@@ -251,7 +251,7 @@ def test_planted_repeats_are_found_and_look_alikes_kept(seed):
             if "parts" in r[0]
         ),
         *(planting.other_name(draw, r) for r in rows[:100]),
-        *((r[0], other[1]) for r, other in zip(rows[:100], rows[300:], strict=False)),
+        *((r[0], other[1]) for r, other in zip(rows[:99], rows[300:399], strict=True)),
         *(
             planting.other_word(draw, r, [w for w in words if w.isalpha()])
             for r in rows[:99]
