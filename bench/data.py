@@ -158,7 +158,7 @@ class Memory(threading.Thread):
 @contextlib.contextmanager
 def timed(seconds: dict[str, float]) -> Iterator[None]:
     """Measure each step of `data.build`."""
-    from colab_utils.data import building
+    from colab_utils.data.large import building
 
     def wrap(name: str) -> None:
         step = getattr(building._Job, name)
@@ -216,7 +216,7 @@ def build(folder: Path) -> dict:
 
 def rules() -> list:
     """Return the rules of 01_create_dataset."""
-    from colab_utils.data import quality
+    from colab_utils.data.curation import quality
 
     return [quality.echo, quality.refusal]
 
@@ -246,7 +246,7 @@ def recall(folder: Path, repeats: set[int], rows: int) -> dict[str, int]:
 
 def ours(folder: Path) -> dict:
     """Measure the search for near duplicates in one process."""
-    from colab_utils.data.repeats import Repeats
+    from colab_utils.data.repeats.engine import Repeats
 
     texts = subset(folder)
     with Memory() as memory:

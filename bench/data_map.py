@@ -21,12 +21,14 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import numpy as np
 
-from colab_utils.data import quality, saving, splitting, stages
-from colab_utils.data.dedup import texts_of
-from colab_utils.data.readers import NOT_JSON, Numbered
-from colab_utils.data.repeats import Repeats
+from colab_utils.data import saving, splitting
+from colab_utils.data.curation import quality
+from colab_utils.data.files.readers import NOT_JSON, Numbered
+from colab_utils.data.large import stages
+from colab_utils.data.large.spool import parse, parts, repeats
+from colab_utils.data.repeats.dedup import texts_of
+from colab_utils.data.repeats.engine import Repeats
 from colab_utils.data.schema import Rejected, reject, reject_row
-from colab_utils.data.spool import parse, parts, repeats
 
 KIND = "instruction"
 RULES = (quality.echo, quality.refusal)

@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers import planting
 
-from colab_utils.data.repeats import SIMILAR, Repeats
+from colab_utils.data.repeats.engine import Repeats
+from colab_utils.data.repeats.groups import SIMILAR
 
 Texts = tuple[str, str]
 

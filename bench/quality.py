@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import set_seed
 
 from colab_utils import data, evaluation, models
-from colab_utils.data import dataset_rules, quality, selection
+from colab_utils.data.curation import dataset_rules, quality, selection
 
 FLAWS = {"wrong": 0.25, "cut off": 0.15, "foreign format": 0.2}
 COPIES = 0.25

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from colab_utils import data
-    from colab_utils.data.selection import Vectors
+    from colab_utils.data.curation.selection import Vectors
     from colab_utils.memory import Memory
 
 GRAY, BLUE, ORANGE, RED = "#9ca3af", "#2563eb", "#f59e0b", "#dc2626"

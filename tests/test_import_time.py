@@ -13,8 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "numpy", "pandas", "datasets", "peft", "trl"}
 HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hub"}
-# Only training and generation import these, after torch and transformers.
-LATE = {"training.callbacks", "training.sft", "fast.attention"}
+# Only training and generation import these, after torch and transformers; the search
+# for repeats computes with numpy.
+LATE = {"data.repeats.candidates", "data.repeats.engine", "data.repeats.fingerprints"}
+LATE |= {"training.callbacks", "training.sft", "fast.attention"}
 LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
 LATE |= {"fast.documents"}
 LATE |= {"fast.loss_kernels"}

@@ -27,7 +27,7 @@ LONGEST = 300
 
 
 def module_name(path: Path) -> str:
-    """Return `data.readers` for data/readers.py, and `data` for data/__init__.py."""
+    """Return `data.schema` for data/schema.py, and `data` for data/__init__.py."""
     name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     return name.removesuffix("__init__").rstrip(".")
 
@@ -97,7 +97,7 @@ def test_module_holds_no_state(name):
 
 def test_checks_find_what_they_look_for():
     lazy = "def f():\n    from colab_utils.training import trainer\n"
-    assert upward("data.readers", set(imported(ast.parse(lazy), set(MODULES)))) == [
+    assert upward("data.schema", set(imported(ast.parse(lazy), set(MODULES)))) == [
         "training"
     ]
     assert upward("hub.cards", {"workspace"}) == ["workspace"]  # the same floor

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from colab_utils.data import readers
+from colab_utils.data.files import readers
 from tools.course_report import recipe, summarize, table
 from tools.execute import remove_secrets, run_notebook, use_this_interpreter
 from tools.folders import new_folder

@@ -1,37 +1,26 @@
 """Data: from raw rows of any source to clean, documented training and test rows.
 
-Read the files in this order. `schema` defines a row of each kind, and `formats` turns
-known formats into it. `columns` recognizes the kind, `turns`, `preferences` and
-`ready_prompts` read what the columns hold, and `converting` makes rows of another kind.
-`readers` reads files and the Hub. `loading` loads datasets, and
-`saving` saves and reads them. The steps
-in between are `filters` (lengths, special tokens), `dedup` (duplicates) and `splitting`
-(training and test rows). `chat_template` is the text format that the model reads.
-`rendering` writes that text, with `tools` in it, and `spans` finds the answers in it.
-`pieces` writes rows of each kind, and `masking` turns them into tokens and marks those
-that are trained, with the help of `vocabulary`.
+Read in this order. `schema` defines a row of each kind. `files` reads raw rows from
+files and the Hub, `shapes` turns them into rows of a kind, and `loading` does both.
+`curation` filters rows by rules, and `filters` by their tokens. `repeats` finds rows
+that repeat others, and `splitting` draws the test rows. `saving` writes a dataset and
+reads it again, and `describing` writes its card. `large` does all of this for datasets
+that are larger than the memory. `tokens` writes rows as the tokens that a model reads,
+and marks those that are trained.
 """
 
-from colab_utils.data.building import build
-from colab_utils.data.converting import convert, middles, pair_scored
-from colab_utils.data.dedup import drop_exact, duplicate_pairs, near_duplicates
+from colab_utils.data.curation import contamination, dataset_rules, quality, selection
+from colab_utils.data.curation.quality import count_reasons, filter_rows, first_reason
 from colab_utils.data.filters import (
     drop_long,
     drop_special_tokens,
     drop_unsupported_tools,
     token_lengths,
 )
-from colab_utils.data.formats import to_messages, to_row
+from colab_utils.data.large.building import build
 from colab_utils.data.loading import load, resolve_dataset
-from colab_utils.data.masking import (
-    Tokens,
-    encodings,
-    end_of_turn,
-    render,
-    tokenize,
-    trained_tokens,
-)
-from colab_utils.data.quality import count_reasons, filter_rows, first_reason
+from colab_utils.data.repeats.dedup import drop_exact, duplicate_pairs, near_duplicates
+from colab_utils.data.repeats.words import normalize, shingles
 from colab_utils.data.saving import (
     check_kind,
     read,
@@ -52,8 +41,17 @@ from colab_utils.data.schema import (
     reject_row,
     short_answers,
 )
+from colab_utils.data.shapes.converting import convert, middles, pair_scored
+from colab_utils.data.shapes.formats import to_messages, to_row
 from colab_utils.data.splitting import split
-from colab_utils.data.words import normalize, shingles
+from colab_utils.data.tokens.masking import (
+    Tokens,
+    encodings,
+    end_of_turn,
+    render,
+    tokenize,
+    trained_tokens,
+)
 
 __all__ = [
     "KINDS",
@@ -65,8 +63,10 @@ __all__ = [
     "answer_of",
     "build",
     "check_kind",
+    "contamination",
     "convert",
     "count_reasons",
+    "dataset_rules",
     "drop_exact",
     "drop_long",
     "drop_special_tokens",
@@ -84,12 +84,14 @@ __all__ = [
     "normalize",
     "pair_scored",
     "prompt_of",
+    "quality",
     "read",
     "read_jsonl",
     "reject_row",
     "render",
     "resolve_dataset",
     "save",
+    "selection",
     "shingles",
     "short_answers",
     "split",

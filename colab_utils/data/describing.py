@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import hub
-from colab_utils.data import readers, sources
+from colab_utils.data.files import readers, sources
 from colab_utils.data.schema import (
     CLASSIFICATION,
     Rejected,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from colab_utils.data.masking import batches, count, end_of_turn
-from colab_utils.data.pieces import Writer, middle_marks
-from colab_utils.data.rendering import BadTemplate, naming
 from colab_utils.data.schema import MIDDLE, Rejected, Row, kind_of, reject_row
-from colab_utils.data.tools import texts_of, turns_of, uniform, uses_tools
-from colab_utils.data.vocabulary import any_of, special_tokens
+from colab_utils.data.tokens.masking import batches, count, end_of_turn
+from colab_utils.data.tokens.pieces import Writer, middle_marks
+from colab_utils.data.tokens.rendering import BadTemplate, naming
+from colab_utils.data.tokens.tools import texts_of, turns_of, uniform, uses_tools
+from colab_utils.data.tokens.vocabulary import any_of, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from colab_utils import demo, parameters, runtime
-from colab_utils.data import converting, formats, kinds, readers, schema
-from colab_utils.data.formats import Tally
+from colab_utils.data import schema
+from colab_utils.data.files import readers
 from colab_utils.data.schema import PREFERENCE, BadRow, Rejected, Row, escape, reject
+from colab_utils.data.shapes import converting, formats, kinds
+from colab_utils.data.shapes.formats import Tally
 
 DOLLY = "databricks/databricks-dolly-15k"
 # Advice for a dataset without usable rows, by the start of the most frequent reason.

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from colab_utils.data import schema
-from colab_utils.data.dedup import texts_of
-from colab_utils.data.repeats import DisjointSets, Repeats
+from colab_utils.data.repeats.dedup import texts_of
+from colab_utils.data.repeats.groups import DisjointSets
 from colab_utils.data.schema import Row
 
 
@@ -20,6 +20,8 @@ def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], lis
     would be empty.
     """
     texts = [split_texts(row) for row in rows]
+    from colab_utils.data.repeats.engine import Repeats
+
     found = Repeats()
     found.add(texts)
     first = found.first(lambda indices: [texts[i] for i in indices]).tolist()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from colab_utils import models, parameters, runtime
-from colab_utils.data.rendering import Conversations
+from colab_utils.data.tokens.rendering import Conversations
 from colab_utils.generation.answer_text import AnswerText, stop_strings
 from colab_utils.generation.prompts import (
     CONTEXT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from colab_utils.data.rendering import BadTemplate, Conversations
+from colab_utils.data.tokens.rendering import BadTemplate, Conversations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

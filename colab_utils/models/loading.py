@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from colab_utils import recipe, runtime
-from colab_utils.data.chat_template import choose_template
+from colab_utils.data.tokens.chat_template import choose_template
 from colab_utils.fast import warmup
 from colab_utils.models.sources import Source
 from colab_utils.models.special_tokens import as_ids, set_padding

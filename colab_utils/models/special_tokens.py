@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from colab_utils import data
-from colab_utils.data.rendering import Conversations, probe
-from colab_utils.data.vocabulary import special_tokens
+from colab_utils.data.tokens.rendering import Conversations, probe
+from colab_utils.data.tokens.vocabulary import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

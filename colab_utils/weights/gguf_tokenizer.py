@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils.data.chat_template import without_generation_marks
+from colab_utils.data.tokens.chat_template import without_generation_marks
 from colab_utils.weights.gguf_pretokenizer import find_name
 from colab_utils.weights.stops import stop_tokens
 

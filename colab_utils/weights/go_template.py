@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from colab_utils.data.rendering import BadTemplate, Conversations
+from colab_utils.data.tokens.rendering import BadTemplate, Conversations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from colab_utils import data, recipe
-from colab_utils.data import building, quality
-from colab_utils.data.spool import Lines, repeats
-from colab_utils.data.workers import AHEAD, Workers
+from colab_utils.data.curation import quality
+from colab_utils.data.large import building
+from colab_utils.data.large.spool import Lines, repeats
+from colab_utils.data.large.workers import AHEAD, Workers
 
 ROOT = Path(__file__).parents[2]
 FILES = ("train.jsonl", "test.jsonl", "rejected.jsonl")
@@ -133,7 +134,7 @@ REBUILD = """
 import sys
 from pathlib import Path
 from colab_utils import data, recipe
-from colab_utils.data import quality
+from colab_utils.data.curation import quality
 old = recipe.read(Path("old"))
 rules = [getattr(quality, name) for name in old["rules"]]
 data.build(old["source"], Path("new"), rules=rules, **old["parameters"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
 from colab_utils import data
-from colab_utils.data.chat_template import (
+from colab_utils.data.tokens.chat_template import (
     CHAT_TEMPLATE,
     choose_template,
     without_generation_marks,

@@ -6,7 +6,8 @@ import pytest
 from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER
 
 from colab_utils import data
-from colab_utils.data import column_names, columns, formats, schema
+from colab_utils.data import schema
+from colab_utils.data.shapes import column_names, columns, formats
 
 
 def kind_and_by(raw: dict) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data.contamination import COMMON, Contamination
+from colab_utils.data.curation.contamination import COMMON, Contamination
 
 
 def make(prompt: str, answer: str = "yes", line: int = 7) -> data.Row:

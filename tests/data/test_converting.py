@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import converting, schema
+from colab_utils.data import schema
+from colab_utils.data.shapes import converting
 
 PAIR = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [USER], "line": 3}
 LABELS = {"line": 3, "group": "g", "category": "c"}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data.dataset_rules import (
+from colab_utils.data.curation.dataset_rules import (
     Disagreement,
     Formats,
     Truncation,

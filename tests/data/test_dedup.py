@@ -12,9 +12,9 @@ from helpers.rows import row, similar_texts, without_near_duplicates
 from hypothesis import given, settings
 
 from colab_utils import data
-from colab_utils.data import dedup, typos
-from colab_utils.data.fingerprints import fingerprint, word_hash
-from colab_utils.data.repeats import Repeats
+from colab_utils.data.repeats import dedup, typos
+from colab_utils.data.repeats.engine import Repeats
+from colab_utils.data.repeats.fingerprints import fingerprint, word_hash
 
 
 def first_of(texts: list[tuple[str, str]], batch: int = 10**9) -> list[int]:

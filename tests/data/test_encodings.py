@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken
 
 from colab_utils import data
-from colab_utils.data.pieces import middle_marks
+from colab_utils.data.tokens.pieces import middle_marks
 
 TEXTS = ["Lima is a town.", "  two\n\tlines ", "🦙é", "x"]
 

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import column_names, schema
+from colab_utils.data import schema
+from colab_utils.data.shapes import column_names
 
 
 @pytest.mark.parametrize(

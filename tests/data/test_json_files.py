@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colab_utils.data import json_files, json_lists, readers
+from colab_utils.data.files import json_files, json_lists, readers
+from colab_utils.data.files.streams import Notes, Stream, Text
 from colab_utils.data.schema import Rejected
-from colab_utils.data.streams import Notes, Stream, Text
 
 ROWS = [{"question": "Who?", "answer": "Me\nand 你"}, {"question": "1", "answer": "x"}]
 GOOD = '{"question": "a", "answer": "b"}'

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import formats, kinds, loading
+from colab_utils.data import loading
+from colab_utils.data.shapes import formats, kinds
 
 
 def test_load_rejects_bad_rows_with_line_and_reason(tmp_path):

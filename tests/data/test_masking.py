@@ -151,7 +151,7 @@ def test_trained_tokens_at_midnight(monkeypatch):
         def now(cls, tz=None):
             return datetime.datetime(2026, 1, 1) + datetime.timedelta(days=next(ticks))
 
-    monkeypatch.setattr("colab_utils.data.rendering.datetime", Clock)
+    monkeypatch.setattr("colab_utils.data.tokens.rendering.datetime", Clock)
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
     tokenizer = with_template("llama3")
     rows = [{"messages": turns("Hi?", "Hello.", "And?", "Bye."), "line": 1}] * 3

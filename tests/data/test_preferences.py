@@ -8,7 +8,7 @@ import pytest
 from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER
 
 from colab_utils import data
-from colab_utils.data import formats, preferences
+from colab_utils.data.shapes import formats, preferences
 
 WORSE = {**ASSISTANT, "content": "You."}
 DIALOGUE = "\n\nHuman: Who?\n\nAssistant: {}"

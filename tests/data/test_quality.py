@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import dataset_rules, patterns, quality
+from colab_utils.data.curation import dataset_rules, patterns, quality
 
 
 def make(answer: str, prompt: str = "What is it?", **more) -> data.Row:

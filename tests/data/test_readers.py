@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colab_utils.data import cells, readers, sources
+from colab_utils.data.files import cells, readers, sources
 from colab_utils.data.schema import Rejected
 
 ROWS = [{"question": "Who?", "answer": "Me\nand 你"}, {"question": "1", "answer": "x"}]

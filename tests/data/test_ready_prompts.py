@@ -6,7 +6,7 @@ import pytest
 from helpers.rows import DIALOG, SYSTEM
 
 from colab_utils import data
-from colab_utils.data import formats
+from colab_utils.data.shapes import formats
 
 TWO = [*DIALOG, {"role": "user", "content": "Why?"}]
 TWO += [{"role": "assistant", "content": "So."}]

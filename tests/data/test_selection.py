@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colab_utils.data import selection
+from colab_utils.data.curation import selection
 
 
 def some(count: int, width: int = 3, seed: int = 0) -> np.ndarray:

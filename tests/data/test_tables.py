@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from colab_utils.data import readers
+from colab_utils.data.files import readers
 from colab_utils.data.schema import Rejected
 
 any_file = settings(

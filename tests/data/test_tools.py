@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data.rendering import Conversations
+from colab_utils.data.tokens.rendering import Conversations
 
 CALL = {"content": None, "tool_calls": [call('{"town": "Lima", "year": 3}')]}
 ANSWER = {"content": "A maple."}

@@ -9,7 +9,7 @@ from helpers.rows import ASSISTANT, DIALOG, SYSTEM, USER
 from helpers.shapes import CALL, TOOL
 
 from colab_utils import data
-from colab_utils.data import formats
+from colab_utils.data.shapes import formats
 
 
 def read(turns: list, **more: object) -> tuple[list, dict, dict]:

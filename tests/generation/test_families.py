@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from colab_utils import generation, models
-from colab_utils.data.rendering import Conversations
+from colab_utils.data.tokens.rendering import Conversations
 from colab_utils.generation import answering
 from colab_utils.generation.prompts import prompt_tokens
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from colab_utils import generation
-from colab_utils.data.rendering import Conversations
+from colab_utils.data.tokens.rendering import Conversations
 from colab_utils.generation.prompts import prompt_tokens
 
 CONVERSATION = [

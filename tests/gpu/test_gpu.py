@@ -9,7 +9,7 @@ from helpers.llamas import gradients, packed, padded, with_lora
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from colab_utils import generation, memory, models, runtime, training
-from colab_utils.data.rendering import Conversations
+from colab_utils.data.tokens.rendering import Conversations
 from colab_utils.fast import ops, patch
 from colab_utils.fast.static_cache import StaticDecoder
 from colab_utils.generation.prompts import prompt_tokens

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from colab_utils import data
-from colab_utils.data import rendering
+from colab_utils.data.tokens import rendering
 from helpers.templates import FAMILIES, TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
 

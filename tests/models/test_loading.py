@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from colab_utils import memory, models, recipe
-from colab_utils.data.chat_template import CHAT_TEMPLATE
+from colab_utils.data.tokens.chat_template import CHAT_TEMPLATE
 from colab_utils.models import loading
 
 

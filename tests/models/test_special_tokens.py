@@ -9,7 +9,7 @@ from helpers.tokenizer_kinds import FAMILIES, make_tokenizer
 from transformers import GenerationConfig
 
 from colab_utils import data, models
-from colab_utils.data.rendering import probe
+from colab_utils.data.tokens.rendering import probe
 
 AUTHORS = None  # the authors' own pad token stays
 # The pad token of each family, and the printed reason.

@@ -18,8 +18,8 @@ from helpers.tokenizer_kinds import make_tokenizer
 from hypothesis import given, settings
 
 from colab_utils import demo, weights
-from colab_utils.data.chat_template import choose_template
-from colab_utils.data.rendering import Conversations
+from colab_utils.data.tokens.chat_template import choose_template
+from colab_utils.data.tokens.rendering import Conversations
 from colab_utils.weights.gguf import KINDS
 
 LLAMA_3_ROPE = {

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
 from colab_utils import demo, weights
-from colab_utils.data.chat_template import CHAT_TEMPLATE
+from colab_utils.data.tokens.chat_template import CHAT_TEMPLATE
 from colab_utils.weights.gguf import KINDS
 
 SYSTEM = {"role": "system", "content": "Answer in one word."}

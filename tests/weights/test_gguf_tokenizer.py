@@ -23,7 +23,10 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from colab_utils import weights
-from colab_utils.data.chat_template import CHAT_TEMPLATE, without_generation_marks
+from colab_utils.data.tokens.chat_template import (
+    CHAT_TEMPLATE,
+    without_generation_marks,
+)
 from colab_utils.weights.gguf_pretokenizer import (
     LLAMA_3,
     QWEN_2,

@@ -16,7 +16,7 @@ from helpers.templates import FAMILIES, TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import weights
-from colab_utils.data.rendering import Conversations
+from colab_utils.data.tokens.rendering import Conversations
 from colab_utils.weights.go_template import find_parts
 
 

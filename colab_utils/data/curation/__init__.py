@@ -1,0 +1,1 @@
+"""Rules that filter rows, a check for test rows in the training data, and selection."""

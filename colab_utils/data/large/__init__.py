@@ -1,0 +1,1 @@
+"""Build a dataset that is larger than the memory."""

@@ -1,0 +1,183 @@
+"""The pairs of rows that are worth comparing, found without looking at all pairs.
+
+Two rows that repeat each other have nearly the same words and the same digits. So they
+share two of their five rarest words (a prefix filter; Chaudhuri et al. 2006). A word of
+one row only can't be shared and does not count.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colab_utils.data.repeats.fingerprints import MIXER, mix
+
+KEPT = 48  # the words that are kept of a long row: its rarest
+RAREST = 5
+RARE = 2  # a typo is in so many rows at most
+TABLE = 2**24  # the size of the table that counts the rows of each word
+BUCKET, WINDOW = 32, 8  # in a larger bucket, a row is paired with its next neighbors
+PARTS = 4  # the keys are sorted in parts, which takes less memory
+CHUNK = 20_000
+
+Words = NDArray[np.uint32]
+Indices = NDArray[np.int64]
+Keys = NDArray[np.uint64]
+
+
+def count_words(table: Words, words: Words) -> None:
+    """Add the words to the table."""
+    np.add.at(table, words & np.uint32(TABLE - 1), np.uint32(1))
+
+
+def keep_rarest(
+    words: Words, sizes: Indices, table: Words
+) -> tuple[Words, NDArray[np.uint8]]:
+    """Return the `KEPT` rarest words of each row, and how many they are."""
+    if sizes.max(initial=0) > KEPT:
+        rows = np.repeat(np.arange(len(sizes)), sizes).astype(np.uint64)
+        counts = table[words & np.uint32(TABLE - 1)]
+        order = np.argsort(rows << np.uint64(32) | counts, kind="stable")
+        start = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        words = words[np.sort(order[np.arange(len(words)) - start < KEPT])]
+    return words, np.minimum(sizes, KEPT).astype(np.uint8)
+
+
+@dataclass
+class Rows:
+    """The fingerprints of different rows, and how many rows have each word."""
+
+    digits: Words
+    letters: NDArray[np.uint8]
+    sizes: NDArray[np.uint8]
+    words: Words
+    table: Words
+
+    def __post_init__(self) -> None:
+        """Find where each row's words start."""
+        self._starts = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+
+    def matrix(self, rows: Indices) -> Words:
+        """Return the words of the rows, filled up with 0."""
+        sizes = self.sizes[rows]
+        column = np.arange(sizes.max(initial=1))
+        at = np.minimum(self._starts[rows][:, None] + column, len(self.words) - 1)
+        return np.where(column < sizes[:, None], self.words[at], np.uint32(0))
+
+    def counts(self, matrix: Words) -> Words:
+        """Return how many rows have each of the words; 0 for the fillings."""
+        return np.where(matrix, self.table[matrix & np.uint32(TABLE - 1)], np.uint32(0))
+
+    def smallest(self) -> Words:
+        """Return the smallest of each row's words; similar rows often share it."""
+        return self.words[np.minimum(self._starts, len(self.words) - 1)]
+
+    def chunks(self) -> Iterator[Indices]:
+        """Yield the indices of all rows in chunks."""
+        for start in range(0, len(self.sizes), CHUNK):
+            yield np.arange(start, min(start + CHUNK, len(self.sizes)))
+
+
+def candidate_pairs(rows: Rows) -> tuple[Indices, Indices]:
+    """Return the pairs that may repeat each other: the first rows, the second rows."""
+    if not len(rows.words):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    prefixes = np.concatenate([_prefixes(rows, chunk) for chunk in rows.chunks()])
+    found = [_same_keys(rows, prefixes, part) for part in range(PARTS)]
+    pairs = np.unique(np.concatenate(found))
+    first = (pairs >> np.uint64(32)).astype(np.int64)
+    second = (pairs & np.uint64(2**32 - 1)).astype(np.int64)
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(pairs), CHUNK)]
+    near = [_near(rows, first[chunk], second[chunk]) for chunk in chunks]
+    kept = np.concatenate([np.empty(0, bool), *near])
+    return first[kept], second[kept]
+
+
+def _prefixes(rows: Rows, chunk: Indices) -> Words:
+    """Return the rarest words of each row that another row has, too.
+
+    A row with fewer of them has the numbers 1, 2 ... in their place.
+    """
+    matrix = rows.matrix(chunk)
+    counts = rows.counts(matrix)
+    ranked = counts.astype(np.uint64) << np.uint64(32) | matrix
+    ranked[counts < 2] = np.uint64(2**64 - 1)
+    if (missing := RAREST - ranked.shape[1]) > 0:
+        ranked = np.pad(ranked, ((0, 0), (0, missing)), constant_values=2**64 - 1)
+    ranked = np.sort(np.partition(ranked, RAREST - 1, axis=1)[:, :RAREST], axis=1)
+    absent = ranked == 2**64 - 1
+    numbered = np.cumsum(absent, axis=1, dtype=np.uint32)
+    return np.where(absent, numbered, ranked.astype(np.uint32))
+
+
+def _same_keys(rows: Rows, prefixes: Words, part: int) -> Keys:
+    """Return the pairs of rows with an equal key, as first << 32 | second."""
+    keys: list[Keys] = []
+    owners: list[Keys] = []
+    hashes = mix(prefixes.astype(np.uint64))
+    digits = rows.digits.astype(np.uint64) * np.uint64(MIXER)
+    smallest = rows.smallest().astype(np.uint64) >> np.uint64(8)
+    for one, other in itertools.combinations(range(RAREST), 2):
+        key = mix(hashes[:, one] + hashes[:, other] + digits)
+        here = key % np.uint64(PARTS) == part
+        # Two numbers in place of words say nothing, unless a row has no others.
+        here &= (prefixes[:, one] > RAREST) | (prefixes[:, 1] <= RAREST)
+        owner = np.flatnonzero(here)
+        # The upper 40 bits are the key. The lower ones bring similar rows together.
+        keys.append(key[owner] >> np.uint64(24) << np.uint64(24) | smallest[owner])
+        owners.append(owner.astype(np.uint64))
+    key = np.concatenate(keys)
+    again = np.flatnonzero(_repeated(key >> np.uint64(24)))
+    order = again[np.argsort(key[again], kind="stable")]
+    return _neighbors(key[order] >> np.uint64(24), np.concatenate(owners)[order])
+
+
+def _repeated(keys: Keys) -> NDArray[np.bool_]:
+    """Return which keys occur twice; a few of the others, too."""
+    size = 2 << len(keys).bit_length()
+    slots = keys % np.uint64(size)
+    table = np.zeros(size, np.uint32)
+    np.add.at(table, slots, np.uint32(1))
+    return table[slots] > 1
+
+
+def _neighbors(keys: Keys, owners: Keys) -> Keys:
+    """Return all pairs of a small bucket, and near neighbors of a large one."""
+    new = np.diff(keys, prepend=~keys[:1]) != 0
+    bucket = np.cumsum(new) - 1
+    small = np.bincount(bucket)[bucket] <= BUCKET if len(keys) else new
+    at, found = np.arange(len(keys)), [np.empty(0, np.uint64)]
+    for distance in range(1, BUCKET):
+        at = at[at + distance < len(keys)]
+        at = at[(keys[at] == keys[at + distance]) & (small[at] | (distance <= WINDOW))]
+        one, other = owners[at], owners[at + distance]
+        low, high = np.minimum(one, other), np.maximum(one, other)
+        pairs = low << np.uint64(32) | high
+        found.append(np.unique(pairs[low != high]))
+    return np.unique(np.concatenate(found))
+
+
+def _near(rows: Rows, first: Indices, second: Indices) -> NDArray[np.bool_]:
+    """Return which pairs have so much in common that they may repeat each other.
+
+    A typo puts a rare word in the place of another, and changes one or two letters. So
+    two rows that both have a common word that the other lacks do not repeat each other,
+    nor do two rows whose different words have other letters.
+    """
+    one, other = rows.matrix(first), rows.matrix(second)
+    both = np.sort(np.concatenate([one, other], axis=1), axis=1)
+    shared = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] != 0)).sum(axis=1)
+    sizes = np.minimum(rows.sizes[first], rows.sizes[second]).astype(np.int64)
+    common = [(rows.counts(words) > RARE).sum(axis=1) for words in (one, other)]
+    # The rarest words of two long rows need not be the same.
+    spare = np.where(sizes < KEPT, 1, 8)
+    letters = (rows.letters[first] - rows.letters[second]).view(np.int8)
+    more = np.maximum(letters, 0).sum(axis=1, dtype=np.int64)
+    less = more - letters.sum(axis=1, dtype=np.int64)
+    near: NDArray[np.bool_] = np.minimum(*common) - shared <= spare
+    edits = np.maximum(rows.sizes[first], rows.sizes[second]) - shared + spare
+    return near & (2 * shared >= sizes) & (np.minimum(more, less) <= edits)

@@ -1,0 +1,74 @@
+"""Duplicates: rows with the same content, and rows that nearly repeat another."""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+
+from colab_utils.data import schema
+from colab_utils.data.repeats.groups import SIMILAR, DisjointSets, Pair
+from colab_utils.data.repeats.sharing import shared
+from colab_utils.data.schema import Rejected, Row, reject_row
+
+
+def exact_key(row: Row) -> bytes:
+    """Return 16 bytes that are equal for rows with the same content.
+
+    The line, the group and the category do not count.
+    """
+    columns = (*schema.COLUMNS[schema.kind_of(row)], "tools")
+    content = json.dumps([row.get(name) for name in columns], sort_keys=True)
+    return blake2b(content.encode(), digest_size=16).digest()
+
+
+def drop_exact(rows: list[Row]) -> tuple[list[Row], list[Rejected]]:
+    """Split rows into those with new content and those that repeat an earlier row."""
+    seen: dict[bytes, Row] = {}
+    rejected = []
+    for row in rows:
+        first = seen.setdefault(exact_key(row), row)
+        if first is not row:
+            rejected.append(reject_row(row, f"repeats line {first['line']}"))
+    return list(seen.values()), rejected
+
+
+def texts_of(row: Row) -> tuple[str, str]:
+    """Return the texts by which rows are compared: the prompt and the answer.
+
+    The prompt has the tools, and the answer the worse answer of a preference row.
+    """
+    prompt, answer = schema.prompt_of(row), schema.answer_of(row)
+    if row.get("tools"):
+        prompt += f"\n{json.dumps(row['tools'], sort_keys=True)}"
+    if schema.kind_of(row) == schema.PREFERENCE:
+        answer = "\n".join(map(schema.said, [*row["chosen"], *row["rejected"]]))
+    return prompt, answer
+
+
+def duplicate_pairs(rows: list[Row]) -> list[Pair]:
+    """Return the pairs of rows that nearly repeat each other, with their similarity.
+
+    The similarity is the share of words that need no edit to make the rows equal. Two
+    rows with other numbers, names or words in the same sentence are not a pair.
+    """
+    from colab_utils.data.repeats.engine import Repeats
+
+    texts = [texts_of(row) for row in rows]
+    found = Repeats()
+    found.add(texts)
+    return sorted(found.pairs(lambda indices: [texts[i] for i in indices]))
+
+
+def near_duplicates(rows: list[Row]) -> list[int]:
+    """Return for each row the index of the first row that it repeats, or its own.
+
+    Two rows are in one group if their similarity is `SIMILAR` or more, or if a third
+    row links them. See `duplicate_pairs`. Prints what most rows share.
+    """
+    if line := shared([texts_of(row) for row in rows]):
+        print(f"near duplicates: {line}")
+    sets = DisjointSets(len(rows))
+    for pair in duplicate_pairs(rows):
+        if pair.similarity >= SIMILAR:
+            sets.join(pair.first, pair.second)
+    return sets.all()

@@ -1,0 +1,134 @@
+"""Repeats among many rows, which come in batches and are not kept in memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colab_utils import runtime
+from colab_utils.data.repeats import candidates
+from colab_utils.data.repeats.comparing import Comparer, Slot
+from colab_utils.data.repeats.fingerprints import (
+    Fingerprints,
+    fingerprint,
+    join,
+    word_hash,
+)
+from colab_utils.data.repeats.groups import SIMILAR, DisjointSets, Pair
+
+LOWEST = 0.3  # pairs below it are not kept
+PIECE = 500  # rows whose fingerprints are computed at once: more only take memory
+PAIRS = 2_000  # pairs whose texts are in memory at once
+FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
+
+Fetch = Callable[[list[int]], list[tuple[str, str]]]
+
+
+class Repeats:
+    """Finds repeats among rows that are added in batches; it keeps no texts."""
+
+    def __init__(self) -> None:
+        """Start without rows."""
+        self._table = np.zeros(candidates.TABLE, np.uint32)
+        self._exact: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        self._letters: list[NDArray[np.uint8]] = [np.empty((0, 16), np.uint8)]
+        self._digits: list[candidates.Words] = [np.empty(0, np.uint32)]
+        self._sizes: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
+        self._words: list[candidates.Words] = [np.empty(0, np.uint32)]
+        self._waiting: list[Fingerprints] = []
+        self._waiting_rows = 0
+
+    def add(self, batch: list[tuple[str, str]]) -> None:
+        """Add rows, given as their prompts and answers."""
+        for start in range(0, len(batch), PIECE):
+            self.add_prints(fingerprint(batch[start : start + PIECE]))
+
+    def add_prints(self, prints: Fingerprints) -> None:
+        """Add rows, given as their fingerprints, which another process may compute."""
+        self._waiting.append(prints)
+        self._waiting_rows += len(prints.exact)
+        while self._waiting_rows >= candidates.CHUNK:
+            self._keep(candidates.CHUNK)
+
+    def _keep(self, rows: int) -> None:
+        """Count the words of the rows that wait, and keep their rarest words.
+
+        The number of rows does not depend on how they were added, and so neither do
+        the words that are kept.
+        """
+        new, rest = join(self._waiting).split(rows)
+        self._waiting, self._waiting_rows = [rest], len(rest.exact)
+        candidates.count_words(self._table, new.words)
+        words, sizes = candidates.keep_rarest(new.words, new.sizes, self._table)
+        self._exact.append(new.exact)
+        self._letters.append(new.letters)
+        self._digits.append(new.digits)
+        self._sizes.append(sizes)
+        self._words.append(words)
+
+    def first(self, fetch: Fetch) -> NDArray[np.int64]:
+        """Return for each row the index of the first row that it repeats, or its own.
+
+        `fetch` returns the prompts and answers of the rows with the given indices.
+        """
+        sets = DisjointSets(sum(map(len, self._exact)) + self._waiting_rows)
+        for pair in self.pairs(fetch):
+            if pair.similarity >= SIMILAR:
+                sets.join(pair.first, pair.second)
+        return np.array(sets.all(), np.int64)
+
+    def pairs(self, fetch: Fetch) -> Iterator[Pair]:
+        """Yield the pairs of rows that nearly repeat each other."""
+        if self._waiting:
+            self._keep(self._waiting_rows)
+        exact = np.concatenate(self._exact)
+        _, first, group = np.unique(exact, return_index=True, return_inverse=True)
+        for i in np.flatnonzero(first[group] != np.arange(len(exact))):
+            yield Pair(int(first[group[i]]), int(i), 1.0)
+        yield from self._near(np.sort(first), fetch)
+
+    def _near(self, different: candidates.Indices, fetch: Fetch) -> Iterator[Pair]:
+        """Yield the near repeats among rows with different words."""
+        rows = self._rows(different)
+
+        def count(word: str) -> int:
+            return int(rows.table[word_hash(word) & (candidates.TABLE - 1)])
+
+        slots: dict[int, set[str]] = defaultdict(set)
+        found: list[tuple[Pair, Slot | None]] = []
+        first, second = candidates.candidate_pairs(rows)
+        for start in runtime.progress(range(0, len(first), PAIRS), "comparing"):
+            chunk = slice(start, start + PAIRS)
+            firsts, seconds = different[first[chunk]], different[second[chunk]]
+            indices = np.unique(np.concatenate([firsts, seconds])).tolist()
+            texts = dict(zip(indices, fetch(indices), strict=True))
+            comparer = Comparer(count)
+            for i, j in zip(firsts.tolist(), seconds.tolist(), strict=True):
+                similarity, slot = comparer.compare(texts[i], texts[j])
+                if slot:
+                    slots[slot.frame] |= {slot.one, slot.other}
+                if similarity >= LOWEST:
+                    found.append((Pair(i, j, similarity), slot))
+        for pair, slot in found:
+            if not slot or len(slots[slot.frame]) < FAMILY:
+                yield pair
+
+    def _rows(self, different: candidates.Indices) -> candidates.Rows:
+        """Return the fingerprints of these rows, with their words counted."""
+        sizes, words = np.concatenate(self._sizes), np.concatenate(self._words)
+        keep = np.zeros(len(sizes), bool)
+        keep[different] = True
+        words = words[np.repeat(keep, sizes)]
+        table = np.zeros(candidates.TABLE, np.uint32)
+        for start in range(0, len(words), 2**20):
+            candidates.count_words(table, words[start : start + 2**20])
+        return candidates.Rows(
+            np.concatenate(self._digits)[different],
+            np.concatenate(self._letters)[different],
+            sizes[different],
+            words,
+            table,
+        )

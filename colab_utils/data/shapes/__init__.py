@@ -1,0 +1,1 @@
+"""Turn raw rows of many shapes into rows of the five kinds."""

@@ -1,0 +1,1 @@
+"""Write rows as the tokens that a model reads, and mark those that are trained."""
