@@ -51,10 +51,10 @@ def test_06_curated_rows_and_a_quarter_beat_everything(curated):
     shares = made["results"]["exact match"]
     assert all(len(found) == 3 for found in shares.values())
     means = {name: statistics.mean(found) for name, found in shares.items()}
-    # Seen on one CPU: everything 0.13, curated 0.63, random 0.24, quarter 0.47.
-    assert means["curated"] - means["everything"] > 0.2
-    assert means["curated"] - means["random"] > 0.1
-    assert means["quarter"] - means["everything"] > 0.1
+    # Seen on one CPU: everything 0.23, curated 0.88, random 0.33, quarter 0.71.
+    assert means["curated"] - means["everything"] > 0.4
+    assert means["curated"] - means["random"] > 0.3
+    assert means["quarter"] - means["everything"] > 0.25
 
 
 def test_06_saves_rows_and_reasons(curated):
