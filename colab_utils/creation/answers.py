@@ -15,7 +15,7 @@ from colab_utils.creation.writing import Generator, Messages, call
 
 
 class Kept:
-    """A generator that answers from a file what an earlier run has asked.
+    """A generator that reuses the answers that earlier runs stored in a file.
 
     `key` says what else decides an answer: the generator's name, its model and its
     parameters. `batch` conversations go to the generator in one call, and `workers`

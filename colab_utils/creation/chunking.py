@@ -45,7 +45,7 @@ def chunk(
     if max_tokens < 16 or not 0 <= overlap <= max_tokens // 4:
         raise ValueError(
             f"Chunks of {max_tokens} tokens with an overlap of {overlap}: a chunk "
-            "needs 16 tokens or more, and the overlap may be a quarter of it."
+            "needs at least 16 tokens, and an overlap of at most a quarter of them."
         )
     chunks = []
     for document in documents:

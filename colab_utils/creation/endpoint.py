@@ -61,7 +61,10 @@ class Endpoint:
                 "(or http:// on this machine) and often ends with /v1."
             )
         if not model:
-            raise ValueError(f"{self.url} needs the name of a model that it offers.")
+            raise ValueError(
+                f"{self.url} needs the name of a model that it offers: "
+                "set GENERATOR_MODEL."
+            )
         self.model, self.parameters, self.prices = model, parameters, prices
         self.key_name, self.interval = key_name, 60 / per_minute
         self.first_wait = first_wait
@@ -173,7 +176,8 @@ class Endpoint:
             key = f"the key {self.key_name}" if self._key else "a request without a key"
             raise PermissionError(
                 f"{self.url} rejected {key} ({status}: {said}). Store a valid key as "
-                f"{self.key_name or 'a secret, and name it'}: on Colab or Kaggle among "
+                f"{self.key_name or 'a secret, and name it in KEY_NAME'}: on Colab or "
+                "Kaggle among "
                 "the secrets, elsewhere in the environment or in .env."
             )
         if status == 402 or NO_CREDIT & set(_error_codes(reply)):

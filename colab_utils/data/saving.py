@@ -36,7 +36,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise ValueError(
+                    f"{path}, line {number}: {error}. Create the dataset again."
+                ) from error
     return rows
 
 
@@ -149,7 +151,10 @@ def save(
     empty = [name for name, rows in files.items() if not rows]
     if empty or not files:
         what = ", ".join(empty) or "the dataset"
-        raise ValueError(f"Nothing is saved, because {what} has no rows.")
+        raise ValueError(
+            f"Nothing is saved, because {what} has no rows. Look at the reasons of the "
+            "rejected rows, and relax the step that drops most of them."
+        )
     facts = describing.facts(files, rejected, tokens or {})
     with replacing(folder) as part:
         for name, rows in files.items():

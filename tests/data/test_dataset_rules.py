@@ -65,7 +65,7 @@ def test_disagreement_trusts_the_majority_only():
     assert [data.answer_of(row) for row in kept] == ["Ann", "ann.", "x"]
     assert "answer 'ann'" in rejected[0].reason
     assert {one.reason for one in rejected[1:]} == {
-        "disagreement: the rows that ask the same have no majority"
+        "disagreement: the rows that ask the same have tied answers"
     }
 
 

@@ -119,7 +119,7 @@ def test_read_zip_file_with_one_or_several_data_files(tmp_path):
     assert f"as in {path}/x/train.jsonl." in str(caught.value)
     assert rows(readers.read(f"{path}/x/train.jsonl")) == ROWS
     assert rows(readers.read(f"{path}/y/test.csv")) == [{"q": "1", "a": "2"}]
-    with pytest.raises(FileNotFoundError, match=r"has no dev, but x/train.jsonl, y/t"):
+    with pytest.raises(FileNotFoundError, match=r"has no dev. It has: x/train.jsonl, y/t"):
         readers.read(f"{path}/dev")
 
     path = archive(tmp_path / "c.zip", {"README.md": b"Hello"})
@@ -188,7 +188,7 @@ def test_read_part_of_a_json_file(tmp_path):
     for part in ("a.json/test", "test"):
         assert rows(readers.read(f"{tmp_path}/a.zip/{part}")) == ROWS[:1]
     (tmp_path / "a.csv").write_text("a,b")
-    with pytest.raises(ValueError, match="is a file, so it has no test"):
+    with pytest.raises(ValueError, match="is one file of rows, so it has no part test"):
         readers.read(f"{tmp_path}/a.csv/test")
 
 

@@ -58,7 +58,7 @@ class Contamination(TextRule):
             raise ValueError(
                 f"No text of the {len(test):,} test rows can be looked for: prompts "
                 f"need {LEAST_PROMPT} words and answers {LEAST_ANSWER}, and at most "
-                f"{COMMON} rows may share them."
+                f"{COMMON} rows may share them. Leave out this rule."
             )
         return cls(tuple(sorted({run.count(" ") + 1 for run in lines})), lines)
 

@@ -1,4 +1,4 @@
-"""Rules that look at all rows first: what most rows do tells which rows are odd."""
+"""Rules that read all rows first, and reject rows that differ from most of them."""
 
 from __future__ import annotations
 
@@ -148,10 +148,10 @@ class Disagreement:
             return None
         best = self.majority[name]
         if best is None:
-            return "disagreement: the rows that ask the same have no majority"
+            return "disagreement: the rows that ask the same have tied answers"
         if normalize(answer_of(row)) == best:
             return None
-        return f"disagreement: most rows that ask the same answer {best[:40]!r}"
+        return f"disagreement: rows that ask the same mostly answer {best[:40]!r}"
 
 
 def _winner(counts: Counter[str]) -> str | None:

@@ -192,7 +192,10 @@ def _part(path: Path, part: str) -> Source:
     if not _is_zip(path):
         whole = _whole(path)
         if whole.suffix not in (".json", ".jsonl", ".ndjson"):
-            raise ValueError(f"{path} is a file, so it has no {part}.")
+            raise ValueError(
+                f"{path} is one file of rows, so it has no part {part}. "
+                "Name the file only."
+            )
         return Source(path, key=part)
     members = _members(path)
     for member in members:
@@ -201,4 +204,4 @@ def _part(path: Path, part: str) -> Source:
     if part and len(members) == 1 and data_suffix(members[0]) == ".json":
         return Source(path, members[0], part)
     names = ", ".join(map(escape, members[:8])) or "no data file"
-    raise FileNotFoundError(f"{path} has no {part}, but {names}.")
+    raise FileNotFoundError(f"{path} has no {part}. It has: {names}.")

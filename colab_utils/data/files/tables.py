@@ -195,6 +195,7 @@ def _header(fields: list[str], file: str) -> list[str]:
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         raise ValueError(
-            f"{file} has two columns of the same name: {escape(twice[0])[:40]}."
+            f"{file} has two columns of the same name: {escape(twice[0])[:40]}. "
+            "Rename one of them."
         )
     return names

@@ -149,7 +149,8 @@ class _Job:
             reasons = Counter(row.reason for _, row in self.filtered).most_common(3)
             raise ValueError(
                 f"No row is left: the rules reject all {total - wrong:,} rows "
-                f"({'; '.join(f'{n:,} x {reason}' for reason, n in reasons)})."
+                f"({'; '.join(f'{n:,} x {reason}' for reason, n in reasons)}). "
+                "Remove the rule or change its parameters."
             )
 
     def _reason(self, found: str) -> str | None:
