@@ -10,7 +10,7 @@ from helpers.masks import ODD, QUIET, decoded, turns, with_template
 from helpers.templates import FAMILIES
 from helpers.tokenizer_kinds import FAMILIES as KINDS
 from helpers.tokenizer_kinds import make_tokenizer
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AddedToken
 
@@ -141,9 +141,14 @@ def test_middle_without_marks_has_them_as_text():
 @QUIET
 @given(prefix=ODD, middle=ODD, suffix=ODD)
 def test_middle_of_odd_texts(kind, prefix, middle, suffix):
-    """The trained tokens hold the middle to the letter, and its end."""
+    """The trained tokens hold the middle to the letter, and its end.
+
+    Rows with a special token are left out, as in 01: some of these tokens take the
+    spaces after them.
+    """
     tokenizer = make_tokenizer(kind)
     row = {"prefix": prefix, "middle": middle, "suffix": suffix, "line": 1}
+    assume(data.drop_special_tokens([row], tokenizer)[0])
     (tokens,) = data.encodings(row, tokenizer)
     assert len(tokens["input_ids"]) == len(tokens["assistant_masks"])
     end = tokenizer.convert_ids_to_tokens(middle_marks(tokenizer).end)

@@ -119,7 +119,9 @@ def test_read_zip_file_with_one_or_several_data_files(tmp_path):
     assert f"as in {path}/x/train.jsonl." in str(caught.value)
     assert rows(readers.read(f"{path}/x/train.jsonl")) == ROWS
     assert rows(readers.read(f"{path}/y/test.csv")) == [{"q": "1", "a": "2"}]
-    with pytest.raises(FileNotFoundError, match=r"has no dev. It has: x/train.jsonl, y/t"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no dev. It has: x/train.jsonl, y/t"
+    ):
         readers.read(f"{path}/dev")
 
     path = archive(tmp_path / "c.zip", {"README.md": b"Hello"})

@@ -153,3 +153,40 @@ def test_long_runs_of_spaces_and_special_tokens_take_linear_time():
     assert data.to_messages({"text": text}) == DIALOG
     row = data.to_row({"text": "[INST] Who? [/INST] Me." + " " * 2_000_000 + "x"}, 1)
     assert row["messages"][1]["content"].startswith("Me. ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n", "Me.<|im_end|>"),
+        ("<s>[INST] Who? [/INST]", "Me. </s>"),
+    ],
+)
+def test_marks_after_an_answer_are_removed_with_those_of_its_prompt(prompt, answer):
+    assert data.to_messages({"prompt": prompt, "completion": answer}) == DIALOG
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Is the customer content?\n\nUSER: I bought a lamp. ASSISTANT: Thank you.",
+        "Human: A lamp.\n\nAssistant: Which color was it?",
+        "Explain: ### Human: hi ### Assistant: hello",
+    ],
+)
+def test_a_prompt_that_quotes_a_dialogue_is_kept_whole(prompt):
+    row = {"prompt": prompt, "completion": "no"}
+    assert [turn["content"] for turn in data.to_messages(row)] == [prompt, "no"]
+
+
+def test_examples_in_a_prompt_are_not_trained():
+    prompt = "### Question: Tree? ### Answer: pine ### Question: Fish? ### Answer:"
+    turns = data.to_messages({"prompt": prompt, "completion": "carp"})
+    assert [turn["content"] for turn in turns] == ["Tree?", "pine", "Fish?", "carp"]
+    assert [turn.get("weight", 1) for turn in turns[1::2]] == [0, 1]
+
+
+def test_a_better_answer_that_quotes_a_dialogue_is_kept_whole():
+    chosen = "Here it is. USER: Who? ASSISTANT: Me."
+    row = data.to_row({"prompt": "Write one.", "chosen": chosen, "rejected": "No."}, 1)
+    assert row["chosen"][0]["content"] == chosen

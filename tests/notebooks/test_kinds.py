@@ -84,7 +84,7 @@ def test_01_takes_rows_of_each_kind(done, kind):
     folder, made, _ = done
     error, printed = made[kind]
     assert error == ""
-    assert f"kind: {kind}, by its columns" in printed
+    assert f"kind: {kind}, by its column" in printed
     assert json.loads((folder / kind / "recipe.json").read_text())["row_kind"] == kind
     train, test = (data.read(folder / kind, name) for name in ("train", "test"))
     assert {data.kind_of(row) for row in train + test} == {kind}

@@ -28,6 +28,6 @@ def test_own_rows_leave_the_readers_file(tmp_path, capsys):
     (tmp_path / "own.jsonl").write_text("5,000 rows")
     (cell,) = [text for text in code_cells(NOTEBOOKS[0]) if "\nown = [" in "\n" + text]
     exec(cell, {"data": data, "workspace": Workspace(tmp_path)})
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
     assert (tmp_path / "own.jsonl").read_text() == "5,000 rows"

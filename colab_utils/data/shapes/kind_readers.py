@@ -15,7 +15,13 @@ from colab_utils.data.schema import (
     Message,
     Row,
 )
-from colab_utils.data.shapes import preferences, tool_calls, turns, values
+from colab_utils.data.shapes import (
+    preferences,
+    ready_prompts,
+    tool_calls,
+    turns,
+    values,
+)
 from colab_utils.data.shapes.columns import Plan
 
 
@@ -27,7 +33,11 @@ def _instruction(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> Row:
     else:
         column = names["prompt"]
         found = preferences.as_messages(raw[column], turns.USER, column, notes)
-        found += _answer(raw[names["answer"]], names["answer"], notes)
+        answer = _answer(raw[names["answer"]], names["answer"], notes)
+        if isinstance(raw[column], str) and found[0]["content"] != raw[column].strip():
+            last = answer[-1]  # the prompt was cut, so the answer may end with a mark
+            last["content"] = ready_prompts.without_end(last["content"] or "")
+        found += answer
     if plan.more:
         found = _with_context(raw, plan, found, notes)
     row: Row = {"messages": turns.repaired(found, notes)}

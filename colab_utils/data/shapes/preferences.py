@@ -71,8 +71,10 @@ def as_messages(
 ) -> list[Message]:
     """Return a cell as messages: a text is one message of `role`, or a dialogue."""
     if isinstance(value, str):
-        if dialogue := ready_prompts.cut(value, notes):
-            return dialogue[1]
+        asks = role == turns.USER
+        cut = ready_prompts.cut_prompt if asks else ready_prompts.cut_answer
+        if dialogue := cut(value, notes):
+            return dialogue
     elif isinstance(value, list):
         return turns.messages_of(value, column, notes)
     elif isinstance(value, dict) and any(key in value for key in turns.ROLE_KEYS):

@@ -99,6 +99,48 @@ def cut(text: str, notes: list[str]) -> tuple[str, list[Message]] | None:
     return None
 
 
+def cut_prompt(text: str, notes: list[str]) -> list[Message] | None:
+    """Return the messages of a prompt that is written as a dialogue, else None.
+
+    A dialogue begins with a mark and asks for the next answer. A prompt that quotes a
+    dialogue is not one. The answers in it are read and not trained.
+    """
+    if not _begins(text):
+        return None
+    found = cut(text, [])
+    if found is None or found[1][-1]["role"] != USER:
+        return None
+    notes.append("prompts cut at the marks of their format")
+    return [
+        {**turn, "weight": 0} if turn["role"] == ASSISTANT else turn
+        for turn in found[1]
+    ]
+
+
+def cut_answer(text: str, notes: list[str]) -> list[Message] | None:
+    """Return the messages of a whole dialogue that ends in the answer, else None."""
+    found = cut(text, notes) if _begins(text) else None
+    return found[1] if found else None
+
+
+def without_end(answer: str) -> str:
+    """Return an answer without the special token that ends it in its format."""
+    answer = _trimmed(answer)
+    for marks in MARKS:
+        ends = list(marks.closes.finditer(answer)) if marks.closes else []
+        if ends and ends[-1].end() == len(answer):
+            return _trimmed(answer[: ends[-1].start()])
+    return answer
+
+
+def _begins(text: str) -> bool:
+    """Return whether a text begins with a mark, or as the Alpaca format does."""
+    text = _trimmed(text)
+    return text.startswith((INST, PREAMBLE)) or any(
+        marks.opens.match(text) for marks in MARKS
+    )
+
+
 def _cut(text: str, marks: Marks, notes: list[str]) -> list[Message] | None:
     pieces = marks.opens.split(text)
     first = _trimmed(pieces[0])
