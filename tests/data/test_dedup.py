@@ -330,3 +330,50 @@ def test_fingerprints_hash_words_as_word_hash():
     assert found.words.tolist() == expected and found.sizes.tolist() == [4, 0]
     halves = fingerprint([("a b", "c")]), fingerprint([("a", "b c")])
     assert halves[0].exact != halves[1].exact
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("7 * -2?", "-14"), ("7 * 2?", "14")),
+        (("What is x here?", "-7"), ("What is x here?", "7")),
+        (("Which language?", "C#"), ("Which language?", "C")),
+        (("Write: a and b", "a && b"), ("Write: a and b", "a || b")),
+        (("Negate it.", "!flag"), ("Negate it.", "flag")),
+        (("What does it cost?", "$5"), ("What does it cost?", "€5")),
+        (("Take the first.", "x[0]"), ("Take the first.", "x(0)")),
+        (("Select the head.", "#top"), ("Select the head.", ".top")),
+        (("A digit, or not one?", r"\d"), ("A digit, or not one?", r"\D")),
+        (("Mood: a day 😀", "good"), ("Mood: a day 😡", "good")),
+    ],
+)
+def test_rows_that_differ_in_signs_are_no_repeats(one, other):
+    assert first_of([one, other]) == [0, 1]
+    assert not dedup.duplicate_pairs([row(*one), row(*other)])
+
+
+def test_rows_that_train_other_turns_are_no_repeats():
+    turns = [
+        {"role": role, "content": text}
+        for role, text in zip(
+            ("user", "assistant") * 2,
+            ("Who?", "A man.", "Really?", "A dog."),
+            strict=True,
+        )
+    ]
+    rows = []
+    for i in (1, 3):
+        messages = [dict(turn) for turn in turns]
+        messages[i]["weight"] = 0
+        rows.append({"messages": messages, "line": i})
+    assert data.near_duplicates(rows) == [0, 1]
+
+
+def test_preferences_with_exchanged_answers_are_no_repeats():
+    old, ask = ({"role": "assistant", "content": t} for t in ("The oak.", "Ask Ann."))
+    prompt = [{"role": "user", "content": "Which tree?"}]
+    rows = [
+        {"prompt": prompt, "chosen": [old], "rejected": [ask], "line": 1},
+        {"prompt": prompt, "chosen": [ask], "rejected": [old], "line": 2},
+    ]
+    assert data.near_duplicates([*rows, rows[0]]) == [0, 1, 0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+from colab_utils.data.repeats.marks import same_marks
 from colab_utils.data.repeats.sentences import Text, Words
 from colab_utils.data.repeats.typos import ARTICLES, FILLERS, PHRASES, is_typo
 
@@ -52,6 +53,8 @@ class Comparer:
         It is the share of words that need no edit: no typo, no word moved, left out or
         added. It is 0 if a number, a name, or any other word differs.
         """
+        if not all(map(same_marks, one, other)):
+            return 0.0, None
         pairs = [
             (self._text(a), self._text(b)) for a, b in zip(one, other, strict=True)
         ]

@@ -35,14 +35,17 @@ def drop_exact(rows: list[Row]) -> tuple[list[Row], list[Rejected]]:
 def texts_of(row: Row) -> tuple[str, str]:
     """Return the texts by which rows are compared: the prompt and the answer.
 
-    The prompt has the tools, and the answer the worse answer of a preference row.
+    The prompt also has the tools, the worse answer of a preference row, and which turns
+    are not trained.
     """
     prompt, answer = schema.prompt_of(row), schema.answer_of(row)
     if row.get("tools"):
         prompt += f"\n{json.dumps(row['tools'], sort_keys=True)}"
     if schema.kind_of(row) == schema.PREFERENCE:
-        answer = "\n".join(map(schema.said, [*row["chosen"], *row["rejected"]]))
-    return prompt, answer
+        # In the prompt: a row with both answers exchanged is another row.
+        prompt += "\n" + "\n".join(map(schema.said, row["rejected"]))
+    unlearned = [i for i, t in enumerate(row.get("messages", ())) if "weight" in t]
+    return prompt + "".join(f"\nuntrained {i}" for i in unlearned), answer
 
 
 def duplicate_pairs(rows: list[Row]) -> list[Pair]:

@@ -15,6 +15,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from colab_utils.data.repeats.marks import BRACKETS, marks_of
 from colab_utils.data.repeats.typos import PHRASES
 from colab_utils.data.repeats.words import MARKS, UNSPACED
 
@@ -99,6 +100,9 @@ def fingerprint(batch: list[tuple[str, str]]) -> Fingerprints:
     texts_hash *= backward[start]
     for i in np.flatnonzero(start == stop):
         texts_hash[i] = _hash_of_signs(texts[i])
+    for i, text in enumerate(texts):
+        if not text.isalnum() and (signs := _signs_of(text)):
+            texts_hash[i : i + 1] += np.uint64(_hash_of_signs(signs))  # no overflow
     prompts, answers = mix(texts_hash[::2]), mix(~texts_hash[1::2])
     rows = np.repeat(np.arange(len(texts)) // 2, stop - start).astype(np.uint64)
     tells = ~_phrases()[hashes >> np.uint64(48)]
@@ -164,7 +168,13 @@ def _count(raw: Array, ends: Array, signs: bytes) -> NDArray[np.uint64]:
     return _sums(table[raw[at]], np.concatenate([[0], stop[:-1]]), stop)
 
 
+def _signs_of(text: str) -> str:
+    """Return the signs and the opening brackets of a text."""
+    brackets = BRACKETS.findall(text)
+    return marks_of(text) + "".join(brackets)
+
+
 def _hash_of_signs(text: str) -> int:
-    """Return a hash of a text without words, such as "?!"."""
+    """Return a hash of a text, without its spaces."""
     signs = "".join(text.split()).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(signs, digest_size=8).digest(), "big") if signs else 0
