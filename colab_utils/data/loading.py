@@ -18,6 +18,8 @@ DOLLY = "databricks/databricks-dolly-15k"
 ADVICE = {
     formats.UNKNOWN_FORMAT: "Rename your columns to one of them",
     formats.MEDIA: "Remove the column to train on the texts alone",
+    formats.ONE_MESSAGE: "Put all messages of a conversation into one row, as a list "
+    'in a column messages. KIND = "completion" trains on each message as raw text',
     formats.NOT_AN_OBJECT: 'Give every row columns: {"question": ..., "answer": ...}',
     kinds.UNPAIRED: "No prompt has a good and a bad answer, which would make a "
     'preference. KIND = "instruction" trains on the good answers only',

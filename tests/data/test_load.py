@@ -268,3 +268,17 @@ def test_parts_of_a_dataset_add_up():
     decision = kinds.decide(tally.found, "auto")
     kept = [r for part in parts for r in loading.settle(part, decision)[0]]
     assert kept == loading.settle(whole, decision)[0] and len(kept) == 3
+
+
+@pytest.mark.parametrize("column", ["text", "content"])
+def test_load_refuses_one_message_a_row(tmp_path, capsys, column):
+    path = tmp_path / "tree.jsonl"
+    roles = ("prompter", "assistant") * 5
+    rows = [
+        {"message_id": n, "role": role, column: f"Words {n}."}
+        for n, role in enumerate(roles)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="Put all messages of a conversation into one"):
+        data.load(str(path))
+    assert len(data.load(str(path), "completion")[0]) == 10

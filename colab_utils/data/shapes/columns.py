@@ -162,6 +162,13 @@ def media(key: Key) -> str:
     return next((values.name(n) for n, cell in key if cell and compact(n) in MEDIA), "")
 
 
+def is_one_message(key: Key, plan: Plan) -> bool:
+    """Return whether a row is read as raw text, but has the role of a speaker."""
+    return plan.kind == COMPLETION and any(
+        cell and name == "role" for name, cell in key
+    )
+
+
 Found = dict[str, str]  # what a column holds -> its compact name
 
 

@@ -28,6 +28,7 @@ from colab_utils.data.shapes import (
 from colab_utils.data.shapes.columns import Plan
 
 # Starts of reasons for which `load` gives specific advice.
+ONE_MESSAGE = "one message of a conversation (its column role)"
 UNKNOWN_FORMAT = "its columns match no known format"
 NOT_AN_OBJECT = "not an object with columns"
 MEDIA = "images and sound are not supported"
@@ -169,6 +170,8 @@ class RowReader:
             return Plan("", {}, "", [], f"{MEDIA} (its column {name})")
         ways = list(columns.plans(key))
         own = [way for way in ways if way.kind == self.kind]
+        if self.kind == "auto" and ways[:1] and columns.is_one_message(key, ways[0]):
+            return Plan("", {}, "", [], ONE_MESSAGE)
         unknown = UNKNOWN_FORMAT + columns.why_none(key)
         return next(iter(own or ways), Plan("", {}, "", [], unknown))
 
