@@ -6,6 +6,7 @@ HEADLESS is unset: the notebooks ask for secrets and Drive, and show their widge
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -95,6 +96,7 @@ def test_course_on_kaggle(course, new_machine):
         assert "Drive" not in all_text(executed)
         assert boxes(executed) == name.startswith(("02", "03"))
         outputs = hosted.KAGGLE_INPUTS / "somebody" / Path(name).stem
+        shutil.rmtree(outputs, ignore_errors=True)  # of a test run that was killed
         outputs.parent.mkdir(parents=True, exist_ok=True)
         KAGGLE.folder.rename(outputs)
     written = hosted.KAGGLE_INPUTS / "somebody"
