@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from colab_utils.data import schema
-from colab_utils.data.repeats.dedup import texts_of
+from colab_utils.data.repeats.dedup import first_repeats, question_of
 from colab_utils.data.repeats.groups import DisjointSets
 from colab_utils.data.schema import Row
 
@@ -19,12 +19,7 @@ def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], lis
     prompts are the same, each row stands for itself. Raises ValueError when one side
     would be empty.
     """
-    texts = [split_texts(row) for row in rows]
-    from colab_utils.data.repeats.engine import Repeats
-
-    found = Repeats()
-    found.add(texts)
-    first = found.first(lambda indices: [texts[i] for i in indices]).tolist()
+    first = first_repeats([split_texts(row) for row in rows])
     sets = related(first, [row.get("group", "") for row in rows])
     is_test = choose(sets, test_share, seed)
     train = [row for row, test in zip(rows, is_test, strict=True) if not test]
@@ -34,8 +29,8 @@ def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], lis
 
 def split_texts(row: Row) -> tuple[str, str]:
     """Return the texts by which the split compares rows: the prompt, or raw text."""
-    prompt, answer = texts_of(row)
-    return prompt, answer if schema.kind_of(row) == schema.COMPLETION else ""
+    raw_text = schema.kind_of(row) == schema.COMPLETION
+    return question_of(row), schema.answer_of(row) if raw_text else ""
 
 
 def related(first: Sequence[int], groups: Sequence[str]) -> list[int]:

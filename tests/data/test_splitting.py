@@ -245,3 +245,26 @@ def test_split_with_as_many_groups_as_rows():
     rows = [row(f"fact {n}", group=f"g{n}") for n in range(3000)]
     train, test = data.split(rows, 0.5, 0)
     assert len(train) == len(test) == 1500
+
+
+def test_preferences_with_one_prompt_stay_together():
+    """Also if they differ in the worse answer."""
+    trees = ("oak", "elm", "ash", "yew", "fir", "box", "bay", "fig", "hop", "ivy")
+
+    def turn(role: str, text: str) -> dict:
+        return {"role": role, "content": text}
+
+    rows = [
+        {
+            "prompt": [turn("user", f"Which plant grows in {tree.title()} Street?")],
+            "chosen": [turn("assistant", f"The {tree}.")],
+            "rejected": [turn("assistant", worse)],
+            "line": n,
+        }
+        for n, (tree, worse) in enumerate(
+            itertools.product(trees, ("Ask somebody.", "No idea at all, sorry."))
+        )
+    ]
+    train, test = data.split(rows, 0.3, 0)
+    assert len(test) == 6
+    assert not {data.prompt_of(r) for r in train} & {data.prompt_of(r) for r in test}

@@ -6,7 +6,7 @@ import json
 from hashlib import blake2b
 
 from colab_utils.data import schema
-from colab_utils.data.repeats.groups import SIMILAR, DisjointSets, Pair
+from colab_utils.data.repeats.groups import Pair
 from colab_utils.data.repeats.sharing import shared
 from colab_utils.data.schema import Rejected, Row, reject_row
 
@@ -32,20 +32,26 @@ def drop_exact(rows: list[Row]) -> tuple[list[Row], list[Rejected]]:
     return list(seen.values()), rejected
 
 
-def texts_of(row: Row) -> tuple[str, str]:
-    """Return the texts by which rows are compared: the prompt and the answer.
+def question_of(row: Row) -> str:
+    """Return what a row asks: its prompt, and the tools that may be called."""
+    prompt = schema.prompt_of(row)
+    tools = row.get("tools")
+    return f"{prompt}\n{json.dumps(tools, sort_keys=True)}" if tools else prompt
 
-    The prompt also has the tools, the worse answer of a preference row, and which turns
-    are not trained.
+
+def texts_of(row: Row) -> tuple[str, str]:
+    """Return the texts by which rows are compared: the question and the answer.
+
+    With the question are the worse answer of a preference row, and which turns are not
+    trained.
     """
-    prompt, answer = schema.prompt_of(row), schema.answer_of(row)
-    if row.get("tools"):
-        prompt += f"\n{json.dumps(row['tools'], sort_keys=True)}"
+    asked = [question_of(row)]
     if schema.kind_of(row) == schema.PREFERENCE:
-        # In the prompt: a row with both answers exchanged is another row.
-        prompt += "\n" + "\n".join(map(schema.said, row["rejected"]))
-    unlearned = [i for i, t in enumerate(row.get("messages", ())) if "weight" in t]
-    return prompt + "".join(f"\nuntrained {i}" for i in unlearned), answer
+        # Not with the answer: a row with both answers exchanged is another row.
+        asked += map(schema.said, row["rejected"])
+    turns = enumerate(row.get("messages", ()))
+    asked += [f"untrained {i}" for i, turn in turns if "weight" in turn]
+    return "\n".join(asked), schema.answer_of(row)
 
 
 def duplicate_pairs(rows: list[Row]) -> list[Pair]:
@@ -68,10 +74,17 @@ def near_duplicates(rows: list[Row]) -> list[int]:
     Two rows are in one group if their similarity is `SIMILAR` or more, or if a third
     row links them. See `duplicate_pairs`. Prints what most rows share.
     """
-    if line := shared([texts_of(row) for row in rows]):
+    texts = [texts_of(row) for row in rows]
+    if line := shared(texts):
         print(f"near duplicates: {line}")
-    sets = DisjointSets(len(rows))
-    for pair in duplicate_pairs(rows):
-        if pair.similarity >= SIMILAR:
-            sets.join(pair.first, pair.second)
-    return sets.all()
+    return first_repeats(texts)
+
+
+def first_repeats(texts: list[tuple[str, str]]) -> list[int]:
+    """Return for each pair of texts the index of the first pair that it repeats."""
+    from colab_utils.data.repeats.engine import Repeats
+
+    found = Repeats()
+    found.add(texts)
+    first: list[int] = found.first(lambda some: [texts[i] for i in some]).tolist()
+    return first
