@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from colab_utils import runtime
 from colab_utils.data.repeats import candidates
-from colab_utils.data.repeats.comparing import Comparer, Slot
+from colab_utils.data.repeats.comparing import Comparer, Verdict
 from colab_utils.data.repeats.fingerprints import (
     Fingerprints,
     fingerprint,
@@ -23,6 +23,7 @@ LOWEST = 0.3  # pairs below it are not kept
 PIECE = 500  # rows whose fingerprints are computed at once: more only take memory
 PAIRS = 2_000  # pairs whose texts are in memory at once
 FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
+POLITE = 2  # a sentence is politeness if so many rows differ from another in nothing else
 
 Fetch = Callable[[list[int]], list[tuple[str, str]]]
 
@@ -98,7 +99,8 @@ class Repeats:
             return int(rows.table[word_hash(word) & (candidates.TABLE - 1)])
 
         slots: dict[int, set[str]] = defaultdict(set)
-        found: list[tuple[Pair, Slot | None]] = []
+        added: dict[int, set[int]] = defaultdict(set)
+        found: list[tuple[Pair, Verdict]] = []
         first, second = candidates.candidate_pairs(rows)
         for start in runtime.progress(range(0, len(first), PAIRS), "comparing"):
             chunk = slice(start, start + PAIRS)
@@ -107,13 +109,16 @@ class Repeats:
             texts = dict(zip(indices, fetch(indices), strict=True))
             comparer = Comparer(count)
             for i, j in zip(firsts.tolist(), seconds.tolist(), strict=True):
-                similarity, slot = comparer.compare(texts[i], texts[j])
-                if slot:
+                verdict = comparer.compare(texts[i], texts[j])
+                if slot := verdict.slot:
                     slots[slot.frame] |= {slot.one, slot.other}
-                if similarity >= LOWEST:
-                    found.append((Pair(i, j, similarity), slot))
-        for pair, slot in found:
-            if not slot or len(slots[slot.frame]) < FAMILY:
+                if verdict.similarity >= LOWEST:
+                    found.append((Pair(i, j, verdict.similarity), verdict))
+                    for sentence in verdict.added:
+                        added[sentence].add(i)
+        for pair, (_, slot, more) in found:
+            on_purpose = slot and len(slots[slot.frame]) >= FAMILY
+            if not on_purpose and all(len(added[key]) >= POLITE for key in more):
                 yield pair
 
     def _rows(self, different: candidates.Indices) -> candidates.Rows:
