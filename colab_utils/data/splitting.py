@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from colab_utils.data import schema
 from colab_utils.data.repeats.dedup import first_repeats, question_of
@@ -15,12 +16,13 @@ from colab_utils.data.schema import Row
 def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into training and test rows; related rows stay on one side.
 
-    Rows are related if they have nearly the same prompt or the same `group`. If all
+    Rows are related if they have nearly the same prompt or the same `group`, if they
+    are dialogues with the same beginning, or if they are middles of one text. If all
     prompts are the same, each row stands for itself. Raises ValueError when one side
     would be empty.
     """
     first = first_repeats([split_texts(row) for row in rows])
-    sets = related(first, [row.get("group", "") for row in rows])
+    sets = related(first, [labels_of(row) for row in rows])
     is_test = choose(sets, test_share, seed)
     train = [row for row, test in zip(rows, is_test, strict=True) if not test]
     test = [row for row, test in zip(rows, is_test, strict=True) if test]
@@ -33,10 +35,38 @@ def split_texts(row: Row) -> tuple[str, str]:
     return question_of(row), schema.answer_of(row) if raw_text else ""
 
 
-def related(first: Sequence[int], groups: Sequence[str]) -> list[int]:
+def labels_of(row: Row) -> tuple[str, ...]:
+    """Return the row's group, and names for the texts that it may share with others.
+
+    These are the beginnings of a dialogue up to each answer, and the whole text of
+    which a row has the middle.
+    """
+    kind, shared = schema.kind_of(row), []
+    if kind == schema.MIDDLE:
+        shared = [[row["prefix"] + row["middle"] + row["suffix"]]]
+    elif kind in (schema.INSTRUCTION, schema.PREFERENCE):
+        turns = row["messages"] if kind == schema.INSTRUCTION else row["prompt"]
+        texts = [f"{turn['role']}: {schema.said(turn)}" for turn in turns]
+        ends = (i for i, turn in enumerate(turns, 1) if turn["role"] == "assistant")
+        shared = [texts[:end] for end in ends]
+        if kind == schema.PREFERENCE:
+            answers = (row["chosen"][:1], row["rejected"][:1])
+            said = [[f"assistant: {schema.said(turn)}" for turn in a] for a in answers]
+            shared += [texts + answer for answer in said]
+    return row.get("group", ""), *map(_name, shared)
+
+
+def _name(texts: list[str]) -> str:
+    content = "\0".join(" ".join(text.split()) for text in texts)
+    return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def related(first: Sequence[int], labels: Sequence[tuple[str, ...]]) -> list[int]:
     """Return for each row the index of the first row that it is related to.
 
-    `first` is the index of the first row with nearly the same prompt.
+    `first` is the index of the first row with nearly the same prompt, and `labels` are
+    what `labels_of` returns. A text that more than half of the rows share, such as
+    examples before each question, relates no rows.
     """
     sets = DisjointSets(len(first))
     same_prompt = len(first) > 1 and len(set(first)) == 1
@@ -45,12 +75,19 @@ def related(first: Sequence[int], groups: Sequence[str]) -> list[int]:
     else:
         for i, j in enumerate(first):
             sets.join(i, j)
-    first_of: dict[str, int] = {}
-    for i, group in enumerate(groups):
+    groups: dict[str, int] = {}
+    texts: dict[str, int] = {}
+    rows = Counter(name for _, *names in labels for name in names)
+    for i, (group, *names) in enumerate(labels):
         if group:
-            sets.join(i, first_of.setdefault(group, i))
-    if first_of:
-        print(f"split: {len(first_of):,} groups in the column `group` stay together")
+            sets.join(i, groups.setdefault(group, i))
+        for name in names:
+            if 2 * rows[name] <= len(labels):
+                sets.join(i, texts.setdefault(name, i))
+    if groups:
+        print(f"split: {len(groups):,} groups in the column `group` stay together")
+    if shared := sum(count > 1 for name, count in rows.items() if name in texts):
+        print(f"split: rows that share one of {shared:,} texts stay together")
     return sets.all()
 
 

@@ -142,7 +142,8 @@ def is_typo(
     if edit == "swap" or (edit == "add" and shorter >= 5 and _doubled(one, other)):
         return True
     if long:
-        return twice or filler or common >= COMMON or (edit == "add" and shorter >= 5)
+        least = KNOWN if edit == "replace" else COMMON
+        return twice or filler or common >= least or (edit == "add" and shorter >= 5)
     return filler or common >= KNOWN
 
 
