@@ -15,12 +15,12 @@ from colab_utils.data.repeats.fingerprints import (
     Fingerprints,
     fingerprint,
     join,
+    pieces,
     word_hash,
 )
 from colab_utils.data.repeats.groups import SIMILAR, DisjointSets, Pair
 
 LOWEST = 0.3  # pairs below it are not kept
-PIECE = 500  # rows whose fingerprints are computed at once: more only take memory
 PAIRS = 2_000  # pairs whose texts are in memory at once
 FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
 
@@ -43,8 +43,8 @@ class Repeats:
 
     def add(self, batch: list[tuple[str, str]]) -> None:
         """Add rows, given as their prompts and answers."""
-        for start in range(0, len(batch), PIECE):
-            self.add_prints(fingerprint(batch[start : start + PIECE]))
+        for prints in map(fingerprint, pieces(batch)):
+            self.add_prints(prints)
 
     def add_prints(self, prints: Fingerprints) -> None:
         """Add rows, given as their fingerprints, which another process may compute."""
