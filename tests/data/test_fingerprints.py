@@ -10,7 +10,8 @@ from colab_utils.data.repeats.marks import BRACKETS, marks_of
 
 SIGNED = st.text(
     st.one_of(
-        st.sampled_from("-.<>=!&|+#@\\([{)]$€£¥₹☀➿😀Cé5_, \n\x1e\0\ud800"),
+        st.sampled_from("-.<>=!&|+#@*/%^~:;?'\"`\\([{}])$€£¥₹☀➿😀"),
+        st.sampled_from("Cé5_, \n\x1e\0\ud800"),
         st.characters(),
     ),
     max_size=12,

@@ -31,20 +31,25 @@ Keys = NDArray[np.uint64]
 
 def count_words(table: Words, words: Words) -> None:
     """Add the words to the table."""
-    np.add.at(table, words & np.uint32(TABLE - 1), np.uint32(1))
+    slots, counts = np.unique(words & np.uint32(TABLE - 1), return_counts=True)
+    table[slots] += counts.astype(np.uint32)
 
 
 def keep_rarest(
     words: Words, sizes: Indices, table: Words
 ) -> tuple[Words, NDArray[np.uint8]]:
     """Return the `KEPT` rarest words of each row, and how many they are."""
+    kept = np.minimum(sizes, KEPT)
     if sizes.max(initial=0) > KEPT:
-        rows = np.repeat(np.arange(len(sizes)), sizes).astype(np.uint64)
-        counts = table[words & np.uint32(TABLE - 1)]
-        order = np.argsort(rows << np.uint64(32) | counts, kind="stable")
-        start = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        words = words[np.sort(order[np.arange(len(words)) - start < KEPT])]
-    return words, np.minimum(sizes, KEPT).astype(np.uint8)
+        # By row (15 bits), count (17 bits) and word, then by row and word.
+        counts = np.minimum(table[words & np.uint32(TABLE - 1)], np.uint32(2**17 - 1))
+        row = np.arange(len(sizes), dtype=np.uint64) << np.uint64(49)
+        ranked = np.repeat(row, sizes) | counts.astype(np.uint64) << np.uint64(32)
+        ranked = np.sort(ranked | words)
+        place = np.arange(len(words)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rarest = ranked[place < KEPT].astype(np.uint32)
+        words = np.sort(np.repeat(row, kept) | rarest).astype(np.uint32)
+    return words, kept.astype(np.uint8)
 
 
 @dataclass

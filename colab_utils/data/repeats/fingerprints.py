@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +35,9 @@ _KINDS = bytes(
     for byte in range(256)
 )
 EVEN = np.uint64(0x00FF00FF00FF00FF)
-# The characters with which the signs of `marks` begin.
-SIGNS = "-<>=!&|+#@.\\([{$€£¥₹"
 EMOJI = ((0x2600, 0x27BF), (0x1F300, 0x1FAFF))
 LAST_SIGN = EMOJI[-1][1]
+STOP = 2  # a sign that ends a part of a sentence before a space
 _SIGNS = re.compile(rf"[^\w\s\x00-\x7f{MARKS}]+")
 _UNSPACED = re.compile(rf"([{UNSPACED}])")
 
@@ -55,19 +55,28 @@ class Fingerprints:
     def split(self, rows: int) -> tuple[Fingerprints, Fingerprints]:
         """Return the first `rows` rows, and the rest."""
         words = int(self.sizes[:rows].sum())
-        ends = [words if item.name == "words" else rows for item in fields(self)]
-        columns = [getattr(self, item.name) for item in fields(self)]
-        pairs = list(zip(columns, ends, strict=True))
+        pairs = [(c, words if c is self.words else rows) for c in self.columns()]
         return (
             Fingerprints(*(column[:end] for column, end in pairs)),
             Fingerprints(*(column[end:] for column, end in pairs)),
         )
 
+    def only(self, keep: NDArray[np.bool_]) -> Fingerprints:
+        """Return the rows for which `keep` is true."""
+        exact, letters, digits, sizes, words = self.columns()
+        words = words[np.repeat(keep, sizes)]
+        return Fingerprints(
+            exact[keep], letters[keep], digits[keep], sizes[keep], words
+        )
+
+    def columns(self) -> list[NDArray[Any]]:
+        """Return the fields in their order."""
+        return [getattr(self, item.name) for item in fields(self)]
+
 
 def join(parts: list[Fingerprints]) -> Fingerprints:
     """Return the fingerprints of the rows of all parts."""
-    names = [item.name for item in fields(Fingerprints)]
-    columns = [[getattr(part, name) for part in parts] for name in names]
+    columns = zip(*(part.columns() for part in parts), strict=True)
     return Fingerprints(*map(np.concatenate, columns))
 
 
@@ -118,7 +127,7 @@ def fingerprint(batch: list[tuple[str, str]]) -> Fingerprints:
     hashes = mix(_sums(values, starts, stops) * backward[starts])
     # The same polynomial over the words of a text gives the hash of the text.
     stop = np.searchsorted(starts, ends)
-    start = np.concatenate([[0], stop[:-1]])
+    start = np.concatenate([[0], stop])[:-1]
     texts_hash = _sums(hashes * forward[: len(hashes)], start, stop)
     texts_hash *= backward[start]
     for i in np.flatnonzero(start == stop):
@@ -152,7 +161,7 @@ def pieces(batch: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
         if size >= PIECE:
             yield piece
             piece, size = [], 0
-    if piece:
+    if piece or not batch:
         yield piece
 
 
@@ -218,41 +227,48 @@ def _count(raw: Array, where: NDArray[np.bool_], ends: Array) -> NDArray[np.uint
     at = np.flatnonzero(where)
     stop = np.searchsorted(at, ends)
     signs = mix(raw[at].astype(np.uint64))
-    return _sums(signs, np.concatenate([[0], stop[:-1]]), stop)
+    return _sums(signs, np.concatenate([[0], stop])[:-1], stop)
 
 
 def _near_signs(joined: str) -> Iterator[tuple[int, str]]:
     """Yield the texts that have signs: their numbers, and what is next to the signs.
 
-    What a sign means depends on the characters next to it. A dot before a space ends a
-    sentence.
+    What a sign means depends on two characters before and after it. A comma is none,
+    nor is a stop between a word and a space.
     """
     ascii = joined.isascii()
-    codes = np.frombuffer(
+    codes: NDArray[Any] = np.frombuffer(
         joined.encode("ascii" if ascii else "utf-32-le", "surrogatepass"),
         np.uint8 if ascii else np.uint32,
     )
-    signs = _sign_codes()[codes if ascii else np.minimum(codes, LAST_SIGN + 1)]
-    signs[:-1] &= (codes[:-1] != ord(".")) | (codes[1:] > ord(" "))
+    kinds = _signs()[codes if ascii else np.minimum(codes, LAST_SIGN + 1)]
+    after, before = np.roll(codes, -1), np.roll(kinds, 1)
+    stops = (kinds == STOP) & (after <= ord(" ")) & (before == 0)
+    signs = (kinds > 0) & ~stops
     if not signs.any():
         return
     near = signs | (codes == ord(END))
-    near[1:] |= signs[:-1]
-    near[:-1] |= signs[1:]
-    encoded = codes[near].tobytes()
-    texts = encoded.decode("ascii" if ascii else "utf-32-le", "surrogatepass")
+    for distance in (1, 2):
+        near[distance:] |= signs[:-distance]
+        near[:-distance] |= signs[distance:]
+    kept = np.where(stops[near], ord(" "), codes[near]).astype(codes.dtype)
+    encoding = "ascii" if ascii else "utf-32-le"
+    texts = kept.tobytes().decode(encoding, "surrogatepass")
     for i, text in enumerate(texts.split(END)[1:]):
         if text:
             yield i, text
 
 
 @lru_cache(maxsize=1)
-def _sign_codes() -> NDArray[np.bool_]:
-    """Return for each code point whether it may be one of the signs."""
-    table = np.zeros(LAST_SIGN + 2, bool)
-    table[[ord(sign) for sign in SIGNS]] = True
+def _signs() -> NDArray[np.uint8]:
+    """Return for each code point whether it may be a sign of `marks`: 0, 1 or STOP."""
+    table = np.zeros(LAST_SIGN + 2, np.uint8)
+    table[33:128] = [not chr(code).isalnum() for code in range(33, 128)]
+    table[[ord(sign) for sign in "£¥€₹"]] = 1
     for first, last in EMOJI:
-        table[first : last + 1] = True
+        table[first : last + 1] = 1
+    table[[ord(sign) for sign in "_,"]] = 0
+    table[[ord(sign) for sign in ".:;?!"]] = STOP
     return table
 
 
