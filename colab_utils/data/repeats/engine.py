@@ -22,7 +22,6 @@ from colab_utils.data.repeats.groups import SIMILAR, DisjointSets, Pair
 
 LOWEST = 0.3  # pairs below it are not kept
 PAIRS = 2_000  # pairs whose texts are in memory at once
-FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
 
 Fetch = Callable[[list[int]], list[tuple[str, str]]]
 
@@ -36,6 +35,7 @@ class Repeats:
         self._exact: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         self._letters: list[NDArray[np.uint8]] = [np.empty((0, 16), np.uint8)]
         self._digits: list[candidates.Words] = [np.empty(0, np.uint32)]
+        self._totals: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         self._sizes: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
         self._words: list[candidates.Words] = [np.empty(0, np.uint32)]
         self._waiting: list[Fingerprints] = []
@@ -66,6 +66,7 @@ class Repeats:
         self._exact.append(new.exact)
         self._letters.append(new.letters)
         self._digits.append(new.digits)
+        self._totals.append(new.totals)
         self._sizes.append(sizes)
         self._words.append(words)
 
@@ -113,7 +114,7 @@ class Repeats:
                 if similarity >= LOWEST:
                     found.append((Pair(i, j, similarity), slot))
         for pair, slot in found:
-            if not slot or len(slots[slot.frame]) < FAMILY:
+            if not slot or len(slots[slot.frame]) < candidates.FAMILY:
                 yield pair
 
     def _rows(self, different: candidates.Indices) -> candidates.Rows:
@@ -128,6 +129,7 @@ class Repeats:
         return candidates.Rows(
             np.concatenate(self._digits)[different],
             np.concatenate(self._letters)[different],
+            np.concatenate(self._totals)[different],
             sizes[different],
             words,
             table,

@@ -49,6 +49,7 @@ class Fingerprints:
     exact: NDArray[np.uint64]  # equal for rows with the same words in the same order
     letters: NDArray[np.uint8]  # how often a row has each of 16 groups of letters
     digits: NDArray[np.uint32]  # equal for rows with the same digits in any order
+    totals: NDArray[np.uint64]  # the sum of `mix` of all words, also of repeated ones
     sizes: NDArray[np.int64]  # how many of `words` a row has
     words: NDArray[np.uint32]
 
@@ -63,11 +64,9 @@ class Fingerprints:
 
     def only(self, keep: NDArray[np.bool_]) -> Fingerprints:
         """Return the rows for which `keep` is true."""
-        exact, letters, digits, sizes, words = self.columns()
-        words = words[np.repeat(keep, sizes)]
-        return Fingerprints(
-            exact[keep], letters[keep], digits[keep], sizes[keep], words
-        )
+        *columns, words = self.columns()
+        kept: list[Any] = [column[keep] for column in columns]
+        return Fingerprints(*kept, words[np.repeat(keep, self.sizes)])
 
     def columns(self) -> list[NDArray[Any]]:
         """Return the fields in their order."""
@@ -147,6 +146,7 @@ def fingerprint(batch: list[tuple[str, str]]) -> Fingerprints:
         mix(prompts + (answers << np.uint64(1)) + operators),
         _sums(sums, start[::2], stop[1::2]).T.copy().view(np.uint8)[:, ::2],
         (digits >> np.uint64(32)).astype(np.uint32),
+        _sums(mix(hashes >> np.uint64(32)), start[::2], stop[1::2]),
         np.bincount((distinct >> np.uint64(32)).astype(np.int64), minlength=len(batch)),
         distinct.astype(np.uint32),
     )
