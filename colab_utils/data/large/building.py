@@ -11,7 +11,7 @@ import functools
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ from colab_utils.data.shapes.formats import Tally
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from colab_utils.data.repeats.engine import Job, Verdict
 
     Indices = NDArray[np.int64]
 
@@ -217,7 +219,12 @@ class _Job:
         found, kept = Repeats(), self._with(KEPT)
         for part in prints.only(self.fate == KEPT):
             found.add_prints(part)
-        return found.first(lambda some: [*map(texts, self.spool.read(kept[some]))])
+
+        def run(table: Any, jobs: Iterable[Job]) -> Iterator[list[Verdict]]:
+            work = functools.partial(stages.compare, texts, self.pool.share(table))
+            return self.pool.map(work, jobs)
+
+        return found.first(lambda some: [*self.spool.lines(kept[some])], run)
 
     def _drop(self, fate: int, first: Indices) -> None:
         """Give a fate to the kept rows that are not the first of their group."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from colab_utils.data import describing, loading, saving, splitting
 from colab_utils.data.curation.quality import Rule, filter_rows
 from colab_utils.data.files.readers import Numbered
-from colab_utils.data.large.spool import COLUMNS, LABELS
+from colab_utils.data.large.spool import COLUMNS, LABELS, parse
 from colab_utils.data.repeats.dedup import exact_key, texts_of
 from colab_utils.data.schema import Rejected, Row, answer_of, prompt_of
 from colab_utils.data.shapes.formats import Tally
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
+    from colab_utils.data.repeats.engine import Job, Verdict
     from colab_utils.data.repeats.fingerprints import Fingerprints
 
 
@@ -101,3 +103,15 @@ def read_and_compare(
     texts, prompts = (join([*map(fingerprint, pieces(batch))]) for batch in batches)
     groups = [row.get("group", "") for row in rows]
     return made, Compared(numbers(rows, made.lines), groups, texts, prompts)
+
+
+def compare(
+    texts: Callable[[Row], tuple[str, str]],
+    table: Callable[[], NDArray[np.uint32]],
+    job: Job,
+) -> list[Verdict]:
+    """Compare pairs of rows, given as their lines; see `engine.compare`."""
+    from colab_utils.data.repeats import engine
+
+    lines, pairs = job
+    return engine.compare(table(), [texts(parse(line)) for line in lines], pairs)

@@ -68,8 +68,13 @@ class Rows:
         """Find where each row's words start, and the total of its other words."""
         ends = np.cumsum(self.sizes, dtype=np.int64)
         self._starts = ends - self.sizes
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mix(self.words))])
-        self.rests = self.totals - (sums[ends] - sums[self._starts])
+        self.rests = self.totals.copy()
+        for chunk in self.chunks():
+            first = self._starts[chunk[0]]
+            words = mix(self.words[first : ends[chunk[-1]]].astype(np.uint64))
+            sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words)])
+            self.rests[chunk] -= sums[ends[chunk] - first]
+            self.rests[chunk] += sums[self._starts[chunk] - first]
 
     def matrix(self, rows: Indices) -> Words:
         """Return the words of the rows, filled up with 0."""
@@ -105,9 +110,9 @@ def candidate_pairs(rows: Rows) -> tuple[Indices, Indices]:
     slots: list[Keys] = [np.empty((0, 3), np.uint64)]
     for start in range(0, len(pairs), CHUNK):
         chunk = slice(start, start + CHUNK)
-        found, different = _near(rows, first[chunk], second[chunk])
-        near.append(start + found)
-        slots.append(different)
+        places, words = _near(rows, first[chunk], second[chunk])
+        near.append(start + places)
+        slots.append(words)
     kept = np.concatenate(near)
     kept = kept[~_in_families(np.concatenate(slots))]
     return first[kept], second[kept]

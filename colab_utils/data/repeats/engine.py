@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +23,29 @@ from colab_utils.data.repeats.fingerprints import (
 from colab_utils.data.repeats.groups import SIMILAR, DisjointSets, Pair
 
 LOWEST = 0.3  # pairs below it are not kept
-PAIRS = 2_000  # pairs whose texts are in memory at once
+PAIRS = 500  # pairs that are compared at once
 
-Fetch = Callable[[list[int]], list[tuple[str, str]]]
+Texts = tuple[str, str]  # a prompt and an answer
+Fetch = Callable[[list[int]], list[Any]]
+Job = tuple[list[Any], list[list[int]]]  # items, and the places of each pair in them
+Verdict = tuple[float, Slot | None]
+Run = Callable[[candidates.Words, Iterable[Job]], Iterator[list[Verdict]]]
+
+
+def compare(
+    table: candidates.Words, texts: list[Texts], pairs: list[list[int]]
+) -> list[Verdict]:
+    """Compare pairs of texts; `table` counts the rows that have a word."""
+
+    def count(word: str) -> int:
+        return int(table[word_hash(word) & (candidates.TABLE - 1)])
+
+    comparer = Comparer(count)
+    return [comparer.compare(texts[i], texts[j]) for i, j in pairs]
+
+
+def _run_here(table: candidates.Words, jobs: Iterable[Job]) -> Iterator[list[Verdict]]:
+    return (compare(table, *job) for job in jobs)
 
 
 class Repeats:
@@ -41,7 +63,7 @@ class Repeats:
         self._waiting: list[Fingerprints] = []
         self._waiting_rows = 0
 
-    def add(self, batch: list[tuple[str, str]]) -> None:
+    def add(self, batch: list[Texts]) -> None:
         """Add rows, given as their prompts and answers."""
         for prints in map(fingerprint, pieces(batch)):
             self.add_prints(prints)
@@ -70,49 +92,53 @@ class Repeats:
         self._sizes.append(sizes)
         self._words.append(words)
 
-    def first(self, fetch: Fetch) -> NDArray[np.int64]:
+    def first(self, fetch: Fetch, run: Run | None = None) -> NDArray[np.int64]:
         """Return for each row the index of the first row that it repeats, or its own.
 
         `fetch` returns the prompts and answers of the rows with the given indices.
+        With `run`, it may return other items, which `run` turns into texts.
         """
         sets = DisjointSets(sum(map(len, self._exact)) + self._waiting_rows)
-        for pair in self.pairs(fetch):
+        for pair in self.pairs(fetch, run):
             if pair.similarity >= SIMILAR:
                 sets.join(pair.first, pair.second)
         return np.array(sets.all(), np.int64)
 
-    def pairs(self, fetch: Fetch) -> Iterator[Pair]:
-        """Yield the pairs of rows that nearly repeat each other."""
+    def pairs(self, fetch: Fetch, run: Run | None = None) -> Iterator[Pair]:
+        """Yield the pairs of rows that nearly repeat each other; see `first`."""
         if self._waiting:
             self._keep(self._waiting_rows)
         exact = np.concatenate(self._exact)
         _, first, group = np.unique(exact, return_index=True, return_inverse=True)
         for i in np.flatnonzero(first[group] != np.arange(len(exact))):
             yield Pair(int(first[group[i]]), int(i), 1.0)
-        yield from self._near(np.sort(first), fetch)
+        yield from self._near(np.sort(first), fetch, run or _run_here)
 
-    def _near(self, different: candidates.Indices, fetch: Fetch) -> Iterator[Pair]:
+    def _near(
+        self, different: candidates.Indices, fetch: Fetch, run: Run
+    ) -> Iterator[Pair]:
         """Yield the near repeats among rows with different words."""
         rows = self._rows(different)
+        one, two = candidates.candidate_pairs(rows)
+        firsts, seconds = different[one], different[two]
 
-        def count(word: str) -> int:
-            return int(rows.table[word_hash(word) & (candidates.TABLE - 1)])
+        def jobs() -> Iterator[Job]:
+            for start in runtime.progress(range(0, len(firsts), PAIRS), "comparing"):
+                chunk = slice(start, start + PAIRS)
+                both = np.concatenate([firsts[chunk], seconds[chunk]])
+                indices, places = np.unique(both, return_inverse=True)
+                yield fetch(indices.tolist()), places.reshape(2, -1).T.tolist()
 
+        verdicts = itertools.chain.from_iterable(run(rows.table, jobs()))
         slots: dict[int, set[str]] = defaultdict(set)
         found: list[tuple[Pair, Slot | None]] = []
-        first, second = candidates.candidate_pairs(rows)
-        for start in runtime.progress(range(0, len(first), PAIRS), "comparing"):
-            chunk = slice(start, start + PAIRS)
-            firsts, seconds = different[first[chunk]], different[second[chunk]]
-            indices = np.unique(np.concatenate([firsts, seconds])).tolist()
-            texts = dict(zip(indices, fetch(indices), strict=True))
-            comparer = Comparer(count)
-            for i, j in zip(firsts.tolist(), seconds.tolist(), strict=True):
-                similarity, slot = comparer.compare(texts[i], texts[j])
-                if slot:
-                    slots[slot.frame] |= {slot.one, slot.other}
-                if similarity >= LOWEST:
-                    found.append((Pair(i, j, similarity), slot))
+        for i, j, (similarity, slot) in zip(
+            firsts.tolist(), seconds.tolist(), verdicts, strict=True
+        ):
+            if slot:
+                slots[slot.frame] |= {slot.one, slot.other}
+            if similarity >= LOWEST:
+                found.append((Pair(i, j, similarity), slot))
         for pair, slot in found:
             if not slot or len(slots[slot.frame]) < candidates.FAMILY:
                 yield pair

@@ -64,9 +64,9 @@ class Fingerprints:
 
     def only(self, keep: NDArray[np.bool_]) -> Fingerprints:
         """Return the rows for which `keep` is true."""
-        *columns, words = self.columns()
-        kept: list[Any] = [column[keep] for column in columns]
-        return Fingerprints(*kept, words[np.repeat(keep, self.sizes)])
+        kept = [column[keep] for column in self.columns()[:-1]]
+        kept.append(self.words[np.repeat(keep, self.sizes)])
+        return Fingerprints(*kept)
 
     def columns(self) -> list[NDArray[Any]]:
         """Return the fields in their order."""
