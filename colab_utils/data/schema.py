@@ -27,6 +27,7 @@ COLUMNS = {
     CLASSIFICATION: ("text", "label"),
     COMPLETION: ("text",),
 }
+_SETS = {kind: frozenset(columns) for kind, columns in COLUMNS.items()}
 
 # {"role": "user", "content": "2 + 2?"}. A turn of the assistant may have `tool_calls`,
 # and a `weight` of 0 if it is not trained.
@@ -98,8 +99,8 @@ def escape(text: str) -> str:
 
 def kind_of(row: Mapping[str, Any]) -> str:
     """Return the kind of a row in the schema; raises ValueError if it is of none."""
-    for kind, columns in COLUMNS.items():
-        if all(map(row.__contains__, columns)):
+    for kind, columns in _SETS.items():
+        if columns <= row.keys():
             return kind
     found = ", ".join(map(str, row))
     raise ValueError(f"A row with the columns {found} is of no known kind.")

@@ -6,11 +6,16 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from colab_utils.data import schema
 from colab_utils.data.repeats.dedup import first_repeats, question_of
 from colab_utils.data.repeats.groups import DisjointSets
 from colab_utils.data.schema import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -22,7 +27,8 @@ def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], lis
     would be empty.
     """
     first = first_repeats([split_texts(row) for row in rows])
-    sets = related(first, [labels_of(row) for row in rows])
+    groups = [row.get("group", "") for row in rows]
+    sets = related(first, groups, shared_texts(rows))
     is_test = choose(sets, test_share, seed)
     train = [row for row, test in zip(rows, is_test, strict=True) if not test]
     test = [row for row, test in zip(rows, is_test, strict=True) if test]
@@ -35,38 +41,51 @@ def split_texts(row: Row) -> tuple[str, str]:
     return question_of(row), schema.answer_of(row) if raw_text else ""
 
 
-def labels_of(row: Row) -> tuple[str, ...]:
-    """Return the row's group, and names for the texts that it may share with others.
+def shared_texts(rows: Sequence[Row]) -> NDArray[np.uint64]:
+    """Return the texts that rows may share: place of the row, hash, whole or not.
 
     These are the beginnings of a dialogue up to each answer, and the whole text of
     which a row has the middle.
     """
-    kind, shared = schema.kind_of(row), []
+    import numpy as np
+
+    found = []
+    for place, row in enumerate(rows):
+        texts = _texts(row)
+        for number, text in enumerate(texts, start=1):
+            content = " ".join(text.split()).encode("utf-8", "surrogatepass")
+            key = int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
+            found.append((place, key, number == len(texts)))
+    return np.array(found, np.uint64).reshape(-1, 3)
+
+
+def _texts(row: Row) -> list[str]:
+    """Return the texts of a row that others may share; the last one is the whole."""
+    kind = schema.kind_of(row)
     if kind == schema.MIDDLE:
-        shared = [[row["prefix"] + row["middle"] + row["suffix"]]]
-    elif kind in (schema.INSTRUCTION, schema.PREFERENCE):
-        turns = row["messages"] if kind == schema.INSTRUCTION else row["prompt"]
-        texts = [f"{turn['role']}: {schema.said(turn)}" for turn in turns]
-        ends = (i for i, turn in enumerate(turns, 1) if turn["role"] == "assistant")
-        shared = [texts[:end] for end in ends]
-        if kind == schema.PREFERENCE:
-            answers = (row["chosen"][:1], row["rejected"][:1])
-            said = [[f"assistant: {schema.said(turn)}" for turn in a] for a in answers]
-            shared += [texts + answer for answer in said]
-    return row.get("group", ""), *map(_name, shared)
+        return [row["prefix"] + row["middle"] + row["suffix"]]
+    if kind not in (schema.INSTRUCTION, schema.PREFERENCE):
+        return []
+    begun, texts = "", []
+    for turn in row["messages"] if kind == schema.INSTRUCTION else row["prompt"]:
+        begun += f"\n{turn['role']}: {schema.said(turn)}"
+        if turn["role"] == "assistant":
+            texts.append(begun)
+    if kind == schema.PREFERENCE:
+        answers = (row[name][-1] for name in ("rejected", "chosen"))
+        texts += [f"{begun}\nassistant: {schema.said(turn)}" for turn in answers]
+    return texts
 
 
-def _name(texts: list[str]) -> str:
-    content = "\0".join(" ".join(text.split()) for text in texts)
-    return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def related(first: Sequence[int], labels: Sequence[tuple[str, ...]]) -> list[int]:
+def related(
+    first: Sequence[int],
+    groups: Sequence[str] = (),
+    shared: NDArray[np.uint64] | None = None,
+) -> list[int]:
     """Return for each row the index of the first row that it is related to.
 
-    `first` is the index of the first row with nearly the same prompt, and `labels` are
-    what `labels_of` returns. A text that more than half of the rows share, such as
-    examples before each question, relates no rows.
+    `first` is the index of the first row with nearly the same prompt, and `shared` is
+    what `shared_texts` returns.
     """
     sets = DisjointSets(len(first))
     same_prompt = len(first) > 1 and len(set(first)) == 1
@@ -75,20 +94,40 @@ def related(first: Sequence[int], labels: Sequence[tuple[str, ...]]) -> list[int
     else:
         for i, j in enumerate(first):
             sets.join(i, j)
-    groups: dict[str, int] = {}
-    texts: dict[str, int] = {}
-    rows = Counter(name for _, *names in labels for name in names)
-    for i, (group, *names) in enumerate(labels):
+    first_of: dict[str, int] = {}
+    for i, group in enumerate(groups):
         if group:
-            sets.join(i, groups.setdefault(group, i))
-        for name in names:
-            if 2 * rows[name] <= len(labels):
-                sets.join(i, texts.setdefault(name, i))
-    if groups:
-        print(f"split: {len(groups):,} groups in the column `group` stay together")
-    if shared := sum(count > 1 for name, count in rows.items() if name in texts):
-        print(f"split: rows that share one of {shared:,} texts stay together")
+            sets.join(i, first_of.setdefault(group, i))
+    if first_of:
+        print(f"split: {len(first_of):,} groups in the column `group` stay together")
+    if shared is not None and len(shared):
+        _join_shared(sets, shared, len(first))
     return sets.all()
+
+
+def _join_shared(sets: DisjointSets, shared: NDArray[np.uint64], rows: int) -> None:
+    """Join the rows with a beginning or a whole text in common.
+
+    A beginning that more than half of the rows have, such as examples before each
+    question, joins no rows, unless it is all of a row.
+    """
+    import numpy as np
+
+    shared = shared[np.lexsort((shared[:, 0], shared[:, 1]))]
+    starts = np.flatnonzero(np.diff(shared[:, 1], prepend=~shared[:1, 1]))
+    counts = np.diff(starts, append=len(shared))
+    whole = np.maximum.reduceat(shared[:, 2], starts) > 0
+    joined = 0
+    for i in np.flatnonzero((counts > 1) & (whole | (2 * counts <= rows))):
+        places = shared[starts[i] : starts[i] + counts[i], 0].tolist()
+        joined += len(set(places)) > 1
+        for place in places[1:]:
+            sets.join(places[0], place)
+    if joined:
+        print(
+            f"split: {joined:,} texts that rows share (the beginning of a dialogue, or "
+            "the text around a middle) keep these rows together"
+        )
 
 
 def choose(related: Sequence[int], test_share: float, seed: int) -> list[bool]:
@@ -118,8 +157,8 @@ def _advice(sizes: Counter[int], rows: int, test_share: float) -> str:
     smallest, largest = min(sizes.values()), max(sizes.values())
     start = (
         f"{rows} rows can't be split with a test share of {test_share}: one side would "
-        "be empty. Rows with nearly the same prompt or the same `group` stay together, "
-        f"which leaves {len(sizes)} sets of {smallest} to {largest} rows. "
+        "be empty. Rows with nearly the same prompt, the same `group` or the same text "
+        f"stay together, which leaves {len(sizes)} sets of {smallest} to {largest} rows. "
     )
     if len(sizes) == 1:
         return f"{start}Add rows, or remove the column `group`."

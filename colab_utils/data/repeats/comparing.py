@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import NamedTuple
 
 from colab_utils.data.repeats import boilerplate, moves
@@ -129,7 +131,7 @@ class Comparer:
             if kind is Kind.CONTENT:
                 return None
             if kind is Kind.UNKNOWN:
-                added.append(hash(tuple(other.words[part.start : part.stop])))
+                added.append(_number(" ".join(other.words[part.start : part.stop])))
         words = dict(typos)
         left, right = _sentences(one, [], words), _sentences(other, parts, words)
         order = moves.reordered(left, right, extra)
@@ -195,9 +197,14 @@ def _slot(
     if len(gone) != 1 or len(come) != 1:
         return None
     (word,), (by,) = gone, come
-    (a, _), (b, _) = pairs
-    times = a.counts[word] + b.counts[word]
-    return Slot(a.total + 3 * b.total - times * hash(word), word, by)
+    kept = (sorted(w for w in text.words if w != word) for text, _ in pairs)
+    return Slot(_number("\0".join(itertools.chain(*kept))), word, by)
+
+
+def _number(text: str) -> int:
+    """Return a number that stands for a text, the same in each process."""
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
 
 
 def _is_free(words: Counter[str], one: Text, other: Text) -> bool:

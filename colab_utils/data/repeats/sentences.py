@@ -49,7 +49,7 @@ class Text:
         parts = ENDS.split(text)
         for part, end in zip(parts[::2], [*parts[1::2], "."], strict=True):
             if words := find.findall(part):
-                lower = [word.casefold() for word in words]
+                lower = [w if w[0] == "\\" else w.casefold() for w in words]
                 self.sentences.append(tuple(lower))
                 self.words += lower
                 self.cased += words
@@ -61,7 +61,6 @@ class Text:
         # A text that is mostly in capitals has no names that can be told from others.
         capitals = code or 2 * len(names) > len(self.vocabulary)
         self.names = set() if capitals else names
-        self.total = sum(map(hash, self.words))
         self.signs = "" if self.words else "".join(text.split())
 
     @cached_property
