@@ -12,6 +12,7 @@ from colab_utils.data.repeats.words import WORD
 
 SENTENCE = re.compile(r"[.!?:;]+(?=\s|$)|\n+")
 ENDS = re.compile(r"([.!?]+(?=\s|$)|[:;]+(?=\s|$)|\n+)")
+CLASSES = frozenset(("\\D", "\\W", "\\S", "\\B"))  # not \d, \w, \s, \b
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 DASHES = re.compile("[\u2010-\u2015\u2212]")
 CODE = re.compile(r"[=<>{}\[\];|\\~]|\w\(|[-+*/^%]\s*\(|\)\s*[-+*/^%]")
@@ -49,7 +50,7 @@ class Text:
         parts = ENDS.split(text)
         for part, end in zip(parts[::2], [*parts[1::2], "."], strict=True):
             if words := find.findall(part):
-                lower = [w if w[0] == "\\" else w.casefold() for w in words]
+                lower = [w if w in CLASSES else w.casefold() for w in words]
                 self.sentences.append(tuple(lower))
                 self.words += lower
                 self.cased += words

@@ -166,7 +166,8 @@ def _is_vowel(one: str, other: str) -> bool:
     """
     start = _same_start(one, other)
     near_an_end = start < 3 or start >= len(one) - 4
-    return near_an_end and VOWELS.issuperset((one[start], other[start]))
+    letters = {one[start : start + 1], other[start : start + 1]}
+    return near_an_end and letters <= VOWELS
 
 
 def _clashes(word: str, other: str) -> bool:
