@@ -63,8 +63,8 @@ def build(
 
     The rows, and the order of the rejected rows, are those of `load`, `filter_rows`,
     `drop_exact`, `near_duplicates`, `split` and `save` one after the other, but the
-    rows are not in memory, only about 40 bytes of each. A file in TMPDIR has
-    about the size of the source meanwhile.
+    rows are not in memory, only about 60 bytes of each. Files in TMPDIR take twice the
+    size of the source meanwhile.
 
     Each of `rules` returns the reason why it rejects a row, or None. `workers` is the
     number of processes: without it, one for a small file, else one a CPU core. Raises
