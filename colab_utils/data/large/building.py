@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from colab_utils.data.repeats.engine import Job, Verdict
+    from colab_utils.data.repeats.engine import Job
 
     Indices = NDArray[np.int64]
 
@@ -220,7 +220,7 @@ class _Job:
         for part in prints.only(self.fate == KEPT):
             found.add_prints(part)
 
-        def run(table: Any, jobs: Iterable[Job]) -> Iterator[list[Verdict]]:
+        def run(table: Any, jobs: Iterable[Job]) -> Iterator[list[Any]]:
             work = functools.partial(stages.compare, texts, self.pool.share(table))
             return self.pool.map(work, jobs)
 
