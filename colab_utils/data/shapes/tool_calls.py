@@ -26,6 +26,14 @@ def calls_of(value: object) -> list[dict[str, Any]]:
     return [_call(call) for call in calls]
 
 
+def are_calls(value: list[Any]) -> bool:
+    """Return whether all of a list are calls with a name and arguments."""
+    return all(
+        isinstance(one, dict) and "name" in one and any(key in one for key in ARGUMENTS)
+        for one in value
+    )
+
+
 def _call(call: object) -> dict[str, Any]:
     if not isinstance(call, dict):
         raise BadRow(f"a tool call is not an object, but {type(call).__name__}")
