@@ -56,6 +56,7 @@ class Plan:
     seen: int = 0  # raw rows
     read: int = 0  # those of them that became rows
     ways: dict[tuple[str, str], int] = field(default_factory=dict)  # counted by read
+    verdict: str = field(init=False)  # the part that says whether the answer is good
     options: list[Any] = field(init=False)  # columns of the options of a question
     flags: list[Any] = field(init=False)  # columns that say whether the row is trained
     meta: list[str] = field(init=False)
@@ -66,6 +67,7 @@ class Plan:
             [name for part, name in self.columns.items() if part.startswith(start)]
             for start in ("option", "flag ")
         )
+        self.verdict = next((part for part in self.columns if "verdict" in part), "")
         self.meta = [name for name in META if name in self.columns]
         parts = ("history", "system", "context")
         self.more = any(part.startswith(parts) for part in self.columns)

@@ -151,9 +151,10 @@ class RowReader:
             rows[0], found, by = _ready(rows[0], by, notes)
         elif "middle" in rows[0] and found != MIDDLE:
             found, by = MIDDLE, f"{by}, {CUT_MIDDLE}"
-        elif part := next((p for p in plan.columns if "verdict" in p), ""):
-            found = kinds.verdict(raw[plan.columns[part]], part)
-            notes.append(f"{VERDICT}{values.name(plan.columns[part])}")
+        elif plan.verdict:
+            name = plan.columns[plan.verdict]
+            found = kinds.verdict(raw[name], plan.verdict)
+            notes.append(f"{VERDICT}{values.name(name)}")
         if self.kind not in ("auto", found) and not (
             found in kinds.VERDICTS and self.kind in (INSTRUCTION, PREFERENCE)
         ):

@@ -83,6 +83,8 @@ def _asked_and_answered(
 
 def _answers(value: object, column: object, notes: list[str]) -> list[list[Message]]:
     """Return the messages of each different answer in a cell."""
+    if value.__class__ is str:
+        return [[{"role": turns.ASSISTANT, "content": values.text(value, column)}]]
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         value = value["text"]  # SQuAD
     cells = value if isinstance(value, list) else [value]

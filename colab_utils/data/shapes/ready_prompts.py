@@ -28,6 +28,7 @@ PREAMBLE_LENGTH = 1000  # characters before the first mark that are a system mes
 # A prompt with plain words as marks that asks for an answer.
 ASKS = re.compile(r"(?i)\b(?:assistant|response|answer|output|bot)\b>?:?\s*\Z")
 WORDY = tuple(marks.name for marks in MARKS if marks.closes is None)
+FIRST = "<[#HUB"  # the characters that a mark begins with
 QUOTED = "texts with {} in them, which do not begin with it, kept as raw text"
 
 
@@ -36,10 +37,7 @@ def cut(text: str, notes: list[str]) -> tuple[str, list[Message]] | None:
 
     The messages may end in a question. Raises BadRow if the marks are in disorder.
     """
-    for sign in SIGNS:
-        if sign in text:
-            break
-    else:
+    if not any(rare in text and sign in text for rare, sign in SIGNS):
         return None
     if INST in text:
         first = _trimmed(text[: text.index(INST)])
@@ -92,6 +90,8 @@ def without_end(answer: str) -> str:
 
 def _begins(text: str) -> bool:
     """Return whether a text begins with a mark, or as the Alpaca format does."""
+    if text[:1] not in FIRST and not text[:1].isspace():
+        return False
     text = _trimmed(text)
     return text.startswith((INST, PREAMBLE)) or any(
         marks.opens.match(text) for marks in MARKS
@@ -166,20 +166,16 @@ def _is_preamble(first: str, text: str, end: int, marks: Marks) -> bool:
 def _trimmed(text: str) -> str:
     """Return a text without the spaces and special tokens at both ends."""
     start, end = 0, len(text)
-    while start < end:
-        size = text[start].isspace() or next(
-            (len(t) for t in SPECIAL if text.startswith(t, start)), 0
-        )
-        if not size:
+    while start < end and (text[start].isspace() or text[start] in "<["):
+        special = next((t for t in SPECIAL if text.startswith(t, start)), "")
+        if not special and not text[start].isspace():
             break
-        start += size
-    while start < end:
-        size = text[end - 1].isspace() or next(
-            (len(t) for t in SPECIAL if text.endswith(t, start, end)), 0
-        )
-        if not size:
+        start += len(special) or 1
+    while start < end and (text[end - 1].isspace() or text[end - 1] in ">]"):
+        special = next((t for t in SPECIAL if text.endswith(t, start, end)), "")
+        if not special and not text[end - 1].isspace():
             break
-        end -= size
+        end -= len(special) or 1
     return text[start:end]
 
 

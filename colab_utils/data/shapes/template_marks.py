@@ -105,7 +105,11 @@ MARKS = (
 )
 INST, SYS = "[INST]", re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 SYSTEM_PROMPT = re.compile(r"\[SYSTEM_PROMPT\](.*?)\[/SYSTEM_PROMPT\]", re.DOTALL)
-SIGNS = tuple(dict.fromkeys((INST, *(marks.sign for marks in MARKS))))
+# (a character, a text that has it): to look for the character first is faster.
+SIGNS = tuple(
+    (next(char for char in sign if char in "<[#:"), sign)
+    for sign in dict.fromkeys((INST, *(marks.sign for marks in MARKS)))
+)
 # A special token of a format that isn't known.
 UNREAD = re.compile(
     r"<\|\w{2,40}\|>|<｜[^｜<>\n]{1,40}｜>|\[\|\w{2,20}\|\]|<(?:start|end)_of_turn>"
@@ -113,9 +117,18 @@ UNREAD = re.compile(
 )
 
 
+UNREAD_SIGNS = {
+    "<": ("|>", "｜>", "_of_turn>", "<fim"),
+    "[": ("[|", "INST]", "FIX]", "[MIDDLE]"),
+}
+
+
 def unread(text: str) -> str:
     """Return the first special token in a text, or ""."""
-    if not ("|" in text or "｜" in text or "[" in text or "_of_turn>" in text):
+    if "<" not in text and "[" not in text:
         return ""
-    found = UNREAD.search(text)
-    return found[0] if found else ""
+    for char, signs in UNREAD_SIGNS.items():
+        if char in text and any(sign in text for sign in signs):
+            found = UNREAD.search(text)
+            return found[0] if found else ""
+    return ""

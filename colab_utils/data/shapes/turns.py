@@ -41,7 +41,7 @@ def messages_of(
     if not isinstance(value, list):
         raise BadRow("a conversation must be a list of messages")
     found: list[Message] = []
-    if all(isinstance(one, str) and one.lstrip()[:1] == "{" for one in value):
+    if isinstance(value[0], str) and value[0].lstrip().startswith("{"):
         value = [values.decoded(one, column) for one in value]
     if texts and isinstance(value[0], str) and len(value) % 2 == 0:
         notes.append("a list of texts read as questions and answers in turn")

@@ -46,6 +46,7 @@ from colab_utils.data.shapes.column_names import (
 # Keys of the score of an answer that is an object. A rank is best if it is low.
 SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating")
 RANK_KEYS = ("rank", "ranking")
+SCORED = frozenset(SCORE_KEYS + RANK_KEYS)
 
 Found = dict[str, str]  # what a column holds -> its compact name
 
@@ -90,7 +91,7 @@ def type_of(value: object) -> type | None:
 
 
 def _has_score(value: Mapping[str, object]) -> bool:
-    return any(key in value for key in SCORE_KEYS + RANK_KEYS)
+    return not SCORED.isdisjoint(value)
 
 
 @dataclass(frozen=True)
