@@ -334,12 +334,19 @@ def test_a_row_that_is_not_trained_is_rejected_by_name(column, off, on):
         ({"feedback": "thumbs_down"}, False),
         ({"rejected": True}, False),
         ({"rejected": False}, True),
+        ({"is_correct": "no"}, False),
     ],
 )
 def test_the_verdict_of_a_row_is_found(raw, good):
     verdict = kinds.GOOD if good else kinds.BAD
     for row in ({"prompt": "Who?", "response": "Me."}, {"messages": DIALOG}):
         assert formats.RowReader().read({**row, **raw}, 1)[1] == verdict
+
+
+@pytest.mark.parametrize("label", ["no", "positive", "billing", 0.5])
+def test_a_class_next_to_an_answer_is_no_verdict(label):
+    raw = {"prompt": "Who?", "response": "Me.", "label": label}
+    assert formats.RowReader().read(raw, 1)[1] == kinds.OTHER
 
 
 def test_a_row_in_a_column_is_read():

@@ -67,3 +67,11 @@ def test_a_text_about_the_marks_stays_as_it_is():
 def test_any_parts_come_back(name, prefix, middle, suffix):
     parts = {"prefix": prefix, "middle": middle, "suffix": suffix}
     assert middle_marks.cut(FORMATS[name].format(**parts)) == parts
+
+
+def test_a_reader_who_asks_for_middles_gets_those_of_any_text():
+    text = "### Human: Who are you?\n### Assistant: I am the miller of the mill."
+    row = data.to_row({"text": text}, 1, "fill-in-the-middle")
+    assert row["prefix"] + row["middle"] + row["suffix"] == text
+    marked = FORMATS["starcoder"].format(**PARTS)
+    assert data.to_row({"text": marked}, 4, "fill-in-the-middle") == PARTS | {"line": 4}

@@ -43,6 +43,11 @@ def test_options_stand_in_the_prompt(raw, answer):
     assert [turn["content"] for turn in messages] == [PROMPT, answer]
 
 
+def test_empty_options_are_refused():
+    with pytest.raises(data.BadRow, match="its options are empty"):
+        data.to_row({"question": "Which?", "choices": ["", " "], "answer": "A"}, 1)
+
+
 def test_numbered_options_keep_their_numbers():
     raw = {"question": "Which?", "option1": "oak", "option2": "elm", "answer": "2"}
     asked, answer = data.to_messages(raw)

@@ -169,3 +169,16 @@ def test_the_kind_line_says_that_the_first_answer_is_the_best(tmp_path, capsys):
         "kind: preference, by its column output of two answers or more, of which the "
         "first is the best (LLaMA-Factory)\n"
     )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"prompt": "Who?", "responses": ["You.", "Me."], "scores": [1, 2]},
+        {"instruction": "Who?", "output": ["Me.", "You."]},
+        {"messages": DIALOG, "rejected_response": "You."},
+    ],
+)
+def test_a_bad_answer_never_becomes_an_instruction(raw):
+    (row,), _ = formats.RowReader("instruction").read_all(raw, 1)
+    assert row["messages"] == DIALOG

@@ -227,3 +227,55 @@ def test_an_answer_may_be_a_list_of_calls():
     row = data.to_row(raw, 1)
     called = [call["function"] for call in row["messages"][1]["tool_calls"]]
     assert called == calls and row["tools"] == [TOOL]
+
+
+PART_SPELLINGS = {
+    "anthropic": (
+        {"type": "tool_use", "id": "c7", "name": "look", "input": {"who": "x"}},
+        {"type": "tool_result", "tool_use_id": "c7", "content": [{"text": "y"}]},
+    ),
+    "bedrock": (
+        {"toolUse": {"toolUseId": "c7", "name": "look", "input": {"who": "x"}}},
+        {"toolResult": {"toolUseId": "c7", "content": [{"text": "y"}]}},
+    ),
+    "gemini": (
+        {"functionCall": {"id": "c7", "name": "look", "args": {"who": "x"}}},
+        {"functionResponse": {"id": "c7", "response": "y"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PART_SPELLINGS)
+def test_calls_and_results_in_parts_are_kept(name):
+    call, result = PART_SPELLINGS[name]
+    turns = [USER, {"role": "assistant", "content": [{"text": "Wait."}, call]}]
+    turns.append({"role": "user", "content": [result, {"text": "Who?"}]})
+    messages, _, keys = read([*turns, ASSISTANT])
+    assert messages == [
+        USER,
+        {"role": "assistant", "content": "Wait.", "tool_calls": [{**CALL, "id": "c7"}]},
+        {"role": "tool", "content": "y", "tool_call_id": "c7"},
+        USER,
+        ASSISTANT,
+    ]
+    assert keys == {}
+    turns[1]["content"] = [call]
+    turns[2]["content"] = [result]
+    messages, _, _ = read([*turns, ASSISTANT])
+    assert messages[1]["content"] is None and messages[2]["role"] == "tool"
+    assert len(messages) == 4
+
+
+def test_a_result_that_is_an_object_becomes_json():
+    result = {"functionResponse": {"name": "look", "response": {"é": [1]}}}
+    call = {"functionCall": {"name": "look", "args": {}}}
+    turns = [USER, {"role": "model", "parts": [call]}]
+    messages, _, _ = read([*turns, {"role": "user", "parts": [result]}, ASSISTANT])
+    assert messages[2] == {"role": "tool", "content": '{"é": [1]}', "name": "look"}
+
+
+def test_the_schema_of_a_tool_has_the_name_of_openai():
+    tool = {"name": "look", "input_schema": {"type": "object"}}
+    row = data.to_row({"messages": DIALOG, "tools": [tool]}, 1)
+    (made,) = row["tools"]
+    assert made["function"] == {"name": "look", "parameters": {"type": "object"}}

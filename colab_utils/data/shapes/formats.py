@@ -147,13 +147,13 @@ class RowReader:
                 label = values.text(raw[plan.columns[name]], name)
                 row[name] = label  # type: ignore[literal-required]
         found, by = plan.kind, plan.by
-        if found == COMPLETION and self.kind != COMPLETION:
-            rows[0], found, by = _ready(rows[0], by, notes)
+        if found == COMPLETION and self.kind in ("auto", INSTRUCTION, MIDDLE):
+            rows[0], found, by = _ready(rows[0], by, notes, self.kind)
         elif "middle" in rows[0] and found != MIDDLE:
             found, by = MIDDLE, f"{by}, {CUT_MIDDLE}"
         elif plan.verdict:
             name = plan.columns[plan.verdict]
-            found = kinds.verdict(raw[name], plan.verdict)
+            found = kinds.verdict(raw[name], name, opposite="bad" in plan.verdict)
             notes.append(f"{VERDICT}{values.name(name)}")
         if self.kind not in ("auto", found) and not (
             found in kinds.VERDICTS and self.kind in (INSTRUCTION, PREFERENCE)
@@ -214,6 +214,8 @@ class RowReader:
             return Plan("", {}, "", [], f"{MEDIA} (its column {name})")
         plans = list(columns.plans(key))
         own = [plan for plan in plans if plan.kind == self.kind]
+        if plans and {"answers", "best first"} & plans[0].columns.keys():
+            own = plans[:1]  # not all of the answers are good
         if not plans and (inside := columns.nested(key)):
             return Plan("", {}, "", [], inside=inside)
         if self.kind == "auto" and plans[:1] and columns.is_one_message(key, plans[0]):
@@ -222,14 +224,19 @@ class RowReader:
         return next(iter(own or plans), Plan("", {}, "", [], unknown))
 
 
-def _ready(row: Row, by: str, notes: list[str]) -> tuple[Row, str, str]:
-    """Return a text that is a dialogue, or has marks of fill-in-the-middle, as such."""
+def _ready(row: Row, by: str, notes: list[str], kind: str) -> tuple[Row, str, str]:
+    """Return a text that is a dialogue, or has marks of fill-in-the-middle, as such.
+
+    A reader who asks for middles gets those of the text as it is.
+    """
     text = row["text"]
     made: Row = {**row}
     del made["text"]
     if middle_marks.begins(text):
         made.update(kind_readers.middle_of(text))
         return made, MIDDLE, f"{by}, {CUT_MIDDLE}"
+    if kind == MIDDLE:
+        return row, COMPLETION, by
     if cells.is_conversation(listed := cells.value_of(text)):
         messages = turns.messages_of(listed, "text", notes)
     elif dialogue := ready_prompts.cut(text, notes):

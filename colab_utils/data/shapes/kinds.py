@@ -22,11 +22,12 @@ ONE, ZERO = "an answer labeled 1", "an answer labeled 0"
 OTHER = "an answer with a label"
 VERDICTS = (GOOD, BAD, ONE, ZERO, OTHER)
 SAID = {"true": GOOD, "false": BAD, "1": ONE, "1.0": ONE, "0": ZERO, "0.0": ZERO}
-SAID |= dict.fromkeys(("good", "correct", "up", "like", "desirable", "accepted"), GOOD)
-SAID |= dict.fromkeys(("right", "yes", "pass", "thumbs up", "positive"), GOOD)
-SAID |= dict.fromkeys(("bad", "incorrect", "down", "dislike", "undesirable"), BAD)
-SAID |= dict.fromkeys(("wrong", "no", "fail", "thumbs down", "negative"), BAD)
-SAID |= dict.fromkeys(("rejected", "-1"), BAD)
+SAID |= dict.fromkeys(("good", "correct", "right", "desirable", "accepted"), GOOD)
+SAID |= dict.fromkeys(("bad", "incorrect", "wrong", "undesirable", "rejected"), BAD)
+SAID |= {"thumbs up": GOOD, "thumbs down": BAD}
+# They are verdicts in a column such as is_correct. A column label may hold classes.
+MORE = dict.fromkeys(("yes", "up", "like", "pass", "positive"), GOOD)
+MORE |= dict.fromkeys(("no", "down", "dislike", "fail", "negative"), BAD)
 
 UNPAIRED = "unpaired preference"
 BAD_ANSWER = f"{UNPAIRED}: its label says that the answer is bad"
@@ -38,11 +39,15 @@ def choose(kind: object) -> str:
     return parameters.choice("KIND", kind, "auto", *COLUMNS)
 
 
-def verdict(label: object, part: str = "verdict") -> str:
-    """Return what the label of a row with an answer says about the answer."""
+def verdict(label: object, column: object, *, opposite: bool = False) -> str:
+    """Return what a cell says about the answer of its row.
+
+    With `opposite`, the column says whether the answer is bad.
+    """
     said = str(label).strip().lower() if isinstance(label, (str, int, float)) else ""
-    found = SAID.get(said.replace("_", " "), OTHER)
-    return {GOOD: BAD, BAD: GOOD}.get(found, found) if "bad" in part else found
+    words = SAID if compact(column) == "label" else SAID | MORE
+    found = words.get(said.replace("_", " "), OTHER)
+    return {GOOD: BAD, BAD: GOOD}.get(found, found) if opposite else found
 
 
 def is_trained(flag: object, column: object) -> bool:

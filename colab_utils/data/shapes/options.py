@@ -6,6 +6,7 @@ import re
 import string
 from typing import Any
 
+from colab_utils.data.schema import BadRow
 from colab_utils.data.shapes import values
 from colab_utils.data.shapes.column_names import compact
 
@@ -20,7 +21,7 @@ def options_of(cells: dict[Any, Any]) -> Options:
 
     Files have a list of texts, {"A": text}, {"label": ["A"], "text": [text]}, a list of
     objects with label and text, or text, which is returned as one option without a
-    letter.
+    letter. Raises BadRow if all are empty.
     """
     if len(cells) > 1:
         found = [(compact(name)[-1].upper(), cell) for name, cell in cells.items()]
@@ -28,7 +29,12 @@ def options_of(cells: dict[Any, Any]) -> Options:
         ((column, cell),) = cells.items()
         found = _of_cell(values.objects(cell, column))
     filled = [(letter, text) for letter, text in found if not values.is_blank(text)]
-    made = [(str(letter), values.text(text, "option")) for letter, text in filled]
+    made = [
+        (values.text(letter, "option") if letter else "", values.text(text, "option"))
+        for letter, text in filled
+    ]
+    if not made:
+        raise BadRow("its options are empty")
     bare = [re.sub(rf"^\(?{re.escape(a)}[).:]\s*", "", text) for a, text in made]
     if all(b and b != text for b, (_, text) in zip(bare, made, strict=True)):
         return [(a, b) for b, (a, _) in zip(bare, made, strict=True)]

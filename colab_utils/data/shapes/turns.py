@@ -89,9 +89,16 @@ def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
     if role == SYSTEM and not key:
         notes.append("an empty system message removed")
         return []
-    message: Message = {"role": role}
     called = _calls(turn) if role == ASSISTANT else None
-    message["content"] = None if called and not key else content_of(content, role)
+    results: list[Message] = []
+    if isinstance(content, list) and role in (USER, ASSISTANT):
+        content, calls, results = tool_calls.parts_of(content)
+        called = called or calls
+    if results and not content:
+        return results
+    message: Message = {"role": role}
+    silent = called and values.is_blank(content)
+    message["content"] = None if silent else content_of(content, role)
     if called:
         message["tool_calls"] = tool_calls.calls_of(called)
     if role == ASSISTANT and not _trained(turn):
@@ -100,7 +107,7 @@ def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
         for name in ("tool_call_id", "name"):
             if not values.is_blank(turn.get(name)):
                 message[name] = values.text(turn[name], name)
-    return [message]
+    return [*results, message]
 
 
 def _pair(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
