@@ -32,24 +32,24 @@ CONVERSATIONS = _names(
 )
 PROMPTS = _names(
     "prompt instruction instructions question query userprompt usermessage user human "
-    "problem request task q"
+    "problem request task questionstem q"
 )
 # They are prompts only in a row without a column of PROMPTS.
 INPUTS = _names(
-    "input inputs inputtext source text document article dialogue dialog content ctx"
+    "input inputs inputtext text document article dialogue dialog content ctx"
 )
 SEVERAL = _names("responses completions answers candidates generations outputs")
 ANSWERS = _names(
     "completion output response solution answer outputs answers reply assistant gpt "
     "bot modelresponse expectedoutput correctanswer bestanswer target targets "
-    "targettext generation responses completions candidates generations summary "
-    "highlights a"
+    "targettext generatedsolution generation responses completions candidates "
+    "generations summary highlights code a"
 )
 CONTEXTS = _names("input inputs context passage")  # appended to the first prompt
 # They are, too, if they hold more than a word, and not the prompt itself.
 TEXT_CONTEXTS = _names(
     "article document paragraph story sentence premise hypothesis evidence support "
-    "background schema facts knowledge dialogue transcript tweet text"
+    "background schema facts knowledge dialogue transcript tweet definition text"
 )
 SYSTEMS = _names("system systemprompt systemmessage systeminstruction")
 HISTORIES = _names("history")
@@ -90,9 +90,10 @@ CLASSES = _names(
 )
 # Whether the answer of a row is good. The last ones are true for a bad answer.
 VERDICTS = _names(
-    "label ktotag iscorrect correct thumbsup thumbs feedback accepted isgood approved"
+    "label ktotag iscorrect correct thumbsup thumbs feedback accepted isgood approved "
+    "issafe"
 )
-BAD_VERDICTS = _names("isbad rejected incorrect thumbsdown")
+BAD_VERDICTS = _names("isbad rejected incorrect thumbsdown isharmful")
 # Whether a row or a message is trained. MASKS are true if it is not.
 WEIGHTS = _names("weight loss train training trainable lossweight sampleweight")
 MASKS = _names("mask masked ignore ignoreloss")

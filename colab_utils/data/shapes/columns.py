@@ -69,7 +69,7 @@ class Plan:
         )
         self.verdict = next((part for part in self.columns if "verdict" in part), "")
         self.meta = [name for name in META if name in self.columns]
-        parts = ("history", "system", "context")
+        parts = ("history", "system", "context", "option")
         self.more = any(part.startswith(parts) for part in self.columns)
 
 

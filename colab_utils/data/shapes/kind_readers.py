@@ -47,9 +47,11 @@ def _instruction(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> list[Row]
         both = isinstance(prompt, str) and isinstance(answer, str)
         if both and middle_marks.begins(prompt):
             return [middle_of(prompt + answer)]
-        found = _asked_and_answered(raw, plan, notes)
+        if plan.options:
+            answer = options.answer_of(answer, _options(raw, plan), notes)
+        found = _asked_and_answered(prompt, answer, plan, notes)
     if plan.more:
-        found = [_with_context(raw, plan, turns_, notes) for turns_ in found]
+        found = [_with_context(raw, plan, one, notes) for one in found]
     rows: list[Row] = [{"messages": turns.repaired(one, notes)} for one in found]
     if "tools" in names:
         schemas = tool_calls.tools_of(raw[names["tools"]], notes)
@@ -64,16 +66,11 @@ def _instruction(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> list[Row]
 
 
 def _asked_and_answered(
-    raw: dict[Any, Any], plan: Plan, notes: list[str]
+    prompt: object, answer: object, plan: Plan, notes: list[str]
 ) -> list[list[Message]]:
     """Return the messages of a prompt with each of its answers."""
     column, key = plan.columns["prompt"], plan.columns["answer"]
-    prompt, answer = raw[column], raw[key]
     asked = preferences.as_messages(prompt, turns.USER, column, notes)
-    if plan.options:
-        listed = options.options_of({name: raw[name] for name in plan.options})
-        asked[-1]["content"] += f"\n\n{options.as_text(listed)}"
-        answer = options.answer_of(answer, listed, notes)
     answers = _answers(answer, key, notes)
     if isinstance(prompt, str) and not asked[0]["content"].startswith(prompt.strip()):
         for one in answers:  # the prompt was cut, so an answer may end with a mark
@@ -105,15 +102,17 @@ def _answers(value: object, column: object, notes: list[str]) -> list[list[Messa
 def _with_context(
     raw: dict[Any, Any], plan: Plan, found: list[Message], notes: list[str]
 ) -> list[Message]:
-    """Add the columns of a context, a system message and earlier turns."""
+    """Add the columns of a context, of options, a system message and earlier turns."""
     names = plan.columns
+    first = next((turn for turn in found if turn["role"] == turns.USER), None)
     for part, name in names.items():
-        first = next((turn for turn in found if turn["role"] == turns.USER), None)
         if first and part.startswith("context "):
             if text := _context(raw[name], name, part, first["content"]):
                 first["content"] += f"\n\n{text}"
             else:
                 notes.append(f"{UNUSED}{values.name(name)}")
+    if first and plan.options:
+        first["content"] += f"\n\n{options.as_text(_options(raw, plan))}"
     if "history" in names:
         found = _history(raw[names["history"]], names["history"], notes) + found
     if "system" in names:
@@ -123,6 +122,10 @@ def _with_context(
         system = read(cell, names["system"])
         found = [{"role": turns.SYSTEM, "content": system}, *found]
     return found
+
+
+def _options(raw: dict[Any, Any], plan: Plan) -> options.Options:
+    return options.options_of({name: raw[name] for name in plan.options})
 
 
 def _context(cell: object, name: object, part: str, prompt: str) -> str:

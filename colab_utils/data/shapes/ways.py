@@ -44,7 +44,10 @@ from colab_utils.data.shapes.column_names import (
 )
 
 # Keys of the score of an answer that is an object. A rank is best if it is low.
-SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating")
+SCORE_KEYS = (
+    *("overall_score", "score", "rating", "reward", "overall_rating"),
+    *("pm_score", "votes", "upvotes"),
+)
 RANK_KEYS = ("rank", "ranking")
 SCORED = frozenset(SCORE_KEYS + RANK_KEYS)
 
@@ -68,6 +71,7 @@ class Flags:
 
 
 # The types of cells that may hold a list: an empty cell may, too.
+LABELS = (str, int, float, bool, list, Several, Flags, None)  # types of a class
 LISTS = (list, dict, Objects, Scored, Several, Flags, None)
 
 
@@ -116,7 +120,10 @@ class Names:
     def prompt(self) -> str:
         """Return the name of the column that holds the prompt, or ""."""
         history = "history" if self.types.get("history") is str else ""
-        return self.first(PROMPTS) or history or self.first(INPUTS)
+        if found := self.first(PROMPTS) or history or self.first(INPUTS):
+            return found
+        # Else a source is where the row is from.
+        return self.first(("source",)) if self.first(("target",)) else ""
 
     def options(self) -> Found:
         """Return the columns of the options of a question: one, or one for each."""
@@ -136,7 +143,7 @@ def ways(has: Names) -> Iterator[tuple[str, Found]]:
         yield MIDDLE, parts
     if turns := has.first_of(CONVERSATIONS, LISTS) or has.first(CONVERSATIONS[:2]):
         yield INSTRUCTION, {"messages": turns}
-    text, label = has.first(LABELED), has.first(CLASSES)
+    text, label = has.first(LABELED), has.first_of(CLASSES, LABELS)
     if label in META and any(name in ANSWERS for name in has.types):
         label = ""
     asked = has.prompt()
@@ -176,10 +183,7 @@ def _middle(has: Names) -> Found:
 
 def _two_answers(has: Names) -> Iterator[Found]:
     """Yield what columns with a better and a worse answer hold."""
-    asked = has.prompt()
-    if asked == "source":  # where a dialogue with two answers is from
-        asked = ""
-    asked = asked or has.first_of(CONVERSATIONS, LISTS)
+    asked = has.prompt() or has.first_of(CONVERSATIONS, LISTS)
     prompt = {"prompt": asked} if asked else {}
     bad = has.first([n for n in REJECTED if has.types.get(n) is not bool])
     if bad and (good := has.first(CHOSEN)):
