@@ -61,8 +61,8 @@ def test_options_in_one_text_are_kept_as_they_are():
 
 
 def test_an_option_that_begins_as_a_letter_is_kept():
-    raw = {"question": "Which?", "choices": ["a worm", "A. suum"], "answer": "B"}
-    assert data.to_messages(raw)[0]["content"] == "Which?\n\nA. a worm\nB. A. suum"
+    raw = {"question": "Which?", "choices": ["a worm", "B. cereus"], "answer": "B"}
+    assert data.to_messages(raw)[0]["content"] == "Which?\n\nA. a worm\nB. B. cereus"
 
 
 def test_an_index_that_becomes_a_letter_is_counted():
