@@ -65,6 +65,8 @@ def raw_row(draw: random.Random, earlier: list[dict]) -> object:
             {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
         ]
         return {"messages": turns, "tools": [TOOL]}
+    if chance > 0.95:
+        return {**row, "answer": [row["answer"], sentence(draw)]}
     if chance < 0.6:
         row["group"] = draw.choice("abcdef")
     if chance < 0.55:
