@@ -4,8 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+from colab_utils.evaluation.claims import MIME
+
+
+def claims(executed: Path) -> list[dict[str, Any]]:
+    """Return the claims in an executed notebook, with the notebook and its SEED."""
+    cells = json.loads(executed.read_bytes())["cells"] if executed.exists() else []
+    found = [
+        output["data"][MIME]
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if MIME in output.get("data", {})
+    ]
+    seeds = re.findall(r"^SEED = (\d+)", "\n".join(_sources(cells)), re.MULTILINE)
+    # papermill puts its parameters into a later cell.
+    seed = int(seeds[-1]) if seeds else None
+    return [{"notebook": executed.stem, "seed": seed, **claim} for claim in found]
+
+
+def _sources(cells: list[dict[str, Any]]) -> list[str]:
+    code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    return ["".join(source) for source in code]
 
 
 def recipe(workspace: Path, kind: str, name: str) -> dict[str, Any]:
@@ -30,6 +53,9 @@ def summarize(workspace: Path, notebooks: dict[str, Any]) -> dict[str, Any]:
             summary[measure] = both
     if "agreement" in model:
         summary["agreement"] = model["agreement"]
+    found = [claim for run in notebooks.values() for claim in run.pop("claims", [])]
+    if found:
+        summary["claims"] = found
     return {**summary, "notebooks": notebooks}
 
 
@@ -45,6 +71,9 @@ def table(summary: dict[str, Any]) -> str:
         lines.append(f"loss       {name:9s} {value:7.3f}")
     if "agreement" in summary:
         lines.append(f"agreement  merged and adapter {summary['agreement']:.1%}")
+    for claim in summary.get("claims", []):
+        mark = "holds" if claim["holds"] else "DOES NOT HOLD"
+        lines.append(f"claim      {claim['claim']} {claim['value']:.4g}: {mark}")
     lines.append(f"{'notebook':<28} {'seconds':>8} {'peak GiB':>9}")
     for name, run in summary["notebooks"].items():
         lines.append(f"{name:<28} {run['seconds']:8.1f} {run['peak_rss_gib']:9.2f}")

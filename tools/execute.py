@@ -16,6 +16,7 @@ from typing import Any
 
 from colab_utils import hub
 from colab_utils.runtime import GIB
+from tools.course_report import claims
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingface", "OPENAI_API_KEY")
@@ -53,7 +54,7 @@ class PeakMemory(threading.Thread):
 
 
 def run_notebook(path: Path, executed: Path, parameters: dict[str, Any]) -> dict:
-    """Execute one notebook; returns its seconds, peak memory and failure."""
+    """Execute one notebook; returns its seconds, peak memory, claims and failure."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -83,7 +84,7 @@ def run_notebook(path: Path, executed: Path, parameters: dict[str, Any]) -> dict
         seconds = round(time.perf_counter() - start, 1)
         write_html(executed)
     result = {"seconds": seconds, "peak_rss_gib": round(memory.gib, 2)}
-    return {**result, "failure": failure}
+    return {**result, "claims": claims(executed), "failure": failure}
 
 
 def failing_cell(path: Path, executed: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, cast
 
@@ -145,6 +145,17 @@ def answer_of(row: Row) -> str:
     if kind == CLASSIFICATION:
         return row["label"]
     return row["middle" if kind == MIDDLE else "text"]
+
+
+def texts_of(row: Row) -> Iterator[str]:
+    """Yield the texts of a row: the contents of messages, and columns of text."""
+    for name in ("messages", "prompt", "chosen", "rejected"):
+        for turn in row.get(name, ()):  # type: ignore[attr-defined]
+            if turn["content"]:
+                yield turn["content"]
+    for name in ("text", "prefix", "middle", "suffix"):
+        if name in row:
+            yield str(row[name])  # type: ignore[literal-required]
 
 
 def map_texts(row: Row, change: Callable[[str], str]) -> Row:

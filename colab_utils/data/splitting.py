@@ -161,6 +161,9 @@ def _advice(sizes: Counter[int], rows: int, test_share: float) -> str:
         f"stay together, which leaves {len(sizes)} sets of {smallest} to {largest} rows. "
     )
     if len(sizes) == 1:
-        return f"{start}Add rows, or remove the column `group`."
+        return (
+            f"{start}Add rows with other prompts. If all are of one group, remove the "
+            "column `group`."
+        )
     low, high = smallest / rows, 1 - smallest / rows
     return f"{start}Take a TEST_SHARE from {low:.4f} to {high:.4f}, or add rows."

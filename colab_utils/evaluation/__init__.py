@@ -1,9 +1,11 @@
 """Evaluation: measure a model on rows that it was not trained on.
 
 `metrics` has all measures: exact match, loss, agreement of two models, and chance.
+`claims` prints what a lesson claims, with its number, and keeps it with the notebook.
 `reading` reads rows with a base model: vectors of texts, and the loss of answers.
 """
 
+from colab_utils.evaluation.claims import claim
 from colab_utils.evaluation.metrics import (
     Accuracy,
     HeldOut,
@@ -23,6 +25,7 @@ __all__ = [
     "Score",
     "accuracy",
     "chance",
+    "claim",
     "difficulty",
     "embeddings",
     "exact_match",

@@ -22,6 +22,7 @@ from colab_utils.data.curation import quality
 from colab_utils.data.large import building
 from colab_utils.data.large.spool import Lines, repeats
 from colab_utils.data.large.workers import AHEAD, Workers
+from colab_utils.data.repeats.dedup import exact_key
 
 ROOT = Path(__file__).parents[2]
 FILES = ("train.jsonl", "test.jsonl", "rejected.jsonl")
@@ -64,6 +65,8 @@ def raw_row(draw: random.Random, earlier: list[dict]) -> object:
             {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
         ]
         return {"messages": turns, "tools": [TOOL]}
+    if chance > 0.95:
+        return {**row, "answer": [row["answer"], sentence(draw)]}
     if chance < 0.6:
         row["group"] = draw.choice("abcdef")
     if chance < 0.55:
@@ -318,3 +321,32 @@ def test_killed_process_leaves_no_shared_array(tmp_path):
     while any(folder.iterdir()) and time.time() < until:
         time.sleep(0.1)
     assert [*folder.iterdir()] == []
+
+
+def test_exact_keys_are_equal_for_equal_content():
+    def instruction(turns: list[dict], **more: object) -> data.Row:
+        return {"messages": turns, "line": 1, **more}
+
+    call = {"function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    other = {"function": {"arguments": {"b": 2, "a": 1}, "name": "add"}}
+    ask, say = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    alike = [
+        [instruction([ask, say]), instruction([{"content": "a", "role": "user"}, say])],
+        [
+            instruction([ask, {**say, "weight": 0}]),
+            instruction([ask, say | {"weight": 0}]),
+        ],
+        [
+            instruction([ask, {**say, "tool_calls": [c]}], tools=[TOOL])
+            for c in (call, other)
+        ],
+        [{"text": "a", "line": 3}, {"line": 4, "group": "b", "text": "a"}],
+        [{"text": "a", "label": "b", "line": 3}],
+        [{"text": "ab", "label": "", "line": 3}],
+        [{"prompt": [ask], "chosen": [say], "rejected": [ask], "line": 5}],
+        [{"prompt": [ask], "chosen": [ask], "rejected": [say], "line": 6}],
+        [instruction([ask, ask, say])],
+    ]
+    keys = [{exact_key(row) for row in rows} for rows in alike]
+    assert [len(one) for one in keys] == [1] * len(alike)
+    assert len(set.union(*keys)) == len(alike)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from colab_utils.data.repeats.engine import Job, Verdict
+    from colab_utils.data.repeats.engine import Job
 
     Indices = NDArray[np.int64]
 
@@ -63,8 +63,8 @@ def build(
 
     The rows, and the order of the rejected rows, are those of `load`, `filter_rows`,
     `drop_exact`, `near_duplicates`, `split` and `save` one after the other, but the
-    rows are not in memory, only about 40 bytes of each. A file in TMPDIR has
-    about the size of the source meanwhile.
+    rows are not in memory, only about 60 bytes of each. Files in TMPDIR take twice the
+    size of the source meanwhile.
 
     Each of `rules` returns the reason why it rejects a row, or None. `workers` is the
     number of processes: without it, one for a small file, else one a CPU core. Raises
@@ -220,7 +220,7 @@ class _Job:
         for part in prints.only(self.fate == KEPT):
             found.add_prints(part)
 
-        def run(table: Any, jobs: Iterable[Job]) -> Iterator[list[Verdict]]:
+        def run(table: Any, jobs: Iterable[Job]) -> Iterator[list[Any]]:
             work = functools.partial(stages.compare, texts, self.pool.share(table))
             return self.pool.map(work, jobs)
 

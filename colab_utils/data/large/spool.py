@@ -65,7 +65,7 @@ class Lines:
         except OSError as error:
             raise OSError(
                 f"Rows can't be written to {tempfile.gettempdir()}: {error.strerror}. "
-                "A dataset takes about the size of its source there. Free some space, "
+                "A dataset takes twice the size of its source there. Free some space, "
                 "or name a folder on another disk in the environment variable TMPDIR."
             ) from error
 

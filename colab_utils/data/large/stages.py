@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from colab_utils.data.repeats.engine import Job, Verdict
+    from colab_utils.data.repeats.engine import Job
     from colab_utils.data.repeats.fingerprints import Fingerprints
 
 
@@ -112,7 +112,7 @@ def compare(
     texts: Callable[[Row], tuple[str, str]],
     table: Callable[[], NDArray[np.uint32]],
     job: Job,
-) -> list[Verdict]:
+) -> list[Any]:
     """Compare pairs of rows, given as their lines; see `engine.compare`."""
     from colab_utils.data.repeats import engine
 

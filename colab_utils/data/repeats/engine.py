@@ -149,10 +149,15 @@ class Repeats:
 
     def _rows(self, different: candidates.Indices) -> candidates.Rows:
         """Return the fingerprints of these rows, with their words counted."""
-        sizes, words = np.concatenate(self._sizes), np.concatenate(self._words)
+        sizes = np.concatenate(self._sizes)
         keep = np.zeros(len(sizes), bool)
         keep[different] = True
-        words = words[np.repeat(keep, sizes)]
+        words = np.empty(sizes[different].sum(dtype=np.int64), np.uint32)
+        row = word = 0
+        for part, counts in zip(self._words, self._sizes, strict=True):
+            kept = part[np.repeat(keep[row : row + len(counts)], counts)]
+            words[word : word + len(kept)] = kept
+            row, word = row + len(counts), word + len(kept)
         table = np.zeros(candidates.TABLE, np.uint32)
         for start in range(0, len(words), 2**20):
             candidates.count_words(table, words[start : start + 2**20])
