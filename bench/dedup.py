@@ -49,7 +49,7 @@ def other_input(draw, row, rows):
 
 
 def plant(rows: list[Texts], seed: int, each: int, edits: list[str]):
-    """Return rows as (texts, the row that they repeat, the row they come from, edit)."""
+    """Return rows as (texts, the row they repeat, the row they come from, edit)."""
     draw = random.Random(seed)
     words = [w for p, _ in rows for w in p.split() if w.isalpha() and len(w) >= 4]
     out = [(row, None, i, "original") for i, row in enumerate(rows)]

@@ -158,7 +158,8 @@ def _advice(sizes: Counter[int], rows: int, test_share: float) -> str:
     start = (
         f"{rows} rows can't be split with a test share of {test_share}: one side would "
         "be empty. Rows with nearly the same prompt, the same `group` or the same text "
-        f"stay together, which leaves {len(sizes)} sets of {smallest} to {largest} rows. "
+        f"stay together, which leaves {len(sizes)} sets of {smallest} to {largest} "
+        "rows. "
     )
     if len(sizes) == 1:
         return (

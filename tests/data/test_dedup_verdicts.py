@@ -7,10 +7,17 @@ it.
 
 from __future__ import annotations
 
-import pytest
-from helpers.verdicts import OTHERS, REPEATS
+import random
 
+import pytest
+from helpers import planting
+from helpers.verdicts import LONG, OTHERS, REPEATS
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from colab_utils.data.repeats.comparing import Comparer
 from colab_utils.data.repeats.engine import Repeats
+from colab_utils.data.repeats.typos import is_typo, may_be_typo
 
 Texts = tuple[str, str]
 
@@ -44,3 +51,67 @@ def test_a_repeat_is_found(name):
     assert first_of([one, other]) == [0, 0]
     assert first_of([other, one]) == [0, 0]
     assert first_of([one, other, *known(one)])[:2] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edit", planting.UNKNOWN)
+def test_unknown_boilerplate_is_found_in_rows_of_many_kinds(edit):
+    """Each phrase is in several rows, and no word list knows it."""
+    draw = random.Random(0)
+    things = ["".join(draw.choices("bcdfglmnprst", k=6)) for _ in range(400)]
+    rows = [
+        (
+            f"Where does the {a} of the old {b} keep the {c}?",
+            f"The {c} is in the {d} behind the {b}, as far as I know about it.",
+        )
+        for a, b, c, d in zip(*[iter(things)] * 4, strict=True)
+    ]
+    near = [planting.near(draw, row, edit) for row in rows]
+    assert first_of(rows) == list(range(100))
+    found = sum(i == j for i, j in enumerate(first_of([*rows, *near])[100:]))
+    assert found >= 96
+
+
+@given(st.text("aeiostnx.1é", min_size=1), st.text("aeiostnx.1é", min_size=1))
+@example("glass", "glas")
+@example("at", "att")
+def test_typos_of_any_words_are_judged_alike_both_ways(one, other):
+    def judge(a: str, b: str) -> bool:
+        options = {"name": False, "twice": False, "size": 40}
+        return may_be_typo(a, b) and is_typo(a, b, len, **options)
+
+    if one != other:
+        assert judge(one, other) == judge(other, one)
+
+
+PARTS = [
+    "the",
+    "oak",
+    "Ann",
+    "=",
+    "(",
+    ")",
+    "\n",
+    ". ",
+    "? ",
+    "Thanks",
+    "you",
+    "5",
+    "法",
+]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=12), st.data())
+@settings(deadline=None)
+def test_any_texts_are_judged_alike_both_ways(words, draw):
+    changed = list(words)
+    for _ in range(draw.draw(st.integers(0, 3))):
+        at = draw.draw(st.integers(0, len(changed)))
+        new = draw.draw(st.lists(st.sampled_from(PARTS), max_size=2))
+        changed[at : at + draw.draw(st.integers(0, 2))] = new
+    one, other = (" ".join(words), LONG), (" ".join(changed), LONG)
+    comparer = Comparer(len)
+    verdict = comparer.compare(one, other)
+    assert 0 <= verdict.similarity <= 1
+    assert comparer.compare(one, one).similarity == 1
+    assert comparer.compare(other, one).similarity == pytest.approx(verdict.similarity)

@@ -268,3 +268,84 @@ def test_preferences_with_one_prompt_stay_together():
     train, test = data.split(rows, 0.3, 0)
     assert len(test) == 6
     assert not {data.prompt_of(r) for r in train} & {data.prompt_of(r) for r in test}
+
+
+# --- rows that share a text -----------------------------------------------------------
+
+
+def dialogue(turns: list[str], line: int, weights: dict[int, int] | None = None):
+    """Return a row whose turns are those of the user and the assistant by turns."""
+    messages = [
+        {"role": ("user", "assistant")[i % 2], "content": text}
+        for i, text in enumerate(turns)
+    ]
+    for i, weight in (weights or {}).items():
+        messages[i]["weight"] = weight
+    return {"messages": messages, "line": line}
+
+
+BIRDS = ("heron", "stork", "raven", "finch", "eagle", "robin", "crane", "swift")
+
+
+def talk(bird: str) -> list[str]:
+    """Return the turns of a dialogue about a bird."""
+    return [
+        f"Where does the {bird} nest?",
+        f"In the marsh {bird.upper()} by the mill.",
+        "And what do its young eat in the first weeks?",
+        f"Whatever the parents of a {bird} find there.",
+        "Thanks!",
+        "You're welcome.",
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_growing_beginnings_of_a_dialogue_stay_together(seed):
+    rows = [
+        dialogue(talk(bird)[:end], 10 * n + end)
+        for n, bird in enumerate(BIRDS)
+        for end in (2, 4, 6)
+    ]
+    assert data.near_duplicates(rows) == list(range(len(rows)))
+    train, test = data.split(rows, 0.5, seed)
+    sides = [{row["line"] // 10 for row in part} for part in (train, test)]
+    assert len(sides[0]) == len(sides[1]) == 4 and not sides[0] & sides[1]
+
+
+def test_a_beginning_that_most_rows_share_relates_none():
+    """Two examples before each question are no dialogue that grows."""
+    examples = ["Is a stone alive?", "No.", "Is a tree alive?", "Yes."]
+    rows = [
+        dialogue([*examples, f"Is a {bird} of the town alive?", "Yes."], n)
+        for n, bird in enumerate(BIRDS)
+    ]
+    train, test = data.split(rows, 0.5, 0)
+    assert len(train) == len(test) == 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_middles_of_a_text_stay_together(seed, capsys):
+    texts = [
+        {
+            "text": "\n".join(f"the {bird} has line {n} of it" for n in range(9)),
+            "line": i,
+        }
+        for i, bird in enumerate(BIRDS)
+    ]
+    train, test = data.split(data.middles(texts, each=6, seed=seed), 0.5, seed)
+    lines = [{row["line"] for row in part} for part in (train, test)]
+    assert len(train) == len(test) == 24 and not lines[0] & lines[1]
+    assert "split: 8 texts that rows share" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_differ_in_trained_turns_stay_together(seed):
+    rows = [
+        dialogue(talk(bird)[:4], n, weights)
+        for n, bird in enumerate(BIRDS)
+        for weights in ({}, {1: 0}, {3: 0})
+    ]
+    assert data.near_duplicates(rows) == list(range(len(rows)))
+    train, test = data.split(rows, 0.5, seed)
+    sides = [{row["line"] for row in part} for part in (train, test)]
+    assert len(train) == len(test) == 12 and not sides[0] & sides[1]

@@ -239,9 +239,7 @@ class _Job:
         kept = self._with(KEPT)
         first = self._first(self.prompts, splitting.split_texts)
         groups = [self.spool.groups[i] for i in kept]
-        places = np.cumsum(self.fate == KEPT, dtype=np.uint64) - np.uint64(1)
-        shared = self.spool.shared[self.fate[self.spool.shared[:, 0]] == KEPT]
-        shared[:, 0] = places[shared[:, 0]]
+        shared = self.spool.shared_by(self.fate == KEPT)
         related = splitting.related(first.tolist(), groups, shared)
         test = np.array(splitting.choose(related, test_share, seed))
         self.fate[kept[test]] = TEST

@@ -166,9 +166,17 @@ class Spool:
 
         empty = np.empty(0, np.dtype([*COLUMNS.items()]))
         self.rows = np.concatenate([empty, *self._parts])
-        self.shared = np.concatenate([np.empty((0, 3), np.uint64), *self._shared])
+        self._texts = np.concatenate([np.empty((0, 3), np.uint64), *self._shared])
         self._parts, self._shared = [], []
         self._ends = np.cumsum(self.rows["size"], dtype=np.int64)
+
+    def shared_by(self, keep: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        """Return the shared texts of the rows to keep, by their places among these."""
+        import numpy as np
+
+        shared = self._texts[keep[self._texts[:, 0]]]
+        shared[:, 0] = (np.cumsum(keep) - 1)[shared[:, 0]]
+        return shared
 
     def lines(self, indices: Indices) -> Iterator[bytes]:
         """Yield the lines of these rows; it is fastest in ascending order."""

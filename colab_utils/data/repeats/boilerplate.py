@@ -13,7 +13,9 @@ from colab_utils.data.repeats.typos import FILLERS, PHRASES
 SIGNED = frozenset(("regards", "sincerely", "cheers", "thanks", "yours", "dear", "hi"))
 # Somebody speaks to somebody.
 ADDRESS = frozenset(
-    "i you your yours me my mine we us our everyone everybody anyone anybody".split()
+    """
+    i you your yours me my mine we us our everyone everybody anyone anybody
+    """.split()  # noqa: SIM905
 )
 # A sentence with such a word asks for another answer.
 ORDERS = frozenset(
@@ -22,9 +24,11 @@ ORDERS = frozenset(
     least most each every both otherwise also write return include answer english french
     spanish german short long brief briefly word words sentence sentences list step
     steps line lines format
-    """.split()
+    """.split()  # noqa: SIM905
 )
-DENIALS = frozenset("not no never none nor cannot don t if but all".split())
+DENIALS = frozenset(
+    ("not", "no", "never", "none", "nor", "don", "t", "if", "but", "all")
+)
 LONGEST = 16  # words of such a sentence
 
 
@@ -63,7 +67,7 @@ def kind_of(text: Text, part: range, others: frozenset[str]) -> Kind:
 
 
 def is_phrase(words: Collection[str]) -> bool:
-    """Return whether all words are those of greetings, or of a signature with a name."""
+    """Return whether all words are of greetings, or of a signature with a name."""
     unknown = set(words) - PHRASES
     if not unknown and FILLERS.issuperset(words):
         return "you" in words

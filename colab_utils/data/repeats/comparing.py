@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 class Difference(NamedTuple):
     """In what two texts differ that may repeat each other."""
 
-    typos: Pairs = []
+    typos: Sequence[tuple[str, str]] = ()
     edits: int = 0  # typos, words left out, exchanged words, moved sentences
     added: tuple[int, ...] = ()  # hashes of sentences that may be politeness
 
@@ -217,7 +217,7 @@ def _is_free(words: Counter[str], one: Text, other: Text) -> bool:
 
 
 def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Words]:
-    """Return the sentences of prose without some parts, and with some words replaced."""
+    """Return the sentences of prose without some parts, and with words replaced."""
     gone = {i for part in parts for i in part}
     sentences, start = [], 0
     for end in text.ends:
@@ -244,9 +244,10 @@ def _take_joined(missing: Counter[str], extra: Counter[str]) -> bool:
             for part in list(parts):
                 end = word.removeprefix(part)
                 both = (part, end) if end in parts and end not in (word, part) else ()
-                if both and all(len(p) > 2 and p.isalpha() for p in both):
-                    if SCOPE.isdisjoint(both):
-                        for words, taken in ((whole, word), *((parts, p) for p in both)):
-                            _take(words, taken, 1)
-                        break
+                long = all(len(w) > 2 and w.isalpha() for w in both)
+                if both and long and SCOPE.isdisjoint(both):
+                    _take(whole, word, 1)
+                    _take(parts, part, 1)
+                    _take(parts, end, 1)
+                    break
     return not (missing and extra)

@@ -8,7 +8,7 @@ from colab_utils.data.repeats.sentences import Text, Words
 from colab_utils.data.repeats.typos import FILLERS
 
 # What these words say depends on the words next to them.
-SCOPE = frozenset("not no never only even almost nearly".split())
+SCOPE = frozenset(["not", "no", "never", "only", "even", "almost", "nearly"])
 SHORTEST = 6  # in a shorter text, no words are exchanged by mistake
 CODE, SHORT, LONG = 8, 12, 25  # words of a text in which other words are
 FEWEST = 4  # words of a question with a long answer

@@ -33,17 +33,18 @@ PHRASES = FILLERS | _words(
 # One letter more, less or at another place gives another known word.
 CONFUSED = _words(
     """
-    casual causal trail trial diary dairy angel angle united untied martial
-    marital quite quiet quit scared sacred board broad unclear nuclear clam calm bread
-    beard silver sliver tired tried reserve reverse compliment complement desert dessert
-    later latter county country prostate prostrate through though thorough thought dinner
-    diner supper super moral morale costume custom coma comma cannon canon exit exist cost
-    coast plan plain friend fiend caution cation insulin inulin stating starting staring
-    planing planning hoping hopping lose loose chose choose wondering wandering united
-    untied alter altar adverse averse breath breadth assess access conserve converse
-    expect except principal principle personal personnel salon saloon martin marten
-    sting strong stain strain stand strand price prince model modal mode
-    node noun none boarder border counter encounter crash cash brush bush found fond
+    casual causal trail trial diary dairy angel angle united untied martial marital
+    quite quiet quit scared sacred board broad unclear nuclear clam calm bread beard
+    silver sliver tired tried reserve reverse compliment complement desert dessert
+    later latter county country prostate prostrate through though thorough thought
+    dinner diner supper super moral morale costume custom coma comma cannon canon
+    exit exist cost coast plan plain friend fiend caution cation insulin inulin
+    stating starting staring planing planning hoping hopping lose loose chose choose
+    wondering wandering alter altar adverse averse breath breadth assess access
+    conserve converse expect except principal principle personal personnel salon
+    saloon martin marten sting strong stain strain stand strand price prince model
+    modal mode node noun none boarder border counter encounter crash cash brush bush
+    found fond
     """
 )
 # Ends of terms for which another end is another thing: sulfate and sulfite.
@@ -116,8 +117,8 @@ def is_typo(
     A typo is rare, and the word that it stands for is not. `count` returns how many
     rows have a word. Words with digits, and known words such as "army" and "navy",
     differ on purpose. `name` means that one of the words is a name, `twice` that the
-    right word is also elsewhere in the two rows. Rows of a large `size`, in words, hardly
-    differ in one letter on purpose. It is 0 for a text that is itself very short.
+    right word is also elsewhere in the two rows. Rows of a large `size`, in words,
+    hardly differ in one letter on purpose. It is 0 for a text that is very short.
     """
     edit, shorter = one_edit(one, other), min(len(one), len(other))
     if not edit or not (one + other).isalpha() or max(len(one), len(other)) < 4:
@@ -171,7 +172,7 @@ def _is_vowel(one: str, other: str) -> bool:
 
 
 def _clashes(word: str, other: str) -> bool:
-    """Return whether one of two words can't be English, next to its different letter."""
+    """Return whether a word can't be English next to the letter that differs."""
     start = max(_same_start(word, other) - 1, 0)
     return CLASH.search(word[start : start + 3]) is not None
 
