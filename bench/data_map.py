@@ -110,7 +110,7 @@ def main(folder: Path, processes: int) -> None:
     step("no near duplicates", len(kept))
 
     first = first_of(rows, kept, splitting.split_texts)
-    test = np.array(splitting.choose(splitting.related(first.tolist(), []), 0.1, 0))
+    test = np.array(splitting.choose(splitting.related(first.tolist()), 0.1, 0))
     out = folder / "mapped"
     out.mkdir(exist_ok=True)
     for name, chosen in (("train", kept[~test]), ("test", kept[test])):

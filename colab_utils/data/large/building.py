@@ -120,7 +120,7 @@ class _Job:
         raw = runtime.progress(loading.raw_rows(source), "reading", rows=1)
         work = functools.partial(stages.read_and_compare, kind, rules)
         for made, by in self.pool.map(work, parts(raw, PART)):
-            self.spool.add(made.lines, by.numbers, made.found, by.groups)
+            self.spool.add(made.lines, by.numbers, made.found, by.groups, by.shared)
             self.texts.add(by.texts)
             self.prompts.add(by.prompts)
             self.tally += made.tally
@@ -230,7 +230,10 @@ class _Job:
         kept = self._with(KEPT)
         first = self._first(self.prompts, splitting.split_texts)
         groups = [self.spool.groups[i] for i in kept]
-        related = splitting.related(first.tolist(), groups)
+        places = np.cumsum(self.fate == KEPT, dtype=np.uint64) - np.uint64(1)
+        shared = self.spool.shared[self.fate[self.spool.shared[:, 0]] == KEPT]
+        shared[:, 0] = places[shared[:, 0]]
+        related = splitting.related(first.tolist(), groups, shared)
         test = np.array(splitting.choose(related, test_share, seed))
         self.fate[kept[test]] = TEST
 

@@ -140,6 +140,7 @@ class Spool:
         self.groups: list[str] = []
         self._lines = Lines()
         self._parts: list[NDArray[Any]] = []
+        self._shared: list[NDArray[np.uint64]] = []
 
     def add(
         self,
@@ -147,8 +148,11 @@ class Spool:
         numbers: NDArray[Any],
         found: list[str],
         groups: list[str],
+        shared: NDArray[np.uint64],
     ) -> None:
-        """Append rows: their lines, `COLUMNS`, what was found for each, and groups."""
+        """Append rows: their lines, `COLUMNS`, what was found, groups, shared texts."""
+        shared[:, 0] += len(self.groups)
+        self._shared.append(shared)
         self._lines.write(lines)
         self.groups += map(sys.intern, groups)
         names = dict.fromkeys(found)
@@ -162,7 +166,8 @@ class Spool:
 
         empty = np.empty(0, np.dtype([*COLUMNS.items()]))
         self.rows = np.concatenate([empty, *self._parts])
-        self._parts = []
+        self.shared = np.concatenate([np.empty((0, 3), np.uint64), *self._shared])
+        self._parts, self._shared = [], []
         self._ends = np.cumsum(self.rows["size"], dtype=np.int64)
 
     def lines(self, indices: Indices) -> Iterator[bytes]:

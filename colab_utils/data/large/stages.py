@@ -83,10 +83,12 @@ class Compared:
     """The numbers of rows, their groups or "", and the fingerprints of their texts.
 
     `texts` are of those by which rows are compared, `prompts` of those of the split.
+    `shared` is what `splitting.shared_texts` returns.
     """
 
     numbers: NDArray[Any]
     groups: list[str]
+    shared: NDArray[np.uint64]
     texts: Fingerprints
     prompts: Fingerprints
 
@@ -102,7 +104,8 @@ def read_and_compare(
     batches = [*map(texts_of, rows)], [*map(splitting.split_texts, rows)]
     texts, prompts = (join([*map(fingerprint, pieces(batch))]) for batch in batches)
     groups = [row.get("group", "") for row in rows]
-    return made, Compared(numbers(rows, made.lines), groups, texts, prompts)
+    shared = splitting.shared_texts(rows)
+    return made, Compared(numbers(rows, made.lines), groups, shared, texts, prompts)
 
 
 def compare(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from colab_utils.data.repeats.fingerprints import MIXER, mix
 
 KEPT = 48  # the words that are kept of a long row: its rarest
-RAREST = 5
+RAREST = 9
 RARE = 2  # a typo is in so many rows at most
 TABLE = 2**24  # the size of the table that counts the rows of each word
 FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
@@ -157,6 +157,8 @@ def _same_keys(rows: Rows, prefixes: Words, part: int) -> Keys:
     digits = rows.digits.astype(np.uint64) * np.uint64(MIXER)
     smallest = rows.smallest().astype(np.uint64) >> np.uint64(8)
     for one, other in itertools.combinations(range(RAREST), 2):
+        if other - one > (2 if other < 6 else 1):
+            continue
         key = mix(hashes[:, one] + hashes[:, other] + digits)
         here = key % np.uint64(PARTS) == part
         # Two numbers in place of words say nothing, unless a row has no others.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from colab_utils import runtime
 from colab_utils.data.repeats import candidates
-from colab_utils.data.repeats.comparing import Comparer, Slot
+from colab_utils.data.repeats.comparing import Comparer, Verdict
 from colab_utils.data.repeats.fingerprints import (
     Fingerprints,
     fingerprint,
@@ -24,11 +24,11 @@ from colab_utils.data.repeats.groups import SIMILAR, DisjointSets, Pair
 
 LOWEST = 0.3  # pairs below it are not kept
 PAIRS = 500  # pairs that are compared at once
+POLITE = 2  # rows that differ from another only in a sentence, if it is politeness
 
 Texts = tuple[str, str]  # a prompt and an answer
 Fetch = Callable[[list[int]], list[Any]]
 Job = tuple[list[Any], list[list[int]]]  # items, and the places of each pair in them
-Verdict = tuple[float, Slot | None]
 Run = Callable[[candidates.Words, Iterable[Job]], Iterator[list[Verdict]]]
 
 
@@ -131,16 +131,20 @@ class Repeats:
 
         verdicts = itertools.chain.from_iterable(run(rows.table, jobs()))
         slots: dict[int, set[str]] = defaultdict(set)
-        found: list[tuple[Pair, Slot | None]] = []
-        for i, j, (similarity, slot) in zip(
+        added: dict[int, set[int]] = defaultdict(set)
+        found: list[tuple[Pair, Verdict]] = []
+        for i, j, verdict in zip(
             firsts.tolist(), seconds.tolist(), verdicts, strict=True
         ):
-            if slot:
+            if slot := verdict.slot:
                 slots[slot.frame] |= {slot.one, slot.other}
-            if similarity >= LOWEST:
-                found.append((Pair(i, j, similarity), slot))
-        for pair, slot in found:
-            if not slot or len(slots[slot.frame]) < candidates.FAMILY:
+            if verdict.similarity >= LOWEST:
+                found.append((Pair(i, j, verdict.similarity), verdict))
+                for sentence in verdict.added:
+                    added[sentence].add(i)
+        for pair, (_, slot, more) in found:
+            on_purpose = slot and len(slots[slot.frame]) >= candidates.FAMILY
+            if not on_purpose and all(len(added[key]) >= POLITE for key in more):
                 yield pair
 
     def _rows(self, different: candidates.Indices) -> candidates.Rows:
