@@ -19,7 +19,6 @@ from colab_utils import runtime
 from colab_utils.data import describing, loading, saving, splitting
 from colab_utils.data.curation.quality import Rule
 from colab_utils.data.describing import Facts
-from colab_utils.data.files import readers
 from colab_utils.data.large import stages
 from colab_utils.data.large.spool import (
     LABELS,
@@ -29,7 +28,7 @@ from colab_utils.data.large.spool import (
     parts,
     repeats,
 )
-from colab_utils.data.large.workers import Workers, available
+from colab_utils.data.large.workers import Workers, processes
 from colab_utils.data.repeats.dedup import texts_of
 from colab_utils.data.schema import Rejected, Row, reject_row
 from colab_utils.data.shapes import kinds
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     Indices = NDArray[np.int64]
 
 PART = 500  # rows that a process works on at a time
-SMALL = 20 * 2**20  # bytes of a source that one process reads faster than several
 KEPT, OTHER_KIND, EXACT, NEAR, TEST = range(5)  # where a row goes
 
 
@@ -71,7 +69,7 @@ def build(
     what `load`, `split` and `save` raise.
     """
     kind = kinds.choose(kind)
-    workers = workers or _processes(source)
+    workers = workers or processes(source)
     with saving.replacing(folder) as part, Workers(workers) as pool:
         job = _Job(pool)
         job.read(source, kind, rules)
@@ -90,13 +88,6 @@ def build(
             "rules": [*map(_name, rules)],
         }
         return saving.describe(part, folder.name, facts, card, license, fields)
-
-
-def _processes(source: str) -> int:
-    """Return how many processes read a source."""
-    files = [] if source == "demo" else readers.files(source)
-    small = sum(path.stat().st_size for path in files) < SMALL
-    return 1 if source == "demo" or (files and small) else available()
 
 
 def _name(rule: Rule) -> str:

@@ -14,11 +14,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from colab_utils.data.files import readers
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+SMALL = 20 * 2**20  # bytes of a source that one process reads faster than several
 AHEAD = 2  # parts for each process that wait or are worked on: they are in memory
 
 
@@ -27,6 +30,13 @@ def available() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processes(source: str) -> int:
+    """Return how many processes read a source: one if it is small."""
+    files = [] if source == "demo" else readers.files(source)
+    small = sum(path.stat().st_size for path in files) < SMALL
+    return 1 if source == "demo" or (files and small) else available()
 
 
 class Workers:
