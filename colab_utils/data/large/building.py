@@ -19,15 +19,7 @@ from colab_utils import runtime
 from colab_utils.data import describing, loading, saving, splitting
 from colab_utils.data.curation.quality import Rule
 from colab_utils.data.describing import Facts
-from colab_utils.data.large import stages
-from colab_utils.data.large.spool import (
-    LABELS,
-    Prints,
-    RejectedLines,
-    Spool,
-    parts,
-    repeats,
-)
+from colab_utils.data.large import spool, stages
 from colab_utils.data.large.workers import Workers, processes
 from colab_utils.data.repeats.dedup import texts_of
 from colab_utils.data.schema import Rejected, Row, reject_row
@@ -103,8 +95,9 @@ class _Job:
 
     def __init__(self, pool: Workers) -> None:
         self.pool = pool
-        self.spool, self.texts, self.prompts = Spool(), Prints(), Prints()
-        self.rejected, self.filtered = RejectedLines(), RejectedLines()
+        self.spool = spool.Spool()
+        self.texts, self.prompts = spool.Prints(), spool.Prints()
+        self.rejected, self.filtered = spool.RejectedLines(), spool.RejectedLines()
         self.tally = Tally()
         self.columns: set[tuple[str, tuple[str, ...]]] = set()
         self.keys: set[str] = set()
@@ -119,7 +112,7 @@ class _Job:
 
         raw = runtime.progress(loading.raw_rows(source), "reading", rows=1)
         work = functools.partial(stages.read_and_compare, kind, rules)
-        for made, by in self.pool.map(work, parts(raw, PART)):
+        for made, by in self.pool.map(work, spool.parts(raw, PART)):
             self.spool.add(made.lines, by.numbers, made.found, by.groups, by.shared)
             self.texts.add(by.texts)
             self.prompts.add(by.prompts)
@@ -194,16 +187,17 @@ class _Job:
 
     def drop_exact(self) -> None:
         """Find rows with the content of an earlier row."""
-        self._drop(EXACT, repeats(self.spool.rows[self._with(KEPT)]))
+        self._drop(EXACT, spool.repeats(self.spool.rows[self._with(KEPT)]))
         self._count("no exact duplicates")
 
     def drop_near(self) -> None:
         """Find rows that nearly repeat an earlier row."""
-        first = self._first(self.texts, texts_of)
-        self._drop(NEAR, first)
+        self._drop(NEAR, self._first(self.texts, texts_of))
         self._count("no near duplicates")
 
-    def _first(self, prints: Prints, texts: Callable[[Row], tuple[str, str]]) -> Any:
+    def _first(
+        self, prints: spool.Prints, texts: Callable[[Row], tuple[str, str]]
+    ) -> Any:
         """Return for each kept row the place of the first kept row that it repeats."""
         from colab_utils.data.repeats.engine import Repeats
 
@@ -267,7 +261,9 @@ class _Job:
 
         `load` does the same with rows in memory.
         """
-        labels = [(1 << i, name) for i, name in enumerate(LABELS) if name in columns]
+        labels = [
+            (1 << i, name) for i, name in enumerate(spool.LABELS) if name in columns
+        ]
         known = self.spool.rows["labels"][kept].tolist()
         for line, has in zip(self.spool.lines(kept), known, strict=True):
             for bit, name in labels:
