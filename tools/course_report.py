@@ -48,7 +48,8 @@ def summarize(workspace: Path, notebooks: dict[str, Any]) -> dict[str, Any]:
     adapter = recipe(workspace, "adapters", "my-adapter").get("results", {})
     model = recipe(workspace, "models", "my-llama").get("results", {})
     for measure in ("accuracy", "loss"):
-        both = {**adapter.get(measure, {}), **model.get(measure, {})}
+        # The adapter may be newer than the model, whose recipe repeats its results.
+        both = {**model.get(measure, {}), **adapter.get(measure, {})}
         if both:
             summary[measure] = both
     if "agreement" in model:

@@ -179,7 +179,7 @@ def test_run_writes_notebooks_html_and_workspace(done: tuple[Path, str]) -> None
 def test_summarize_loss_without_accuracy(tmp_path: Path) -> None:
     for kind, name, loss in (
         ("adapters", "a", {"base": 3.0, "tuned": 2.0}),
-        ("models", "b", {"merged": 2.01}),
+        ("models", "b", {"tuned": 2.5, "merged": 2.01}),  # of an older adapter
     ):
         folder = tmp_path / kind / name
         folder.mkdir(parents=True)
