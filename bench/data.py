@@ -6,7 +6,9 @@ Writes ROWS rows (default 1,000,000, about 1 KB each) to FOLDER, which needs fou
 their size: 5 % repeat another row (exactly, or with a few edits), 1 % can't be used.
 Then measures, each in a process of its own: `data.build` with two processes, and on the
 first 20,000 rows the search for near duplicates by itself (ours, one process), by
-datasketch's MinHashLSH (one process) and by text-dedup's minhash (two processes).
+datasketch's MinHashLSH (one process) and by text-dedup's minhash (two processes). Also
+measures our search in 200,000 rows of 20 words, which are random (short) or two
+sentences with other names (template); 5 % of both repeat another row.
 RIVALS names a folder with datasketch and text-dedup; without it, those two are left
 out. Writes bench/results/data.json: seconds, rows a second, the peak RSS of all
 processes together, and how many of the planted rows were found.
@@ -33,7 +35,7 @@ from sampling import each
 
 OUT = Path(__file__).parent / "results" / "data.json"
 WORKERS = 2
-SUBSET = 20_000
+SUBSET, SHORT = 20_000, 200_000
 EXACT, NEAR, BAD = "exact", "near", "bad"
 STEPS = ("read", "drop_exact", "drop_near", "split", "write")
 
@@ -45,17 +47,22 @@ def vocabulary() -> list[str]:
     return sorted(made)[:50_000]
 
 
-def texts(rows: int) -> Iterator[tuple[str, str]]:
+LONG = ((15, 60), (70, 170))  # the words of a question, and of an answer
+
+
+def texts(
+    rows: int, words: tuple[tuple[int, int], ...] = LONG
+) -> Iterator[tuple[str, str]]:
     """Yield questions and answers of random words, as frequent as Zipf says."""
     import numpy as np
 
-    draw, words = np.random.default_rng(0), vocabulary()
-    draw.shuffle(words)
-    weights = np.cumsum(1 / (np.arange(len(words)) + 3))
+    draw, known = np.random.default_rng(0), vocabulary()
+    draw.shuffle(known)
+    weights = np.cumsum(1 / (np.arange(len(known)) + 3))
     for start in range(0, rows, 1000):
-        sizes = draw.integers([15, 70], [60, 170], (min(1000, rows - start), 2))
+        sizes = draw.integers(*zip(*words, strict=True), (min(1000, rows - start), 2))
         drawn = np.searchsorted(weights, draw.random(sizes.sum()) * weights[-1])
-        found = iter([words[i] for i in drawn.tolist()])
+        found = iter([known[i] for i in drawn.tolist()])
         for one, other in sizes.tolist():
             question = " ".join(itertools.islice(found, one))
             yield question, " ".join(itertools.islice(found, other))
@@ -244,18 +251,57 @@ def recall(folder: Path, repeats: set[int], rows: int) -> dict[str, int]:
     }
 
 
-def ours(folder: Path) -> dict:
-    """Measure the search for near duplicates in one process."""
+def search(texts: list[tuple[str, str]]) -> tuple[set[int], dict[str, float]]:
+    """Search for near duplicates in one process; return them and what it took."""
     from colab_utils.data.repeats.engine import Repeats
 
-    texts = subset(folder)
     with Memory() as memory:
         found = Repeats()
         found.add(texts)
         first = found.first(lambda indices: [texts[i] for i in indices])
     repeats = {i for i, j in enumerate(first.tolist()) if i != j}
-    result = memory.result(len(texts))
+    return repeats, memory.result(len(texts))
+
+
+def ours(folder: Path) -> dict:
+    """Measure the search for near duplicates in one process."""
+    texts = subset(folder)
+    repeats, result = search(texts)
     return {"way": "ours", **result, **recall(folder, repeats, len(texts))}
+
+
+def short(_: Path) -> dict:
+    """Measure the search in short rows of random words."""
+    return {"way": "short", **planted_and_found(texts(SHORT, ((12, 13), (8, 9))))}
+
+
+def template(_: Path) -> dict:
+    """Measure the search in rows of two sentences with other names."""
+    draw, words = random.Random(0), vocabulary()
+    names, answers = draw.sample(words, 3000), draw.sample(words, 500)
+    parts = ["capital", "currency", "continent", "language"]
+    rows = (
+        (
+            f"What is the {draw.choice(parts)} of {draw.choice(names).title()}, as far "
+            "as you know about it?",
+            f"It is {draw.choice(answers)} of course, as all of the people there know.",
+        )
+        for _ in range(SHORT)
+    )
+    return {"way": "template", **planted_and_found(rows)}
+
+
+def planted_and_found(rows: Iterator[tuple[str, str]]) -> dict[str, float]:
+    """Repeat 5 % of the rows with edits, and count those that the search finds."""
+    draw = random.Random(0)
+    texts, planted = [], set()
+    for question, answer in rows:
+        texts.append((question, answer))
+        if draw.random() < 0.05:
+            planted.add(len(texts))
+            texts.append((edited(draw, question), answer))
+    repeats, result = search(texts)
+    return {**result, "planted": len(planted), "found": len(planted & repeats)}
 
 
 def datasketch(folder: Path) -> dict:
@@ -303,6 +349,8 @@ def text_dedup(folder: Path) -> dict:
 WAYS = {
     "build": build,
     "ours": ours,
+    "short": short,
+    "template": template,
     "datasketch": datasketch,
     "text-dedup": text_dedup,
 }
@@ -312,7 +360,7 @@ def main(folder: Path, rows: int) -> None:
     """Write the rows if they are missing; run each way in a process, save results."""
     if not (folder / "planted.json").exists():
         make(folder, rows)
-    ways = list(WAYS)[: 4 if "RIVALS" in os.environ else 2]
+    ways = list(WAYS)[: None if "RIVALS" in os.environ else -2]
     os.environ["PYTHONPATH"] = os.environ.get("RIVALS", "")
     os.environ["HEADLESS"] = "1"
     found = each(__file__, folder, tuple(ways))

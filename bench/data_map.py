@@ -25,7 +25,7 @@ from colab_utils.data import saving, splitting
 from colab_utils.data.curation import quality
 from colab_utils.data.files.readers import NOT_JSON, Numbered
 from colab_utils.data.large import stages
-from colab_utils.data.large.spool import parse, parts, repeats
+from colab_utils.data.large.spool import COLUMNS, parse, parts, repeats
 from colab_utils.data.repeats.dedup import texts_of
 from colab_utils.data.repeats.engine import Repeats
 from colab_utils.data.schema import Rejected, reject, reject_row
@@ -49,11 +49,12 @@ def read(batch: dict, indices: list[int]) -> dict:
     rejected = [*made.rejected, *(row for _, row in made.filtered)]
     lines = [line.decode() for line in made.lines]
     lines += [saving.to_line(row.as_dict()) for row in rejected]
-    keys = [row[:3] for row in made.numbers] + [(0, 0, row.line) for row in rejected]
-    kept = [True] * len(made.lines) + [False] * len(rejected)
-    key, key2, number = zip(*keys, strict=True)
-    hashes = {"key": np.array(key, np.uint64), "key2": np.array(key2, np.uint64)}
-    return {"row": lines, "number": [*number], "kept": kept, **hashes}
+    kept = np.arange(len(lines)) < len(made.lines)
+    found = np.zeros(len(lines), [(n, COLUMNS[n]) for n in ("key", "key2", "line")])
+    found[kept] = stages.numbers(made.rows, made.lines)[[*found.dtype.names]]
+    found["line"][~kept] = [row.line for row in rejected]
+    columns = {name: found[name] for name in found.dtype.names}
+    return {"row": lines, "kept": kept, **columns}
 
 
 def texts(rows, kept: np.ndarray, of: Callable) -> Iterator[list[tuple[str, str]]]:
@@ -86,9 +87,7 @@ def main(folder: Path, processes: int) -> None:
     step("read", len(raw))
     options = {"batched": True, "batch_size": 500, "with_indices": True}
     rows = raw.map(read, num_proc=processes, remove_columns=["text"], **options)
-    numbers = rows.select_columns(["key", "key2", "kept", "number"]).with_format(
-        "numpy"
-    )
+    numbers = rows.select_columns(["key", "key2", "kept", "line"]).with_format("numpy")
     columns = {name: np.asarray(numbers[name][:]) for name in numbers.column_names}
     kept = np.flatnonzero(columns["kept"])
     step("kept by the rules", len(kept))
@@ -111,7 +110,7 @@ def main(folder: Path, processes: int) -> None:
     step("no near duplicates", len(kept))
 
     first = first_of(rows, kept, splitting.split_texts)
-    test = np.array(splitting.choose(splitting.related(first.tolist(), []), 0.1, 0))
+    test = np.array(splitting.choose(splitting.related(first.tolist()), 0.1, 0))
     out = folder / "mapped"
     out.mkdir(exist_ok=True)
     for name, chosen in (("train", kept[~test]), ("test", kept[test])):
@@ -123,7 +122,7 @@ def main(folder: Path, processes: int) -> None:
             file.writelines(rows[part]["row"])
         for i, j, how in again:
             row = parse(rows[int(i)]["row"].encode())
-            reason = f"{how} line {columns['number'][j]}"
+            reason = f"{how} line {columns['line'][j]}"
             file.write(saving.to_line(reject_row(row, reason).as_dict()))
     step("written", len(kept))
 

@@ -99,10 +99,8 @@ def characters(row: Row) -> int:
 def note_keys(row: Row, keys: set[str]) -> None:
     """Add the keys of a row's messages to the set."""
     for column in CONVERSATIONS:
-        turns = row.get(column)
-        if isinstance(turns, list):
-            for turn in turns:
-                keys.update(turn)
+        if isinstance(turns := row.get(column), list):
+            keys.update(*turns)
 
 
 def general(reason: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from colab_utils.data.schema import PREFERENCE, BadRow, Rejected, Row, escape, r
 from colab_utils.data.shapes import converting, formats, kinds
 from colab_utils.data.shapes.formats import Tally
 
+MANY_MARKS = 0.01  # the share of rows with a special token from which it is printed
+DISTINCT = 0.5  # the share of different labels from which they are hardly classes
 DOLLY = "databricks/databricks-dolly-15k"
+TABLE = re.compile(r"\.[ct]sv\b", re.IGNORECASE)
+NO_HEADER = (
+    ". The first line of a table must have the names: if it is a row, write a line "
+    "such as question,answer above it"
+)
 # Advice for a dataset without usable rows, by the start of the most frequent reason.
 ADVICE = {
     formats.UNKNOWN_FORMAT: "Rename your columns to one of them",
@@ -55,6 +63,7 @@ def load(source: str, kind: str = "auto") -> tuple[list[Row], list[Rejected]]:
     if not rows:
         raise ValueError(why_no_rows(source, found.tally, rejected))
     report(found.tally, decision)
+    _warn_of_labels(rows)
     _fill_labels(rows)
     return rows, rejected
 
@@ -91,12 +100,12 @@ def convert(items: Iterable[readers.Numbered | Rejected], kind: str) -> Converte
             continue
         line, raw = item
         try:
-            row, found = reader.read(raw, line)
+            rows, found = reader.read_all(raw, line)
         except BadRow as error:
             made.rejected.append(reject(line, str(error), raw))
             continue
-        made.rows.append(row)
-        made.found.append(found)
+        made.rows += rows
+        made.found += [found] * len(rows)
     made.tally = reader.tally()
     return made
 
@@ -143,10 +152,14 @@ def report(tally: Tally, decision: kinds.Decision) -> None:
     said = [by + (f" ({_rows(count)})" if counted else "") for by, count in ways]
     paired = ", good and bad answers paired" if decision.kind == kinds.UNPAIRED else ""
     print(f"kind: {kind}, {'; '.join(said)}{paired}")
+    total = tally.found.total()
+    marks = Counter({m: n for m, n in tally.marks.items() if n >= MANY_MARKS * total})
+    judged = decision.zero_is_bad or tally.found[kinds.GOOD] or tally.found[kinds.BAD]
     for name, counts in (
         ("repaired", tally.repairs),
         ("not used in messages", tally.keys),
-        ("columns not used", tally.unused),
+        ("columns not used", tally.unused + (Counter() if judged else tally.verdicts)),
+        ("special tokens of an unknown template, trained as text", marks),
     ):
         if counts:
             parts = [f"{escape(n)[:80]} ({_rows(c)})" for n, c in counts.most_common()]
@@ -155,6 +168,17 @@ def report(tally: Tally, decision: kinds.Decision) -> None:
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def _warn_of_labels(rows: list[Row]) -> None:
+    """Print that nearly each row has its own label, which is no classification."""
+    labels = {row["label"] for row in rows if "label" in row}
+    if len(labels) > max(DISTINCT * len(rows), 10):
+        print(
+            f"labels: {len(labels):,} different ones in {_rows(len(rows))}, so they "
+            'are hardly classes: KIND = "instruction" or "completion" reads the rows '
+            "otherwise"
+        )
 
 
 def _fill_labels(rows: list[Row]) -> None:
@@ -178,6 +202,8 @@ def why_no_rows(source: str, tally: Tally, rejected: list[Rejected]) -> str:
     for start, other in ADVICE.items():
         if reasons and reasons[0][0].startswith(start):
             advice = other
+    if advice == ADVICE[formats.UNKNOWN_FORMAT] and TABLE.search(source):
+        advice += NO_HEADER
     return (
         f"No row of {source} can be used ({why}). Columns found: {found or 'none'}. "
         f"Known formats: {formats.KNOWN}. {advice}."

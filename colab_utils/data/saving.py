@@ -17,6 +17,7 @@ from colab_utils.data.schema import COLUMNS, Message, Rejected, Row, kind_of
 
 # The notebook that trains on the rows of a kind.
 NOTEBOOKS = {"instruction": "02_finetune_qlora"}
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def read(folder: Path, name: str) -> list[Row]:
@@ -50,7 +51,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 def to_line(row: Mapping[str, object]) -> str:
     """Return a row as one line of a JSONL file."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return _ENCODER.encode(row) + "\n"
 
 
 def row_kind(folder: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, cast
 
@@ -27,6 +27,7 @@ COLUMNS = {
     CLASSIFICATION: ("text", "label"),
     COMPLETION: ("text",),
 }
+_SETS = {kind: frozenset(columns) for kind, columns in COLUMNS.items()}
 
 # {"role": "user", "content": "2 + 2?"}. A turn of the assistant may have `tool_calls`,
 # and a `weight` of 0 if it is not trained.
@@ -98,8 +99,8 @@ def escape(text: str) -> str:
 
 def kind_of(row: Mapping[str, Any]) -> str:
     """Return the kind of a row in the schema; raises ValueError if it is of none."""
-    for kind, columns in COLUMNS.items():
-        if all(map(row.__contains__, columns)):
+    for kind, columns in _SETS.items():
+        if columns <= row.keys():
             return kind
     found = ", ".join(map(str, row))
     raise ValueError(f"A row with the columns {found} is of no known kind.")
@@ -144,6 +145,17 @@ def answer_of(row: Row) -> str:
     if kind == CLASSIFICATION:
         return row["label"]
     return row["middle" if kind == MIDDLE else "text"]
+
+
+def texts_of(row: Row) -> Iterator[str]:
+    """Yield the texts of a row: the contents of messages, and columns of text."""
+    for name in ("messages", "prompt", "chosen", "rejected"):
+        for turn in row.get(name, ()):  # type: ignore[attr-defined]
+            if turn["content"]:
+                yield turn["content"]
+    for name in ("text", "prefix", "middle", "suffix"):
+        if name in row:
+            yield str(row[name])  # type: ignore[literal-required]
 
 
 def map_texts(row: Row, change: Callable[[str], str]) -> Row:

@@ -5,22 +5,30 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from colab_utils.data import schema
 from colab_utils.data.repeats.dedup import first_repeats, question_of
 from colab_utils.data.repeats.groups import DisjointSets
 from colab_utils.data.schema import Row
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into training and test rows; related rows stay on one side.
 
-    Rows are related if they have nearly the same prompt or the same `group`. If all
+    Rows are related if they have nearly the same prompt or the same `group`, if they
+    are dialogues with the same beginning, or if they are middles of one text. If all
     prompts are the same, each row stands for itself. Raises ValueError when one side
     would be empty.
     """
     first = first_repeats([split_texts(row) for row in rows])
-    sets = related(first, [row.get("group", "") for row in rows])
+    groups = [row.get("group", "") for row in rows]
+    sets = related(first, groups, shared_texts(rows))
     is_test = choose(sets, test_share, seed)
     train = [row for row, test in zip(rows, is_test, strict=True) if not test]
     test = [row for row, test in zip(rows, is_test, strict=True) if test]
@@ -33,10 +41,51 @@ def split_texts(row: Row) -> tuple[str, str]:
     return question_of(row), schema.answer_of(row) if raw_text else ""
 
 
-def related(first: Sequence[int], groups: Sequence[str]) -> list[int]:
+def shared_texts(rows: Sequence[Row]) -> NDArray[np.uint64]:
+    """Return the texts that rows may share: place of the row, hash, whole or not.
+
+    These are the beginnings of a dialogue up to each answer, and the whole text of
+    which a row has the middle.
+    """
+    import numpy as np
+
+    found = []
+    for place, row in enumerate(rows):
+        texts = _texts(row)
+        for number, text in enumerate(texts, start=1):
+            content = " ".join(text.split()).encode("utf-8", "surrogatepass")
+            key = int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
+            found.append((place, key, number == len(texts)))
+    return np.array(found, np.uint64).reshape(-1, 3)
+
+
+def _texts(row: Row) -> list[str]:
+    """Return the texts of a row that others may share; the last one is the whole."""
+    kind = schema.kind_of(row)
+    if kind == schema.MIDDLE:
+        return [row["prefix"] + row["middle"] + row["suffix"]]
+    if kind not in (schema.INSTRUCTION, schema.PREFERENCE):
+        return []
+    begun, texts = "", []
+    for turn in row["messages"] if kind == schema.INSTRUCTION else row["prompt"]:
+        begun += f"\n{turn['role']}: {schema.said(turn)}"
+        if turn["role"] == "assistant":
+            texts.append(begun)
+    if kind == schema.PREFERENCE:
+        answers = (row[name][-1] for name in ("rejected", "chosen"))
+        texts += [f"{begun}\nassistant: {schema.said(turn)}" for turn in answers]
+    return texts
+
+
+def related(
+    first: Sequence[int],
+    groups: Sequence[str] = (),
+    shared: NDArray[np.uint64] | None = None,
+) -> list[int]:
     """Return for each row the index of the first row that it is related to.
 
-    `first` is the index of the first row with nearly the same prompt.
+    `first` is the index of the first row with nearly the same prompt, and `shared` is
+    what `shared_texts` returns.
     """
     sets = DisjointSets(len(first))
     same_prompt = len(first) > 1 and len(set(first)) == 1
@@ -51,7 +100,34 @@ def related(first: Sequence[int], groups: Sequence[str]) -> list[int]:
             sets.join(i, first_of.setdefault(group, i))
     if first_of:
         print(f"split: {len(first_of):,} groups in the column `group` stay together")
+    if shared is not None and len(shared):
+        _join_shared(sets, shared, len(first))
     return sets.all()
+
+
+def _join_shared(sets: DisjointSets, shared: NDArray[np.uint64], rows: int) -> None:
+    """Join the rows with a beginning or a whole text in common.
+
+    A beginning that more than half of the rows have, such as examples before each
+    question, joins no rows, unless it is all of a row.
+    """
+    import numpy as np
+
+    shared = shared[np.lexsort((shared[:, 0], shared[:, 1]))]
+    starts = np.flatnonzero(np.diff(shared[:, 1], prepend=~shared[:1, 1]))
+    counts = np.diff(starts, append=len(shared))
+    whole = np.maximum.reduceat(shared[:, 2], starts) > 0
+    joined = 0
+    for i in np.flatnonzero((counts > 1) & (whole | (2 * counts <= rows))):
+        places = shared[starts[i] : starts[i] + counts[i], 0].tolist()
+        joined += len(set(places)) > 1
+        for place in places[1:]:
+            sets.join(places[0], place)
+    if joined:
+        print(
+            f"split: {joined:,} texts that rows share (the beginning of a dialogue, or "
+            "the text around a middle) keep these rows together"
+        )
 
 
 def choose(related: Sequence[int], test_share: float, seed: int) -> list[bool]:
@@ -81,10 +157,13 @@ def _advice(sizes: Counter[int], rows: int, test_share: float) -> str:
     smallest, largest = min(sizes.values()), max(sizes.values())
     start = (
         f"{rows} rows can't be split with a test share of {test_share}: one side would "
-        "be empty. Rows with nearly the same prompt or the same `group` stay together, "
-        f"which leaves {len(sizes)} sets of {smallest} to {largest} rows. "
+        "be empty. Rows with nearly the same prompt, the same `group` or the same text "
+        f"stay together, which leaves {len(sizes)} sets of {smallest} to {largest} rows. "
     )
     if len(sizes) == 1:
-        return f"{start}Add rows, or remove the column `group`."
+        return (
+            f"{start}Add rows with other prompts. If all are of one group, remove the "
+            "column `group`."
+        )
     low, high = smallest / rows, 1 - smallest / rows
     return f"{start}Take a TEST_SHARE from {low:.4f} to {high:.4f}, or add rows."

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import json
 import os
 import random
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +22,7 @@ from colab_utils.data.curation import quality
 from colab_utils.data.large import building
 from colab_utils.data.large.spool import Lines, repeats
 from colab_utils.data.large.workers import AHEAD, Workers
+from colab_utils.data.repeats.dedup import exact_key
 
 ROOT = Path(__file__).parents[2]
 FILES = ("train.jsonl", "test.jsonl", "rejected.jsonl")
@@ -59,6 +65,8 @@ def raw_row(draw: random.Random, earlier: list[dict]) -> object:
             {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
         ]
         return {"messages": turns, "tools": [TOOL]}
+    if chance > 0.95:
+        return {**row, "answer": [row["answer"], sentence(draw)]}
     if chance < 0.6:
         row["group"] = draw.choice("abcdef")
     if chance < 0.55:
@@ -252,3 +260,93 @@ def test_repeats_finds_the_first_of_equal_keys():
     expected = [first.setdefault(tuple(row), i) for i, row in enumerate(rows.tolist())]
     assert repeats(rows).tolist() == expected
     assert repeats(rows[:0]).tolist() == []
+
+
+def hash_later(part: list[str]) -> int:
+    time.sleep(0.05)  # so that both processes get parts
+    return hash(part[0])
+
+
+@pytest.mark.slow
+def test_processes_hash_texts_alike():
+    """Differences of rows are compared by such hashes."""
+    before = os.environ.get("PYTHONHASHSEED")
+    with Workers(2) as pool:
+        assert len(set(pool.map(hash_later, [["a"]] * 20))) == 1
+    assert os.environ.get("PYTHONHASHSEED") == before
+
+
+def add_shared(load: Callable[[], Any], part: list[int]) -> int:
+    return int(load()[part].sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_share_gives_all_processes_an_array(tmp_path, monkeypatch, count):
+    import numpy as np
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Workers(count) as pool:
+        load = pool.share(np.arange(10))
+        work = functools.partial(add_shared, load)
+        assert [*pool.map(work, [[1, 2], [3], [9, 9]])] == [3, 3, 18]
+    assert [*tmp_path.iterdir()] == []
+
+
+KILLED = """
+import os, signal, numpy
+from colab_utils.data.large.workers import Workers
+if __name__ == "__main__":
+    with Workers(2) as pool:
+        load = pool.share(numpy.arange(10))
+        assert [*pool.map(sum, [[1], [2]])] == [1, 2]
+        print(len(os.listdir(os.environ["TMPDIR"])), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_killed_process_leaves_no_shared_array(tmp_path):
+    script, folder = tmp_path / "killed.py", tmp_path / "tmp"
+    folder.mkdir()
+    script.write_text(KILLED)
+    run = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert (run.returncode, run.stdout) == (-9, "1\n")
+    until = time.time() + 30
+    while any(folder.iterdir()) and time.time() < until:
+        time.sleep(0.1)
+    assert [*folder.iterdir()] == []
+
+
+def test_exact_keys_are_equal_for_equal_content():
+    def instruction(turns: list[dict], **more: object) -> data.Row:
+        return {"messages": turns, "line": 1, **more}
+
+    call = {"function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    other = {"function": {"arguments": {"b": 2, "a": 1}, "name": "add"}}
+    ask, say = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    alike = [
+        [instruction([ask, say]), instruction([{"content": "a", "role": "user"}, say])],
+        [
+            instruction([ask, {**say, "weight": 0}]),
+            instruction([ask, say | {"weight": 0}]),
+        ],
+        [
+            instruction([ask, {**say, "tool_calls": [c]}], tools=[TOOL])
+            for c in (call, other)
+        ],
+        [{"text": "a", "line": 3}, {"line": 4, "group": "b", "text": "a"}],
+        [{"text": "a", "label": "b", "line": 3}],
+        [{"text": "ab", "label": "", "line": 3}],
+        [{"prompt": [ask], "chosen": [say], "rejected": [ask], "line": 5}],
+        [{"prompt": [ask], "chosen": [ask], "rejected": [say], "line": 6}],
+        [instruction([ask, ask, say])],
+    ]
+    keys = [{exact_key(row) for row in rows} for rows in alike]
+    assert [len(one) for one in keys] == [1] * len(alike)
+    assert len(set.union(*keys)) == len(alike)

@@ -102,7 +102,7 @@ def test_to_messages_numbers_become_text():
         ),
         ({"messages": [{"content": "x"}]}, "role is empty"),
         ({"messages": [{"role": "user"}]}, "user message is empty"),
-        ({"messages": []}, "a conversation must be a list of messages"),
+        ({"messages": []}, "messages is empty"),
         ({"messages": [SYSTEM]}, "the roles must alternate"),
         ({"messages": [ASSISTANT, USER]}, "the roles must alternate"),
     ],

@@ -239,6 +239,15 @@ def test_read_text_after_the_list():
     assert numbers(items) == ([1, 3], [2])
 
 
+def test_read_rows_one_level_deeper(capsys):
+    content = {"info": {"name": "x", "n": 2}, "results": {"items": ROWS, "count": 2}}
+    assert rows(read(json.dumps(content))) == ROWS
+    said = f"read items ({len(ROWS)} rows); not used: count\n"
+    assert capsys.readouterr().out.endswith(said)
+    content["info"]["authors"] = [{"name": "y"}]
+    assert len(rows(read(json.dumps(content)))) == 2  # which list is meant is not clear
+
+
 # --- anything ------------------------------------------------------------------------
 
 good_rows = st.dictionaries(

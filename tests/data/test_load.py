@@ -172,6 +172,52 @@ def test_load_advice_fits_the_reason(tmp_path, lines, advice):
         data.load(str(tmp_path / "rows.jsonl"))
 
 
+def test_load_says_how_to_name_the_columns_of_a_table(tmp_path):
+    (tmp_path / "a.csv").write_text("Who is it?,Me.\nWho was it?,You.\n")
+    with pytest.raises(ValueError, match="write a line such as question,answer above"):
+        data.load(str(tmp_path / "a.csv"))
+
+
+def test_load_good_answers_without_bad_ones_are_instructions(tmp_path, capsys):
+    """A label that is the same in all rows separates nothing."""
+    good = {"question": "Who?", "answer": "Me.", "is_correct": True}
+    rows, rejected = data.load(save(tmp_path / "a.jsonl", good, good))
+    assert [data.kind_of(row) for row in rows] == ["instruction"] * 2
+    assert rejected == [] and "columns not used" not in capsys.readouterr().out
+    bad = {"question": "You?", "answer": "Me.", "is_correct": False}
+    with pytest.raises(ValueError, match="unpaired preference"):
+        data.load(save(tmp_path / "b.jsonl", good, bad))
+    rows, rejected = data.load(str(tmp_path / "b.jsonl"), "instruction")
+    assert [data.prompt_of(row) for row in rows] == ["Who?"]
+    assert [one.reason for one in rejected] == [kinds.BAD_ANSWER]
+
+
+def test_load_labels_next_to_messages_make_pairs(tmp_path):
+    user, me, you = (
+        {"role": role, "content": text}
+        for role, text in (("user", "Who?"), ("assistant", "Me."), ("assistant", "You"))
+    )
+    raws = [
+        {"messages": [user, you], "label": "bad"},
+        {"messages": [user, me], "label": "good"},
+    ]
+    ((row,), rejected) = data.load(save(tmp_path / "a.jsonl", *raws))
+    assert (row["chosen"], row["rejected"], rejected) == ([me], [you], [])
+
+
+def test_load_names_a_label_next_to_answers_that_is_no_verdict(tmp_path, capsys):
+    data.load(save(tmp_path / "a.jsonl", {**QUESTION, "label": "x"}, QUESTION))
+    assert capsys.readouterr().out.endswith("\ncolumns not used: label (1 row)\n")
+
+
+def test_load_warns_of_labels_that_are_hardly_classes(tmp_path, capsys):
+    rows = [{"text": f"film {n}", "rating": n / 8} for n in range(20)]
+    data.load(save(tmp_path / "a.jsonl", *rows))
+    assert "labels: 20 different ones in 20 rows" in capsys.readouterr().out
+    data.load(save(tmp_path / "b.jsonl", *(row | {"rating": 3} for row in rows)))
+    assert "different ones" not in capsys.readouterr().out
+
+
 # --- kinds ---------------------------------------------------------------------------
 
 QUESTION = {"question": "Who?", "answer": "Me."}
@@ -251,8 +297,8 @@ def test_load_loses_no_good_row_among_damaged_ones(tmp_path, seeds, at):
     lines.insert(min(at, len(lines)), json.dumps(QUESTION))
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     rows, rejected = data.load(str(tmp_path / "a.jsonl"), "instruction")
-    found = sorted([row["line"] for row in rows] + [one.line for one in rejected])
-    assert found == list(range(1, len(lines) + 1))
+    found = {row["line"] for row in rows} | {one.line for one in rejected}
+    assert found == set(range(1, len(lines) + 1))
     assert min(at, len(seeds)) + 1 in [row["line"] for row in rows]
     data.write_jsonl(tmp_path / "b.jsonl", [one.as_dict() for one in rejected])
     assert len(data.read_jsonl(tmp_path / "b.jsonl")) == len(rejected)

@@ -22,6 +22,17 @@ TURNS = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]
         {"Question": "Who?", "Chosen": "Me.", "Rejected": "You."},
         {"instruction": "Who?", "chosen_response": "Me.", "rejected_response": "You."},
         {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [WORSE]},
+        {"messages": DIALOG, "rejected_response": "You."},
+        {"messages": DIALOG, "rejected_messages": [USER, WORSE]},
+        {"instruction": "Who?", "output": "Me.", "rejected": "You."},
+        {"instruction": "Who?", "input": "", "output": ["Me.", "You."]},
+        {"instruction": "Who?", "output": ["Me.", "You."], "ranking": True},
+        {"chosen": DIALOG, "rejected": [USER, WORSE], "source": "a dataset"},
+        {
+            "input": {"messages": [USER], "tools": []},
+            "preferred_output": [ASSISTANT],
+            "non_preferred_output": [WORSE],
+        },
         {"chosen": DIALOG, "rejected": [USER, WORSE]},
         {"prompt": "Who?", "chosen": DIALOG, "rejected": [USER, WORSE]},
         {"prompt": "Who?", "chosen": json.dumps(DIALOG), "rejected": [USER, WORSE]},
@@ -93,6 +104,7 @@ def test_of_several_answers_the_best_and_the_worst_are_used():
     ("row", "reason"),
     [
         ({"prompt": "Who?", "chosen": "Me.", "rejected": " Me."}, preferences.SAME),
+        ({"messages": DIALOG, "rejected_response": "Me."}, preferences.SAME),
         ({"chosen": "Me.", "rejected": "You."}, "a preference without a prompt"),
         (
             {"prompt": "Who?", "chosen": "a", "rejected": "b"}
@@ -131,7 +143,7 @@ def test_of_several_answers_the_best_and_the_worst_are_used():
             "there are 2 answers, but not one score for each",
         ),
         (
-            {"prompt": "a", "completions": [{"response": "b"}, {"response": "c"}]},
+            {"prompt": "a", "completions": [{"score": 1}, {"response": "c"}]},
             "its answers have no scores",
         ),
         (
@@ -143,3 +155,30 @@ def test_of_several_answers_the_best_and_the_worst_are_used():
 def test_reasons(row, reason):
     with pytest.raises(data.BadRow, match=reason):
         data.to_row(row, 1)
+
+
+def test_a_list_of_one_answer_is_no_preference():
+    assert data.to_messages({"instruction": "Who?", "output": ["Me."]}) == DIALOG
+
+
+def test_the_kind_line_says_that_the_first_answer_is_the_best(tmp_path, capsys):
+    row = {"instruction": "Who?", "output": ["Me.", "You."]}
+    data.write_jsonl(tmp_path / "a.jsonl", [row])
+    data.load(str(tmp_path / "a.jsonl"))
+    assert capsys.readouterr().out == (
+        "kind: preference, by its column output of two answers or more, of which the "
+        "first is the best (LLaMA-Factory)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"prompt": "Who?", "responses": ["You.", "Me."], "scores": [1, 2]},
+        {"instruction": "Who?", "output": ["Me.", "You."]},
+        {"messages": DIALOG, "rejected_response": "You."},
+    ],
+)
+def test_a_bad_answer_never_becomes_an_instruction(raw):
+    (row,), _ = formats.RowReader("instruction").read_all(raw, 1)
+    assert row["messages"] == DIALOG

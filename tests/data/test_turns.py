@@ -35,6 +35,12 @@ def read(turns: list, **more: object) -> tuple[list, dict, dict]:
         ],
         [{"human": "Who?", "assistant": "Me."}],
         json.dumps(DIALOG),
+        [json.dumps(turn) for turn in DIALOG],
+        [{"Role": "User", "Content": "Who?"}, {"Role": "Model", "Content": "Me."}],
+        [
+            {"role": "user", "parts": [{"text": "Who?"}]},
+            {"role": "model", "parts": [{"text": "Me."}]},
+        ],
     ],
 )
 def test_turns_of_many_spellings(turns):
@@ -81,6 +87,11 @@ def test_repairs_are_counted(turns, messages, repair):
         ([USER, {**ASSISTANT, "weight": 0}], "no answer is trained"),
         ([USER, {**ASSISTANT, "loss": 0.5}], "loss of a message is not 0 or 1"),
         ([USER | {"content": [{"type": "image_url"}]}, ASSISTANT], "image_url is not"),
+        ([USER, {**ASSISTANT, "loss_weight": 0.5}], "loss_weight of a message is not"),
+        ([USER, {**ASSISTANT, "train_detail": [{"train": False}]}], "train_detail: a"),
+        ([ASSISTANT], "no question"),
+        ([SYSTEM, ASSISTANT], "no question"),
+        ([], "messages is empty"),
         ([USER, {**ASSISTANT, "content": 10**5000}], "too many digits"),
     ],
 )
@@ -89,7 +100,7 @@ def test_turns_that_cannot_be_repaired(turns, reason):
         read(turns)
 
 
-@pytest.mark.parametrize("key", ["weight", "loss", "train", "training"])
+@pytest.mark.parametrize("key", ["weight", "loss", "train", "training", "loss_weight"])
 def test_flags_of_answers_are_weights(key):
     for off in (0, 0.0, False, "false", "0"):
         turns = [USER, {**ASSISTANT, key: off}, USER, {**ASSISTANT, key: True}]
@@ -99,6 +110,22 @@ def test_flags_of_answers_are_weights(key):
         assert read([USER, {**ASSISTANT, key: on}])[0] == DIALOG
     keys = read([{**USER, key: 1}, ASSISTANT])[2]
     assert keys == {f"{key} of a user message": 1}
+
+
+@pytest.mark.parametrize("key", ["mask", "ignore_loss"])
+def test_masked_answers_have_weight_0(key):
+    turns = [USER, {**ASSISTANT, key: True}, USER, {**ASSISTANT, key: False}]
+    assert read(turns) == ([USER, {**ASSISTANT, "weight": 0}, *DIALOG], {}, {})
+    assert read([{**USER, key: True}, ASSISTANT]) == (DIALOG, {}, {})
+
+
+@pytest.mark.parametrize(
+    "system",
+    [[{"text": "Be brief."}], {"role": "system", "parts": [{"text": "Be brief."}]}],
+)
+def test_a_system_column_may_have_parts(system):
+    raw = {"contents": DIALOG, "systemInstruction": system}
+    assert data.to_messages(raw) == [SYSTEM, *DIALOG]
 
 
 def test_unknown_keys_are_named():
@@ -179,7 +206,8 @@ def test_tools_without_a_name_are_counted():
 
 
 @pytest.mark.parametrize(
-    "history", [[["a", "b"]], [{"role": "user", "content": "a"}, ASSISTANT]]
+    "history",
+    [[["a", "b"]], ["a", "b"], [{"role": "user", "content": "a"}, ASSISTANT]],
 )
 def test_history_holds_the_earlier_turns(history):
     raw = {"instruction": "Who?", "input": "Here.", "output": "Me.", "history": history}
@@ -188,3 +216,66 @@ def test_history_holds_the_earlier_turns(history):
         "a",
         "Who?\n\nHere.",
     ]
+
+
+def test_an_answer_may_be_a_list_of_calls():
+    calls = [
+        {"name": "look", "arguments": {"who": "x"}},
+        {"name": "f", "arguments": {}},
+    ]
+    raw = {"query": "Who?", "answers": json.dumps(calls), "tools": json.dumps([TOOL])}
+    row = data.to_row(raw, 1)
+    called = [call["function"] for call in row["messages"][1]["tool_calls"]]
+    assert called == calls and row["tools"] == [TOOL]
+
+
+PART_SPELLINGS = {
+    "anthropic": (
+        {"type": "tool_use", "id": "c7", "name": "look", "input": {"who": "x"}},
+        {"type": "tool_result", "tool_use_id": "c7", "content": [{"text": "y"}]},
+    ),
+    "bedrock": (
+        {"toolUse": {"toolUseId": "c7", "name": "look", "input": {"who": "x"}}},
+        {"toolResult": {"toolUseId": "c7", "content": [{"text": "y"}]}},
+    ),
+    "gemini": (
+        {"functionCall": {"id": "c7", "name": "look", "args": {"who": "x"}}},
+        {"functionResponse": {"id": "c7", "response": "y"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PART_SPELLINGS)
+def test_calls_and_results_in_parts_are_kept(name):
+    call, result = PART_SPELLINGS[name]
+    turns = [USER, {"role": "assistant", "content": [{"text": "Wait."}, call]}]
+    turns.append({"role": "user", "content": [result, {"text": "Who?"}]})
+    messages, _, keys = read([*turns, ASSISTANT])
+    assert messages == [
+        USER,
+        {"role": "assistant", "content": "Wait.", "tool_calls": [{**CALL, "id": "c7"}]},
+        {"role": "tool", "content": "y", "tool_call_id": "c7"},
+        USER,
+        ASSISTANT,
+    ]
+    assert keys == {}
+    turns[1]["content"] = [call]
+    turns[2]["content"] = [result]
+    messages, _, _ = read([*turns, ASSISTANT])
+    assert messages[1]["content"] is None and messages[2]["role"] == "tool"
+    assert len(messages) == 4
+
+
+def test_a_result_that_is_an_object_becomes_json():
+    result = {"functionResponse": {"name": "look", "response": {"é": [1]}}}
+    call = {"functionCall": {"name": "look", "args": {}}}
+    turns = [USER, {"role": "model", "parts": [call]}]
+    messages, _, _ = read([*turns, {"role": "user", "parts": [result]}, ASSISTANT])
+    assert messages[2] == {"role": "tool", "content": '{"é": [1]}', "name": "look"}
+
+
+def test_the_schema_of_a_tool_has_the_name_of_openai():
+    tool = {"name": "look", "input_schema": {"type": "object"}}
+    row = data.to_row({"messages": DIALOG, "tools": [tool]}, 1)
+    (made,) = row["tools"]
+    assert made["function"] == {"name": "look", "parameters": {"type": "object"}}

@@ -27,6 +27,64 @@ ENDINGS = (
     " Let me know if you have any questions.",
     " Thanks, Maria",
 )
+# Phrases that no rule and no word list was written for. The rules were developed while
+# looking at the first half only.
+UNKNOWN_OPENINGS = (
+    "Good morning everyone! ",
+    "I was wondering about something. ",
+    "Quick one for you: ",
+    "Sorry to bother you. ",
+    "Here's a little challenge. ",
+    "My apologies if this is a silly thing to ask. ",
+    "Great question! ",
+    "No problem at all. ",
+    "As requested:\n",
+    "Of course, no worries!\n\n",
+    "Let me think about this for a moment. ",
+    "Happy to assist!\n",
+)
+UNKNOWN_ENDINGS = (
+    " I'd really appreciate it.",
+    " Much obliged!",
+    " Looking forward to hearing from you.",
+    " Have a wonderful evening!",
+    " It's been bugging me all week.",
+    "\n\nCheers, everybody",
+    " Don't hesitate to reach out.",
+    " Does that make sense?",
+    "\n\nI trust this clears things up.",
+    " Please rate my reply.",
+    " Feedback is always appreciated!",
+    " Any pointers are highly appreciated.",
+)
+HELD_OUT_OPENINGS = (
+    "Greetings, friends. ",
+    "Could somebody enlighten me? ",
+    "Something has been puzzling me lately. ",
+    "Apologies for the late message. ",
+    "Pardon my ignorance. ",
+    "Let's try another one. ",
+    "What a fascinating topic! ",
+    "My pleasure!\n",
+    "Absolutely, I can assist with that.\n\n",
+    "Alright, here we go:\n",
+    "Thanks for reaching out. ",
+    "Let's tackle it together. ",
+)
+HELD_OUT_ENDINGS = (
+    " I'm grateful for anything you can share.",
+    " Your guidance would mean a lot to me.",
+    " Take care!",
+    " Hoping to hear back soon.",
+    " I've been stuck on it for hours.",
+    "\n\nWarm wishes from all of us",
+    " Feel free to come back whenever you like.",
+    " Was that what you were looking for?",
+    "\n\nI believe that covers everything.",
+    " Kindly leave a rating.",
+    " Wishing you a lovely weekend!",
+    " Shout if something is unclear.",
+)
 NAMES = ("Zelda", "Quentin", "Ottilie", "Bartholomew", "Xenia", "Yusuf", "Ignatius")
 
 
@@ -90,6 +148,18 @@ def boilerplate(draw: random.Random, text: str) -> str:
     return text + draw.choice(ENDINGS)
 
 
+def unknown(draw: random.Random, text: str) -> str:
+    if draw.random() < 0.5:
+        return draw.choice(UNKNOWN_OPENINGS) + text
+    return text + draw.choice(UNKNOWN_ENDINGS)
+
+
+def held_out(draw: random.Random, text: str) -> str:
+    if draw.random() < 0.5:
+        return draw.choice(HELD_OUT_OPENINGS) + text
+    return text + draw.choice(HELD_OUT_ENDINGS)
+
+
 def reorder(draw: random.Random, text: str) -> str:
     """Shuffle the sentences."""
     sentences = re.split(r"(?<=[.!?])\s+", text)
@@ -102,10 +172,15 @@ EDITS: dict[str, Callable[[random.Random, str], str]] = {
     for edit in (case, spacing, punctuation, typos, swap, boilerplate, reorder)
 }
 
+# Edits that the rules were not developed on, or only half of them.
+UNKNOWN: dict[str, Callable[[random.Random, str], str]] = {
+    edit.__name__: edit for edit in (unknown, held_out)
+}
+
 
 def near(draw: random.Random, row: Texts, kind: str) -> Texts:
     """Return a near repeat of a row: the prompt, the answer or both edited."""
-    edit, where = EDITS[kind], draw.choice(["prompt", "answer", "both"])
+    edit, where = (EDITS | UNKNOWN)[kind], draw.choice(["prompt", "answer", "both"])
     prompt = edit(draw, row[0]) if where != "answer" else row[0]
     answer = edit(draw, row[1]) if where != "prompt" else row[1]
     return prompt, answer

@@ -60,6 +60,40 @@ SHAPES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"prefix": "def f(", "middle": "x", "suffix": "): pass"}, schema.MIDDLE),
     ({"text": "A good film", "label": 1}, schema.CLASSIFICATION),
+    ({"title": "A film", "text": "Good.", "label": "x"}, schema.CLASSIFICATION),
+    (
+        {"question": "Who?", "choices": ["Me.", "You."], "answer": 1, "text": "a b"},
+        schema.INSTRUCTION,
+    ),
+    (
+        {"prompt": "Who?", "options": {"text": ["I"], "label": ["A"]}, "answer": "A"},
+        schema.INSTRUCTION,
+    ),
+    (
+        {"question": "Who?", "answers": [{"text": "Me.", "start": 3}], "weight": 1},
+        schema.INSTRUCTION,
+    ),
+    ({"row": {"question": "Who?", "answer": "Me."}, "n": 1}, schema.INSTRUCTION),
+    (
+        {
+            "system": [{"text": "Be brief."}],
+            "messages": [
+                {"role": "user", "content": [{"text": "Who?"}]},
+                {"role": "assistant", "content": [{"toolUse": {"name": "f"}}]},
+                {"role": "user", "content": [{"toolResult": {"content": "x"}}]},
+                {"role": "model", "parts": [{"text": "Me."}], "mask": False},
+            ],
+        },
+        schema.INSTRUCTION,
+    ),
+    (
+        {"messages": DIALOG, "rejected_messages": [ASSISTANT | {"content": "x"}]},
+        schema.PREFERENCE,
+    ),
+    ({"instruction": "Who?", "output": ["Me.", "You."]}, schema.PREFERENCE),
+    ({"text": "<fim_prefix>a<fim_suffix>b<fim_middle>c"}, schema.MIDDLE),
+    ({"prompt": "f(", "suffix": ")", "completion": "x"}, schema.MIDDLE),
+    ({"text": "<｜User｜>Who?<｜Assistant｜>Me."}, schema.INSTRUCTION),
 ]
 JUNK: list[Any] = [
     *WORDS,

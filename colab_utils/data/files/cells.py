@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from typing import Any
 
 ROLES = ("role", "from")
+NUMPY = re.compile(r"(?<=['\"])\s+(?=['\"])")  # ['oak' 'elm'] has no commas
 
 
 def decode(raw: dict[Any, Any]) -> dict[Any, Any]:
@@ -22,7 +24,7 @@ def decode(raw: dict[Any, Any]) -> dict[Any, Any]:
     for name, cell in raw.items():
         if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
             check = CHECKS.get(str(name).strip().lower())
-            value = _value(cell) if check else None
+            value = value_of(cell) if check else None
             if check and check(value):
                 found[name] = value
     return raw | found if found else raw
@@ -40,18 +42,28 @@ def is_conversation(value: object) -> bool:
     )
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, dict)) and bool(value)
+
+
 def _is_tools(value: object) -> bool:
     many = value if isinstance(value, list) else [value]
     return bool(many) and all(isinstance(tool, dict) for tool in many)
 
 
-def _value(cell: str) -> object:
+def value_of(cell: str) -> object:
+    """Return the list or object in a text, in JSON or Python's notation, or None."""
+    if cell.lstrip()[:1] not in ("[", "{"):
+        return None
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(cell.strip())
+        value = ast.literal_eval(cell.strip())
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            return ast.literal_eval(NUMPY.sub(", ", cell.strip()))
+        return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
 
@@ -66,4 +78,6 @@ CHECKS = {
     "chosen": is_conversation,
     "rejected": is_conversation,
     "tools": _is_tools,
+    **dict.fromkeys(("answers", "responses", "outputs", "completions"), _is_list),
+    **dict.fromkeys(("choices", "options", "candidates"), _is_list),
 }

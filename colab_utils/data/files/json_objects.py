@@ -131,10 +131,21 @@ def _by_key(text: str, members: list[Member], notes: Notes) -> Items | None:
             names = ", ".join(member.key for member in members)
             print(f"{notes.name}: read the splits {names}")
             return (row for part in parts for row in part or ())
+    deeper = [(m, part) for m in members for part in _lists_in(text, m)]
+    if len(deeper) == 1:
+        ((member, part),) = deeper
+        _announce([part], [*_members(text, member.start)], notes)
+        return _elements(text, part.start, notes)
     print(
         f"{notes.name}: each of its {len(members):,} keys has a row; the key is unused"
     )
     return _numbered(text, members)
+
+
+def _lists_in(text: str, member: Member) -> list[Member]:
+    """Return the lists of rows in an object that is not a row itself."""
+    inner = _members(text, member.start)
+    return [] if _is_row(inner) else [one for one in inner if _is_rows(one.value)]
 
 
 def _numbered(text: str, members: list[Member]) -> Iterator[Numbered]:

@@ -10,9 +10,8 @@ import dataclasses
 import functools
 import heapq
 import itertools
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,18 @@ from colab_utils import runtime
 from colab_utils.data import describing, loading, saving, splitting
 from colab_utils.data.curation.quality import Rule
 from colab_utils.data.describing import Facts
-from colab_utils.data.files import readers
 from colab_utils.data.large import stages
-from colab_utils.data.large.spool import LABELS, RejectedLines, Spool, parts, repeats
-from colab_utils.data.large.workers import Workers, available
+from colab_utils.data.large.spool import (
+    LABELS,
+    Prints,
+    RejectedLines,
+    Spool,
+    parts,
+    repeats,
+)
+from colab_utils.data.large.workers import Workers, processes
 from colab_utils.data.repeats.dedup import texts_of
-from colab_utils.data.schema import Rejected, reject_row
+from colab_utils.data.schema import Rejected, Row, reject_row
 from colab_utils.data.shapes import kinds
 from colab_utils.data.shapes.formats import Tally
 
@@ -33,10 +38,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from colab_utils.data.repeats.engine import Job
+
     Indices = NDArray[np.int64]
 
 PART = 500  # rows that a process works on at a time
-SMALL = 20 * 2**20  # bytes of a source that one process reads faster than several
 KEPT, OTHER_KIND, EXACT, NEAR, TEST = range(5)  # where a row goes
 
 
@@ -55,15 +61,15 @@ def build(
 
     The rows, and the order of the rejected rows, are those of `load`, `filter_rows`,
     `drop_exact`, `near_duplicates`, `split` and `save` one after the other, but the
-    rows are not in memory, only about 40 bytes of each. A file in TMPDIR has
-    about the size of the source meanwhile.
+    rows are not in memory, only about 60 bytes of each. Files in TMPDIR take twice the
+    size of the source meanwhile.
 
     Each of `rules` returns the reason why it rejects a row, or None. `workers` is the
     number of processes: without it, one for a small file, else one a CPU core. Raises
     what `load`, `split` and `save` raise.
     """
     kind = kinds.choose(kind)
-    workers = workers or _processes(source)
+    workers = workers or processes(source)
     with saving.replacing(folder) as part, Workers(workers) as pool:
         job = _Job(pool)
         job.read(source, kind, rules)
@@ -84,13 +90,6 @@ def build(
         return saving.describe(part, folder.name, facts, card, license, fields)
 
 
-def _processes(source: str) -> int:
-    """Return how many processes read a source."""
-    files = [] if source == "demo" else readers.files(source)
-    small = sum(path.stat().st_size for path in files) < SMALL
-    return 1 if source == "demo" or (files and small) else available()
-
-
 def _name(rule: Rule) -> str:
     """Return a rule's name for the recipe, with its parameters if it shows them."""
     return getattr(rule, "__name__", None) or repr(rule)
@@ -104,10 +103,10 @@ class _Job:
 
     def __init__(self, pool: Workers) -> None:
         self.pool = pool
-        self.spool = Spool()
+        self.spool, self.texts, self.prompts = Spool(), Prints(), Prints()
         self.rejected, self.filtered = RejectedLines(), RejectedLines()
         self.tally = Tally()
-        self.columns: set[tuple[str, str]] = set()
+        self.columns: set[tuple[str, tuple[str, ...]]] = set()
         self.keys: set[str] = set()
         self.steps: dict[str, int] = {}
 
@@ -119,12 +118,14 @@ class _Job:
         import numpy as np
 
         raw = runtime.progress(loading.raw_rows(source), "reading", rows=1)
-        work = functools.partial(stages.read, kind, rules)
-        for made in self.pool.map(work, parts(raw, PART)):
+        work = functools.partial(stages.read_and_compare, kind, rules)
+        for made, by in self.pool.map(work, parts(raw, PART)):
+            self.spool.add(made.lines, by.numbers, made.found, by.groups, by.shared)
+            self.texts.add(by.texts)
+            self.prompts.add(by.prompts)
             self.tally += made.tally
             self.rejected.add(("", row) for row in made.rejected)
             self.filtered.add(made.filtered)
-            self.spool.add(made.lines, made.numbers)
             self.columns |= made.columns
             self.keys |= made.keys
         self.spool.close()
@@ -198,13 +199,23 @@ class _Job:
 
     def drop_near(self) -> None:
         """Find rows that nearly repeat an earlier row."""
+        first = self._first(self.texts, texts_of)
+        self._drop(NEAR, first)
+        self._count("no near duplicates")
+
+    def _first(self, prints: Prints, texts: Callable[[Row], tuple[str, str]]) -> Any:
+        """Return for each kept row the place of the first kept row that it repeats."""
         from colab_utils.data.repeats.engine import Repeats
 
         found, kept = Repeats(), self._with(KEPT)
-        for prints in self._map(stages.fingerprints, kept, "comparing"):
-            found.add_prints(prints)
-        self._drop(NEAR, found.first(self._fetch(kept, texts_of)))
-        self._count("no near duplicates")
+        for part in prints.only(self.fate == KEPT):
+            found.add_prints(part)
+
+        def run(table: Any, jobs: Iterable[Job]) -> Iterator[list[Any]]:
+            work = functools.partial(stages.compare, texts, self.pool.share(table))
+            return self.pool.map(work, jobs)
+
+        return found.first(lambda some: [*self.spool.lines(kept[some])], run)
 
     def _drop(self, fate: int, first: Indices) -> None:
         """Give a fate to the kept rows that are not the first of their group."""
@@ -212,27 +223,17 @@ class _Job:
         self.first[kept] = kept[first]
         self.fate[kept[self.first[kept] != kept]] = fate
 
-    def _map(self, work: Any, kept: Indices, label: str) -> Iterator[Any]:
-        lines = runtime.progress(self.spool.lines(kept), label, rows=1, total=len(kept))
-        return self.pool.map(work, parts(lines, PART))
-
-    def _fetch(self, kept: Indices, texts: Any) -> Any:
-        """Return a function that reads the texts of rows, by their place in `kept`."""
-        return lambda indices: [*map(texts, self.spool.read(kept[indices]))]
-
     def split(self, test_share: float, seed: int) -> None:
         """Choose the test rows; related rows stay on one side."""
         import numpy as np
 
-        from colab_utils.data.repeats.engine import Repeats
-
-        found, kept = Repeats(), self._with(KEPT)
-        groups: list[str] = []
-        for prints, labels in self._map(stages.prompts, kept, "splitting"):
-            found.add_prints(prints)
-            groups += map(sys.intern, labels)
-        first = found.first(self._fetch(kept, splitting.split_texts))
-        related = splitting.related(first.tolist(), groups)
+        kept = self._with(KEPT)
+        first = self._first(self.prompts, splitting.split_texts)
+        groups = [self.spool.groups[i] for i in kept]
+        places = np.cumsum(self.fate == KEPT, dtype=np.uint64) - np.uint64(1)
+        shared = self.spool.shared[self.fate[self.spool.shared[:, 0]] == KEPT]
+        shared[:, 0] = places[shared[:, 0]]
+        related = splitting.related(first.tolist(), groups, shared)
         test = np.array(splitting.choose(related, test_share, seed))
         self.fate[kept[test]] = TEST
 
@@ -260,7 +261,8 @@ class _Job:
         return facts
 
     def _columns(self) -> set[str]:
-        return {name for found, name in self.columns if not self.reasons[found]}
+        kept = (names for found, names in self.columns if not self.reasons[found])
+        return set(itertools.chain.from_iterable(kept))
 
     def _filled(self, kept: Indices, columns: set[str]) -> Iterator[bytes]:
         """Yield lines of rows; a label of any row is "" in rows without it.

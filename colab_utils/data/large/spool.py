@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,6 +16,8 @@ from colab_utils.data.schema import Rejected, Row
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from colab_utils.data.repeats.fingerprints import Fingerprints
 
     Indices = NDArray[np.int64]
 
@@ -61,7 +65,7 @@ class Lines:
         except OSError as error:
             raise OSError(
                 f"Rows can't be written to {tempfile.gettempdir()}: {error.strerror}. "
-                "A dataset takes about the size of its source there. Free some space, "
+                "A dataset takes twice the size of its source there. Free some space, "
                 "or name a folder on another disk in the environment variable TMPDIR."
             ) from error
 
@@ -93,24 +97,68 @@ class RejectedLines:
             yield row.pop("found"), Rejected(**row)
 
 
+class Prints:
+    """Fingerprints of rows, on disk."""
+
+    def __init__(self) -> None:
+        """Start without rows."""
+        self._lines = Lines()
+        self._parts: list[list[tuple[Any, tuple[int, ...]]]] = []
+
+    def add(self, prints: Fingerprints) -> None:
+        """Append the fingerprints of some rows."""
+        columns = prints.columns()
+        self._lines.write(column.tobytes() for column in columns)
+        self._parts.append([(column.dtype, column.shape) for column in columns])
+
+    def only(self, keep: NDArray[np.bool_]) -> Iterator[Fingerprints]:
+        """Yield the fingerprints of the rows for which `keep` is true, in parts."""
+        import numpy as np
+
+        from colab_utils.data.repeats.fingerprints import Fingerprints
+
+        file, start = self._lines.file, 0
+        file.seek(0)
+        for columns in self._parts:
+            found = (
+                np.frombuffer(file.read(dtype.itemsize * math.prod(shape)), dtype)
+                for dtype, shape in columns
+            )
+            shapes = (shape for _, shape in columns)
+            prints = Fingerprints(*map(np.reshape, found, shapes))
+            end = start + len(prints.exact)
+            yield prints.only(keep[start:end])
+            start = end
+
+
 class Spool:
     """The rows of a dataset: their lines on disk, and `COLUMNS` of each in memory."""
 
     def __init__(self) -> None:
         """Start without rows."""
         self.found: list[str] = []
+        self.groups: list[str] = []
         self._lines = Lines()
         self._parts: list[NDArray[Any]] = []
+        self._shared: list[NDArray[np.uint64]] = []
 
-    def add(self, lines: list[bytes], numbers: list[tuple[Any, ...]]) -> None:
-        """Append rows: their lines, and `COLUMNS` of each, `found` as text."""
-        import numpy as np
-
+    def add(
+        self,
+        lines: list[bytes],
+        numbers: NDArray[Any],
+        found: list[str],
+        groups: list[str],
+        shared: NDArray[np.uint64],
+    ) -> None:
+        """Append rows: their lines, `COLUMNS`, what was found, groups, shared texts."""
+        shared[:, 0] += len(self.groups)
+        self._shared.append(shared)
         self._lines.write(lines)
-        names = dict.fromkeys(row[-2] for row in numbers)
+        self.groups += map(sys.intern, groups)
+        names = dict.fromkeys(found)
         self.found += [name for name in names if name not in self.found]
-        coded = [(*row[:-2], self.found.index(row[-2]), row[-1]) for row in numbers]
-        self._parts.append(np.array(coded, np.dtype([*COLUMNS.items()])))
+        numbers["found"] = [self.found.index(name) for name in found]
+        self._parts.append(numbers)
 
     def close(self) -> None:
         """Make the numbers one array, `rows`; nothing can be added afterwards."""
@@ -118,8 +166,8 @@ class Spool:
 
         empty = np.empty(0, np.dtype([*COLUMNS.items()]))
         self.rows = np.concatenate([empty, *self._parts])
-        self._parts = []
-        self._lines.file.flush()
+        self.shared = np.concatenate([np.empty((0, 3), np.uint64), *self._shared])
+        self._parts, self._shared = [], []
         self._ends = np.cumsum(self.rows["size"], dtype=np.int64)
 
     def lines(self, indices: Indices) -> Iterator[bytes]:

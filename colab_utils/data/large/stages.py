@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from colab_utils.data import describing, loading, saving, splitting
 from colab_utils.data.curation.quality import Rule, filter_rows
 from colab_utils.data.files.readers import Numbered
-from colab_utils.data.large.spool import LABELS, parse
+from colab_utils.data.large.spool import COLUMNS, LABELS, parse
 from colab_utils.data.repeats.dedup import exact_key, texts_of
-from colab_utils.data.schema import Rejected, answer_of, prompt_of
+from colab_utils.data.schema import Rejected, Row, answer_of, prompt_of
 from colab_utils.data.shapes.formats import Tally
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from colab_utils.data.repeats.engine import Job
     from colab_utils.data.repeats.fingerprints import Fingerprints
 
 
@@ -22,17 +26,19 @@ if TYPE_CHECKING:
 class Part:
     """What a process makes of some raw rows.
 
-    `lines` and `numbers` are of the rows that the rules keep. `filtered` are the others
-    with what was found for them: the kind of the dataset is not known yet, and a row of
-    another kind is rejected for its kind. `columns` are (what was found, a column).
+    `rows` are those that the rules keep, `lines` their lines, and `found` what was
+    found for each. `filtered` are the others with what was found for them: the kind of
+    the dataset is not known yet, and a row of another kind is rejected for its kind.
+    `columns` are (what was found, the columns of a row).
     """
 
     rejected: list[Rejected]
     tally: Tally
+    rows: list[Row] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
-    numbers: list[tuple[Any, ...]] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
     filtered: list[tuple[str, Rejected]] = field(default_factory=list)
-    columns: set[tuple[str, str]] = field(default_factory=set)
+    columns: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
 
 
@@ -40,47 +46,75 @@ def read(kind: str, rules: Sequence[Rule], items: list[Numbered | Rejected]) -> 
     """Bring raw rows into the schema, and apply the rules to each."""
     loaded = loading.convert(items, kind)
     made = Part(loaded.rejected, loaded.tally)
-    good, bad = filter_rows(loaded.rows, rules)
-    kept, filtered = iter([*good, None]), iter(bad)
+    made.rows, bad = filter_rows(loaded.rows, rules)
+    kept, filtered = iter([*made.rows, None]), iter(bad)
     following = next(kept)
     for row, found in zip(loaded.rows, loaded.found, strict=True):
-        made.columns.update((found, name) for name in row)
+        made.columns.add((found, tuple(row)))
         if row is not following:
             made.filtered.append((found, next(filtered)))
             continue
         following = next(kept)
+        made.found.append(found)
         describing.note_keys(row, made.keys)
-        line = saving.to_line(saving.to_text(row)).encode()
-        made.lines.append(line)
-        key = exact_key(row)
-        answer = len(answer_of(row))
-        labels = sum((name in row) << i for i, name in enumerate(LABELS))
-        made.numbers.append(
-            (
-                int.from_bytes(key[:8], "big"),
-                int.from_bytes(key[8:], "big"),
-                row["line"],
-                len(line),
-                len(prompt_of(row)) + answer,
-                answer,
-                found,
-                labels,
-            )
-        )
+        made.lines.append(saving.to_line(saving.to_text(row)).encode())
     return made
 
 
-def fingerprints(lines: list[bytes]) -> Fingerprints:
-    """Return the fingerprints of rows, given as their lines."""
-    from colab_utils.data.repeats.fingerprints import fingerprint
+def numbers(rows: list[Row], lines: list[bytes]) -> NDArray[Any]:
+    """Return `spool.COLUMNS` of rows, without what was found for them."""
+    import numpy as np
 
-    return fingerprint([texts_of(parse(line)) for line in lines])
+    made = np.zeros(len(rows), np.dtype([*COLUMNS.items()]))
+    keys = np.frombuffer(b"".join(map(exact_key, rows)), ">u8").reshape(-1, 2)
+    made["key"], made["key2"] = keys.T
+    made["line"] = [row["line"] for row in rows]
+    made["size"] = [*map(len, lines)]
+    made["answer"] = [len(answer_of(row)) for row in rows]
+    made["characters"] = [len(prompt_of(row)) for row in rows]
+    made["characters"] += made["answer"]
+    for i, name in enumerate(LABELS):
+        made["labels"] |= np.array([(name in row) << i for row in rows], np.uint8)
+    return made
 
 
-def prompts(lines: list[bytes]) -> tuple[Fingerprints, list[str]]:
-    """Return the fingerprints of the prompts, and the groups."""
-    from colab_utils.data.repeats.fingerprints import fingerprint
+@dataclass
+class Compared:
+    """The numbers of rows, their groups or "", and the fingerprints of their texts.
 
-    rows = [parse(line) for line in lines]
-    prints = fingerprint([splitting.split_texts(row) for row in rows])
-    return prints, [row.get("group", "") for row in rows]
+    `texts` are of those by which rows are compared, `prompts` of those of the split.
+    `shared` is what `splitting.shared_texts` returns.
+    """
+
+    numbers: NDArray[Any]
+    groups: list[str]
+    shared: NDArray[np.uint64]
+    texts: Fingerprints
+    prompts: Fingerprints
+
+
+def read_and_compare(
+    kind: str, rules: Sequence[Rule], items: list[Numbered | Rejected]
+) -> tuple[Part, Compared]:
+    """Return what `read` does, without the rows, and all by which they are compared."""
+    from colab_utils.data.repeats.fingerprints import fingerprint, join, pieces
+
+    made = read(kind, rules, items)
+    rows, made.rows = made.rows, []
+    batches = [*map(texts_of, rows)], [*map(splitting.split_texts, rows)]
+    texts, prompts = (join([*map(fingerprint, pieces(batch))]) for batch in batches)
+    groups = [row.get("group", "") for row in rows]
+    shared = splitting.shared_texts(rows)
+    return made, Compared(numbers(rows, made.lines), groups, shared, texts, prompts)
+
+
+def compare(
+    texts: Callable[[Row], tuple[str, str]],
+    table: Callable[[], NDArray[np.uint32]],
+    job: Job,
+) -> list[Any]:
+    """Compare pairs of rows, given as their lines; see `engine.compare`."""
+    from colab_utils.data.repeats import engine
+
+    lines, pairs = job
+    return engine.compare(table(), [texts(parse(line)) for line in lines], pairs)

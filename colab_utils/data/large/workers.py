@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import shutil
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from colab_utils.data.files import readers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+SMALL = 20 * 2**20  # bytes of a source that one process reads faster than several
 AHEAD = 2  # parts for each process that wait or are worked on: they are in memory
 
 
@@ -23,6 +32,13 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
+def processes(source: str) -> int:
+    """Return how many processes read a source: one if it is small."""
+    files = [] if source == "demo" else readers.files(source)
+    small = sum(path.stat().st_size for path in files) < SMALL
+    return 1 if source == "demo" or (files and small) else available()
+
+
 class Workers:
     """Processes that apply functions to parts of a dataset.
 
@@ -30,23 +46,43 @@ class Workers:
     """
 
     def __init__(self, count: int) -> None:
-        """Start `count` processes at the first use."""
+        """Set the number of processes."""
         self.count = count
         self._pool: ProcessPoolExecutor | None = None
+        self._folder = ""
 
     def __enter__(self) -> Workers:
         if self.count > 1:
             import multiprocessing
 
+            self._folder = tempfile.mkdtemp()
             # A forked copy of a process with threads, such as torch's, may hang.
-            self._pool = ProcessPoolExecutor(
-                self.count, multiprocessing.get_context("spawn"), _end_with_parent
-            )
+            context = multiprocessing.get_context("spawn")
+            end = functools.partial(_end_with_parent, self._folder)
+            self._pool = ProcessPoolExecutor(self.count, context, end)
+            with _same_hashes():
+                for _ in range(self.count):
+                    self._pool.submit(available)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
+            shutil.rmtree(self._folder)
+
+    def share(self, array: NDArray[Any]) -> Callable[[], NDArray[Any]]:
+        """Return a function that returns the array, in any of the processes.
+
+        The processes share one copy, in a file.
+        """
+        if self._pool is None:
+            return lambda: array
+        import numpy as np
+
+        file, path = tempfile.mkstemp(".npy", dir=self._folder)
+        with open(file, "wb") as stream:
+            np.save(stream, array)
+        return functools.partial(np.load, path, mmap_mode="r")
 
     def map(
         self, function: Callable[[Part], Result], parts: Iterable[Part]
@@ -84,8 +120,22 @@ def _call(payload: bytes, part: Any) -> Any:
     return dill.loads(payload)(part)
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is killed."""
+@contextlib.contextmanager
+def _same_hashes() -> Iterator[None]:
+    """Let the processes that start meanwhile compute the same hashes of texts."""
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONHASHSEED"]
+        else:
+            os.environ["PYTHONHASHSEED"] = before
+
+
+def _end_with_parent(folder: str) -> None:
+    """End this process when its parent is killed, and delete the shared folder."""
     import multiprocessing
     from multiprocessing.connection import wait
 
@@ -96,6 +146,7 @@ def _end_with_parent() -> None:
     def watch() -> None:
         with contextlib.suppress(OSError):
             wait([parent.sentinel])
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

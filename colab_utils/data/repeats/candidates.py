@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from colab_utils.data.repeats.fingerprints import MIXER, mix
 
 KEPT = 48  # the words that are kept of a long row: its rarest
-RAREST = 5
+RAREST = 9
 RARE = 2  # a typo is in so many rows at most
 TABLE = 2**24  # the size of the table that counts the rows of each word
+FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
 BUCKET, WINDOW = 32, 8  # in a larger bucket, a row is paired with its next neighbors
 PARTS = 4  # the keys are sorted in parts, which takes less memory
 CHUNK = 20_000
@@ -31,20 +32,25 @@ Keys = NDArray[np.uint64]
 
 def count_words(table: Words, words: Words) -> None:
     """Add the words to the table."""
-    np.add.at(table, words & np.uint32(TABLE - 1), np.uint32(1))
+    slots, counts = np.unique(words & np.uint32(TABLE - 1), return_counts=True)
+    table[slots] += counts.astype(np.uint32)
 
 
 def keep_rarest(
     words: Words, sizes: Indices, table: Words
 ) -> tuple[Words, NDArray[np.uint8]]:
     """Return the `KEPT` rarest words of each row, and how many they are."""
+    kept = np.minimum(sizes, KEPT)
     if sizes.max(initial=0) > KEPT:
-        rows = np.repeat(np.arange(len(sizes)), sizes).astype(np.uint64)
-        counts = table[words & np.uint32(TABLE - 1)]
-        order = np.argsort(rows << np.uint64(32) | counts, kind="stable")
-        start = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        words = words[np.sort(order[np.arange(len(words)) - start < KEPT])]
-    return words, np.minimum(sizes, KEPT).astype(np.uint8)
+        # By row (15 bits), count (17 bits) and word, then by row and word.
+        counts = np.minimum(table[words & np.uint32(TABLE - 1)], np.uint32(2**17 - 1))
+        row = np.arange(len(sizes), dtype=np.uint64) << np.uint64(49)
+        ranked = np.repeat(row, sizes) | counts.astype(np.uint64) << np.uint64(32)
+        ranked = np.sort(ranked | words)
+        place = np.arange(len(words)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rarest = ranked[place < KEPT].astype(np.uint32)
+        words = np.sort(np.repeat(row, kept) | rarest).astype(np.uint32)
+    return words, kept.astype(np.uint8)
 
 
 @dataclass
@@ -53,13 +59,22 @@ class Rows:
 
     digits: Words
     letters: NDArray[np.uint8]
+    totals: Keys
     sizes: NDArray[np.uint8]
     words: Words
     table: Words
 
     def __post_init__(self) -> None:
-        """Find where each row's words start."""
-        self._starts = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+        """Find where each row's words start, and the total of its other words."""
+        ends = np.cumsum(self.sizes, dtype=np.int64)
+        self._starts = ends - self.sizes
+        self.rests = self.totals.copy()
+        for chunk in self.chunks():
+            first = self._starts[chunk[0]]
+            words = mix(self.words[first : ends[chunk[-1]]].astype(np.uint64))
+            sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words)])
+            self.rests[chunk] -= sums[ends[chunk] - first]
+            self.rests[chunk] += sums[self._starts[chunk] - first]
 
     def matrix(self, rows: Indices) -> Words:
         """Return the words of the rows, filled up with 0."""
@@ -91,10 +106,30 @@ def candidate_pairs(rows: Rows) -> tuple[Indices, Indices]:
     pairs = np.unique(np.concatenate(found))
     first = (pairs >> np.uint64(32)).astype(np.int64)
     second = (pairs & np.uint64(2**32 - 1)).astype(np.int64)
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(pairs), CHUNK)]
-    near = [_near(rows, first[chunk], second[chunk]) for chunk in chunks]
-    kept = np.concatenate([np.empty(0, bool), *near])
+    near: list[Indices] = [np.empty(0, np.int64)]
+    slots: list[Keys] = [np.empty((0, 3), np.uint64)]
+    for start in range(0, len(pairs), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        places, words = _near(rows, first[chunk], second[chunk])
+        near.append(start + places)
+        slots.append(words)
+    kept = np.concatenate(near)
+    kept = kept[~_in_families(np.concatenate(slots))]
     return first[kept], second[kept]
+
+
+def _in_families(slots: Keys) -> NDArray[np.bool_]:
+    """Return which pairs differ in one place where rows have `FAMILY` words or more.
+
+    `slots` has three numbers for each pair: one for all words that both rows have, and
+    the words in which they differ. The words are 0 for pairs that differ otherwise.
+    """
+    frames = np.unique(slots[:, 0], return_inverse=True)[1].astype(np.uint64)
+    words = frames[:, None] << np.uint64(32) | slots[:, 1:]
+    distinct = np.unique(words[slots[:, 1:] > 0]) >> np.uint64(32)
+    sizes = np.bincount(distinct.astype(np.int64), minlength=len(slots))
+    found: NDArray[np.bool_] = sizes[frames.astype(np.int64)] >= FAMILY
+    return found & (slots[:, 1] > 0)
 
 
 def _prefixes(rows: Rows, chunk: Indices) -> Words:
@@ -122,6 +157,8 @@ def _same_keys(rows: Rows, prefixes: Words, part: int) -> Keys:
     digits = rows.digits.astype(np.uint64) * np.uint64(MIXER)
     smallest = rows.smallest().astype(np.uint64) >> np.uint64(8)
     for one, other in itertools.combinations(range(RAREST), 2):
+        if other - one > (2 if other < 6 else 1):
+            continue
         key = mix(hashes[:, one] + hashes[:, other] + digits)
         here = key % np.uint64(PARTS) == part
         # Two numbers in place of words say nothing, unless a row has no others.
@@ -161,23 +198,37 @@ def _neighbors(keys: Keys, owners: Keys) -> Keys:
     return np.unique(np.concatenate(found))
 
 
-def _near(rows: Rows, first: Indices, second: Indices) -> NDArray[np.bool_]:
+def _near(rows: Rows, first: Indices, second: Indices) -> tuple[Indices, Keys]:
     """Return which pairs have so much in common that they may repeat each other.
 
     A typo puts a rare word in the place of another, and changes one or two letters. So
     two rows that both have a common word that the other lacks do not repeat each other,
-    nor do two rows whose different words have other letters.
+    nor do two rows whose different words have other letters. Also returns their slots,
+    see `_in_families`.
     """
     one, other = rows.matrix(first), rows.matrix(second)
     both = np.sort(np.concatenate([one, other], axis=1), axis=1)
-    shared = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] != 0)).sum(axis=1)
+    again = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] != 0)
+    shared = again.sum(axis=1)
     sizes = np.minimum(rows.sizes[first], rows.sizes[second]).astype(np.int64)
     common = [(rows.counts(words) > RARE).sum(axis=1) for words in (one, other)]
-    # The rarest words of two long rows need not be the same.
-    spare = np.where(sizes < KEPT, 1, 8)
+    # The rarest words of two long rows need not be the same, unless all others are.
+    known = rows.rests[first] == rows.rests[second]
+    spare = np.where(known | (sizes < KEPT), 1, 8)
     letters = (rows.letters[first] - rows.letters[second]).view(np.int8)
     more = np.maximum(letters, 0).sum(axis=1, dtype=np.int64)
     less = more - letters.sum(axis=1, dtype=np.int64)
-    near: NDArray[np.bool_] = np.minimum(*common) - shared <= spare
-    edits = np.maximum(rows.sizes[first], rows.sizes[second]) - shared + spare
-    return near & (2 * shared >= sizes) & (np.minimum(more, less) <= edits)
+    changed = np.maximum(rows.sizes[first], rows.sizes[second]) - shared
+    near = np.minimum(*common) - shared <= spare
+    near &= (2 * shared >= sizes) & (np.minimum(more, less) <= changed + spare)
+    found = np.flatnonzero(near)
+    one_word = known & (changed == 1) & (rows.sizes[first] == rows.sizes[second])
+    slots = np.zeros((len(near), 3), np.uint64)
+    both, again = both[one_word], again[one_word]
+    single = both != 0
+    single[:, 1:] &= ~again
+    single[:, :-1] &= ~again
+    frames = (mix(both[:, 1:]) * again).sum(axis=1, dtype=np.uint64)
+    slots[one_word, 0] = frames + rows.rests[first][one_word]
+    slots[one_word, 1:] = both[single].reshape(-1, 2)
+    return found, slots[found]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from difflib import SequenceMatcher
+from collections.abc import Callable
+from hashlib import blake2b
 from typing import NamedTuple
 
-from colab_utils.data.repeats.marks import same_marks
+from colab_utils.data.repeats import boilerplate, moves
+from colab_utils.data.repeats.boilerplate import Kind
+from colab_utils.data.repeats.moves import SCOPE
 from colab_utils.data.repeats.sentences import Text, Words
-from colab_utils.data.repeats.typos import ARTICLES, FILLERS, PHRASES, is_typo
+from colab_utils.data.repeats.typos import FREE, is_typo, may_be_typo
 
-SIGNED = frozenset(("regards", "sincerely", "cheers", "thanks", "yours", "dear", "hi"))
-LONG = 8  # words that two rows must share at least, to say that they are about the same
+SHARED = 8  # words that two rows share at least if one of them has a sentence more
+TYPOS = 6  # words of a text in which a typo is a typo, at least
+FEW = 4  # words of a text from which an article may be missing, at least
+MANY = 400  # more pairs of words than these are not looked at for typos
+
+Pairs = list[tuple[str, str]]
 
 
 class Slot(NamedTuple):
@@ -24,17 +30,39 @@ class Slot(NamedTuple):
     other: str
 
 
-@dataclass
-class Difference:
-    """In what two texts differ."""
+class Verdict(NamedTuple):
+    """How similar two rows are, and what only many such pairs can decide.
 
-    edits: int = 0  # typos, fillers and moved words
-    replaced: set[tuple[str, str]] = field(
-        default_factory=set
-    )  # typos, or the one word
-    added: int = 0  # the words of sentences that only one text has
-    shared: int = 0  # the words that both have
-    repeats: bool = True  # the texts may repeat each other
+    `added` stands for the sentences that only one of the rows has.
+    """
+
+    similarity: float
+    slot: Slot | None = None
+    added: tuple[int, ...] = ()
+
+
+class Row(NamedTuple):
+    """What is known of the row of a text.
+
+    `size` counts all its words, and `others` are those of the other text. `answer`
+    counts the words of the answer to a question, and is 0 for an answer itself.
+    """
+
+    size: int
+    others: frozenset[str]
+    answer: int
+
+
+class Difference(NamedTuple):
+    """In what two texts differ that may repeat each other."""
+
+    typos: Pairs = []
+    edits: int = 0  # typos, words left out, exchanged words, moved sentences
+    added: tuple[int, ...] = ()  # hashes of sentences that may be politeness
+
+
+OTHER = Verdict(0.0)
+SAME = Difference()
 
 
 class Comparer:
@@ -45,236 +73,180 @@ class Comparer:
         self._count = count
         self._texts: dict[str, Text] = {}
 
-    def compare(
-        self, one: tuple[str, str], other: tuple[str, str]
-    ) -> tuple[float, Slot | None]:
-        """Return how similar two rows are, from 0 to 1, and their only difference.
+    def compare(self, one: tuple[str, str], other: tuple[str, str]) -> Verdict:
+        """Return how similar two rows are, from 0 to 1.
 
-        It is the share of words that need no edit: no typo, no word moved, left out or
-        added. It is 0 if a number, a name, or any other word differs.
+        It is the share of words that need no edit: no typo, no word exchanged or left
+        out. It is 0 if a number, a name, a sign or any other word differs.
         """
-        if not all(map(same_marks, one, other)):
-            return 0.0, None
         pairs = [
             (self._text(a), self._text(b)) for a, b in zip(one, other, strict=True)
         ]
-        both = [self._difference(a, b) for a, b in pairs]
-        replaced = both[0].replaced | both[1].replaced
-        slot = None
-        if len(replaced) == 1:
-            word, by = next(iter(replaced))
-            words = [w for text, _ in pairs for w in text.words if w != word]
-            if both[0].edits + both[1].edits <= 1 or not all(d.repeats for d in both):
-                slot = Slot(hash(tuple(sorted(words))), word, by)
-        if not all(d.repeats for d in both):
-            return 0.0, slot
-        for text, rest in (both, both[::-1]):
-            # A sentence more is a repeat only if all else says so.
-            if text.added and (text.added > 0.3 * text.shared or rest.shared < LONG):
-                return 0.0, slot
+        missing = [a.vocabulary - b.vocabulary for a, b in pairs]
+        extra = [b.vocabulary - a.vocabulary for a, b in pairs]
+        if not all(map(_may_repeat, missing, extra)):
+            return Verdict(0.0, _slot(pairs, missing, extra))
+        size = min(len(a.words) + len(b.words) for a, b in zip(*pairs, strict=True))
+        found = []
+        answer = min(len(text.words) for text in pairs[1])
+        for k, (a, b) in enumerate(pairs):
+            c, d = pairs[1 - k]
+            row = Row(size, c.vocabulary & d.vocabulary, 0 if k else answer)
+            difference = self._difference(a, b, row)
+            if difference is None:
+                return Verdict(0.0, _slot(pairs, missing, extra))
+            found.append(difference)
+        if not set(found[0].typos).isdisjoint(found[1].typos):
+            return OTHER  # replaced in the question and in the answer: on purpose
+        edits = sum(difference.edits for difference in found)
+        slot = _slot(pairs, missing, extra) if edits == 1 else None
         length = sum(max(len(a.words), len(b.words)) for a, b in pairs)
-        edits = sum(difference.edits for difference in both)
-        return 1 - edits / max(length, 1), slot
+        added = found[0].added + found[1].added
+        return Verdict(1 - edits / max(length, 1), slot, added)
 
     def _text(self, text: str) -> Text:
         if text not in self._texts:
             self._texts[text] = Text(text)
         return self._texts[text]
 
-    def _difference(self, one: Text, other: Text) -> Difference:
-        found = Difference(shared=len(one.words))
-        if _other_signs(one, other):
-            found.repeats = False
-            return found
+    def _difference(self, one: Text, other: Text, row: Row) -> Difference | None:
+        """Return in what two texts differ; None if they do not repeat each other."""
         if one.words == other.words:
-            return found
-        missing, extra = _only(one.words, other.words)
-        found.shared -= sum(missing.values())
-        typos = self._take_typos(one, other, missing, extra)
-        if missing and extra:
-            _take_joined(missing, extra)
-            _take_articles(missing, extra)
-        found.replaced = set(typos)
-        if missing and extra:
-            found.repeats = False
-            if len(missing) == len(extra) == 1 and not typos:
-                found.replaced = {(next(iter(missing)), next(iter(extra)))}
-            return found
-        left, right = _without_common(one.sentences, other.sentences)
-        rest, sentences = (missing, left) if missing else (extra, right)
-        changed = Counter(one.words) - Counter(other.words)
-        found.edits = max(sum(changed.values()) - sum(missing.values()), len(typos))
-        found.repeats = not rest or self._is_addition(rest, sentences, found)
-        if found.repeats:
-            words = {word: by for by, word in typos}
-            a = [w for w in _flat(left) if w not in missing]
-            b = [
-                words.get(w, w)
-                for w in _flat(_in_order_of(left, right))
-                if w not in extra
-            ]
-            moved = _moved(a, b)
-            found.edits += len(moved)
-            found.repeats = not _moved_alone(moved, a, b, one, other)
-        return found
+            other_signs = one.signs and other.signs and one.signs != other.signs
+            return None if other_signs else SAME
+        missing, extra = one.counts - other.counts, other.counts - one.counts
+        typos = self._take_typos(one, other, missing, extra, row)
+        if missing and extra and not _take_joined(missing, extra):
+            return None
+        if missing:
+            one, other, missing, extra = other, one, extra, missing
+        parts: list[range] = []
+        added: list[int] = []
+        if not _is_free(extra, one, other):
+            parts, extra = boilerplate.added_runs(other, extra)
+            if row.size < SHARED or not _is_free(extra, one, other):
+                return None
+        for part in parts:
+            kind = boilerplate.kind_of(other, part, row.others)
+            if kind is Kind.CONTENT:
+                return None
+            if kind is Kind.UNKNOWN:
+                added.append(_number(" ".join(other.words[part.start : part.stop])))
+        words = dict(typos)
+        left, right = _sentences(one, [], words), _sentences(other, parts, words)
+        order = moves.reordered(left, right, extra)
+        if order is None:
+            return None
+        if not moves.harmless(order[1], one, other, words, row.answer):
+            return None
+        edits = len(typos) + order[0] + len(order[1]) + extra.total()
+        return Difference(typos, edits, tuple(added))
 
     def _take_typos(
-        self, one: Text, other: Text, missing: dict[str, int], extra: dict[str, int]
-    ) -> list[tuple[str, str]]:
-        """Remove the words that are typos of each other, and return them."""
-        typos: list[tuple[str, str]] = []
-        if len(missing) * len(extra) > 400:
+        self,
+        one: Text,
+        other: Text,
+        missing: Counter[str],
+        extra: Counter[str],
+        row: Row,
+    ) -> Pairs:
+        """Remove typos and the right words for them; return them in this order."""
+        typos: Pairs = []
+        if len(missing) * len(extra) > MANY or len(one.words) < FEW:
             return typos
+        short = len(one.words) < TYPOS and row.answer < moves.LONG
+        size = 0 if short else row.size
+        names = one.names | other.names
         for word in list(missing):
             for by in list(extra):
-                if abs(len(word) - len(by)) > 2:
+                if not may_be_typo(word, by):
                     continue
+                twice = by in one.vocabulary or word in other.vocabulary
                 times, again = missing[word], extra[by]
-                twice = by in one.words or word in other.words
                 if times > 1 and again > 1 and not twice:
                     continue  # replaced everywhere: on purpose
-                name = not {word, by}.isdisjoint(one.names | other.names)
-                if is_typo(word, by, self._count, name=name, twice=twice):
+                name = word in names or by in names
+                if is_typo(word, by, self._count, name=name, twice=twice, size=size):
                     changed = min(times, again)
-                    typos += [(word, by)] * changed
+                    right = by in one.vocabulary or self._count(word) < self._count(by)
+                    typos += [(word, by) if right else (by, word)] * changed
                     _take(missing, word, changed)
                     _take(extra, by, changed)
                     if word not in missing:
                         break
         return typos
 
-    def _is_addition(
-        self, rest: dict[str, int], sentences: list[Words], found: Difference
-    ) -> bool:
-        """Return whether the words that only one text has may be left out."""
-        count = sum(rest.values())
-        if FILLERS.issuperset(rest):
-            found.edits += count
-            return True
-        if any(word[0].isdigit() for word in rest):
-            return False
-        unknown = set(rest) - PHRASES
-        usual = not unknown or (len(unknown) <= 2 and not SIGNED.isdisjoint(rest))
-        whole = [s for s in sentences if all(w in rest or w in FILLERS for w in s)]
-        if not Counter(rest) - Counter(_flat(whole)):
-            found.added = 0 if usual else count
-            return True
-        words = _flat(sentences)
-        return usual and rest in (Counter(words[:count]), Counter(words[-count:]))
+
+def _may_repeat(missing: frozenset[str], extra: frozenset[str]) -> bool:
+    """Return in a quick way whether words that only one text has may be typos.
+
+    Two words may also be written as one.
+    """
+    if not missing or not extra or len(missing) != len(extra):
+        return True
+    return any(may_be_typo(a, b) for a in missing for b in extra)
 
 
-def _flat(sentences: Iterable[Words]) -> list[str]:
-    return [word for words in sentences for word in words]
+def _slot(
+    pairs: list[tuple[Text, Text]],
+    missing: list[frozenset[str]],
+    extra: list[frozenset[str]],
+) -> Slot | None:
+    """Return the one word in which two rows differ, if there is only one."""
+    gone, come = missing[0] | missing[1], extra[0] | extra[1]
+    if len(gone) != 1 or len(come) != 1:
+        return None
+    (word,), (by,) = gone, come
+    kept = (sorted(w for w in text.words if w != word) for text, _ in pairs)
+    return Slot(_number("\0".join(itertools.chain(*kept))), word, by)
 
 
-def _without_common(
-    left: list[Words], right: list[Words]
-) -> tuple[list[Words], list[Words]]:
-    """Leave out the sentences that both lists have."""
-    common = Counter(left) & Counter(right)
-    out = []
-    for sentences in (left, right):
-        rest = Counter(common)
-        kept = []
-        for words in sentences:
-            if rest[words]:
-                rest[words] -= 1
-            else:
-                kept.append(words)
-        out.append(kept)
-    return out[0], out[1]
+def _number(text: str) -> int:
+    """Return a number that stands for a text, the same in each process."""
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
 
 
-def _in_order_of(left: list[Words], right: list[Words]) -> list[Words]:
-    """Return the right sentences in the order of those left ones that are similar."""
-    if not 1 < len(right) <= 20 or len(left) != len(right):
-        return right
-    free, out = [(set(words), words) for words in right], []
-    for words in left:
-        best = max(free, key=lambda item: len(item[0] & set(words)))
-        free.remove(best)
-        out.append(best[1])
-    return out
+def _is_free(words: Counter[str], one: Text, other: Text) -> bool:
+    """Return whether words may be left out: articles, but not in a program."""
+    if not words:
+        return True
+    names = one.names | other.names
+    text = not other.code and min(len(one.words), len(other.words)) >= FEW
+    return text and FREE.issuperset(words) and names.isdisjoint(words)
 
 
-def _other_signs(one: Text, other: Text) -> bool:
-    """Return whether the texts have other operators, or no words and other signs."""
-    if one.signs and other.signs:
-        return one.signs != other.signs
-    a, b = one.operators, other.operators
-    return a != b and bool(a - b) and bool(b - a)
+def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Words]:
+    """Return the sentences of prose without some parts, and with some words replaced."""
+    gone = {i for part in parts for i in part}
+    sentences, start = [], 0
+    for end in text.ends:
+        kept = (text.words[i] for i in range(start, end) if i not in gone)
+        if sentence := tuple(words.get(word, word) for word in kept):
+            sentences.append(sentence)
+        start = end
+    return sentences
 
 
-def _only(one: list[str], other: list[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the words that one list has more often, and those that the other has."""
-    counts: dict[str, int] = {}
-    for word in one:
-        counts[word] = counts.get(word, 0) + 1
-    for word in other:
-        counts[word] = counts.get(word, 0) - 1
-    missing = {word: count for word, count in counts.items() if count > 0}
-    return missing, {word: -count for word, count in counts.items() if count < 0}
-
-
-def _take(words: dict[str, int], word: str, times: int) -> None:
+def _take(words: Counter[str], word: str, times: int) -> None:
     words[word] -= times
     if not words[word]:
         del words[word]
 
 
-def _take_joined(missing: dict[str, int], extra: dict[str, int]) -> None:
-    """Remove words that one text writes together and the other apart."""
+def _take_joined(missing: Counter[str], extra: Counter[str]) -> bool:
+    """Remove words that one text writes together and the other apart.
+
+    Returns whether only one of the texts has other words after it.
+    """
     for whole, parts in ((missing, extra), (extra, missing)):
         for word in list(whole):
             for part in list(parts):
                 end = word.removeprefix(part)
-                if (
-                    end != word != ""
-                    and end in parts
-                    and end != part
-                    and not word.isdigit()
-                ):
-                    _take(whole, word, 1)
-                    _take(parts, part, 1)
-                    _take(parts, end, 1)
-                    break
-
-
-def _take_articles(missing: dict[str, int], extra: dict[str, int]) -> None:
-    """Remove the articles that stand in place of others."""
-    if not ARTICLES.isdisjoint(missing) and not ARTICLES.isdisjoint(extra):
-        for words in (missing, extra):
-            for word in ARTICLES & set(words):
-                del words[word]
-
-
-def _moved_alone(
-    moved: list[Words], a: list[str], b: list[str], one: Text, other: Text
-) -> bool:
-    """Return whether a number or a name has changed places with another.
-
-    A sentence may move with its numbers, but a number may not move by itself.
-    """
-    fixed = {word for word in a if word[0].isdigit()} | (one.names & other.names)
-    if [w for w in a if w in fixed] == [w for w in b if w in fixed]:
-        return False
-    sentences = {*one.sentences, *other.sentences}
-    alone = {words[0] for words in sentences if len(words) == 1}
-    return any(
-        (len(words) < 3 or fixed.issuperset(words))
-        and words not in sentences
-        and not (fixed - alone).isdisjoint(words)
-        for words in moved
-    )
-
-
-def _moved(one: list[str], other: list[str]) -> list[Words]:
-    """Return the runs of words that stand at another place."""
-    if one == other:
-        return []
-    steps = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
-    gone = [tuple(one[i:j]) for step, i, j, _, _ in steps if step != "equal" and i < j]
-    came = [
-        tuple(other[i:j]) for step, _, _, i, j in steps if step != "equal" and i < j
-    ]
-    return max(gone, came, key=len)
+                both = (part, end) if end in parts and end not in (word, part) else ()
+                if both and all(len(p) > 2 and p.isalpha() for p in both):
+                    if SCOPE.isdisjoint(both):
+                        for words, taken in ((whole, word), *((parts, p) for p in both)):
+                            _take(words, taken, 1)
+                        break
+    return not (missing and extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 from hashlib import blake2b
 
 from colab_utils.data import schema
@@ -17,8 +18,22 @@ def exact_key(row: Row) -> bytes:
     The line, the group and the category do not count.
     """
     columns = (*schema.COLUMNS[schema.kind_of(row)], "tools")
-    content = json.dumps([row.get(name) for name in columns], sort_keys=True)
-    return blake2b(content.encode(), digest_size=16).digest()
+    content = [row.get(name) for name in columns]
+    turns = [turn for value in content if isinstance(value, list) for turn in value]
+    if "tools" in row or any("tool_calls" in turn for turn in turns):
+        encoded = json.dumps(content, sort_keys=True).encode()
+    else:
+        # Several times as fast as JSON. Version 2 writes equal values as equal bytes.
+        flat = [_flat(value) for value in content]
+        encoded = marshal.dumps(flat, 2)
+    return blake2b(encoded, digest_size=16).digest()
+
+
+def _flat(value: object) -> object:
+    """Return the keys and values of messages in their order; other values stay."""
+    if not isinstance(value, list):
+        return value
+    return [sorted(turn.items()) for turn in value]
 
 
 def drop_exact(rows: list[Row]) -> tuple[list[Row], list[Rejected]]:

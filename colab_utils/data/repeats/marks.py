@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
-MARK = re.compile(
-    r"(?<![\w)\]])-(?=\.?\d)"  # of a negative number
-    r"|[<>=!]=|&&|\|\||!(?=\w)"  # operators of programs
-    r"|(?<=[A-Za-z])[+#]+(?!\w)"  # C++, C#
+# A sign that counts as a word of its own.
+SIGN = (
+    r"(?:[<>=!+*/%&|^-]=|&&|\|\||\*\*|//|[-=]>|!(?=\w)|[+*/<>=%^&|~]"
+    # A minus or a bullet, but not the hyphen of "well-known".
+    r"|(?<![^\W\d_]{2})-(?=[\w.(\[-])|-(?=[\d.(\[-])|(?<!\S)-(?=\s)"
     r"|(?<![\w#@.])[#@.](?=[A-Za-z_])"  # #top, .top, @name
+    r"|\[:(?!\])|(?<!\[):\]"  # [:1], [1:]
     r"|\\[A-Za-z]"  # \d, \D
     r"|[$€£¥₹]"
-    r"|[\u2600-\u27bf\U0001f300-\U0001faff]"  # emoji
+    r"|[\u2600-\u27bf\U0001f300-\U0001faff])"  # emoji
 )
+# The brackets and quotation marks of programs; an apostrophe within a word is none.
+BRACKET = r"""[()\[\]{}]|["`]|(?<!\w)'|'(?!\w)"""
+MARK = re.compile(rf"(?<=[A-Za-z])[+#]+(?!\w)|{SIGN}|{BRACKET}")
 BRACKETS = re.compile(r"[(\[{]")
 
 
 def marks_of(text: str) -> str:
-    """Return the signs of a text in their order: "C#: 7 * -2" gives "# -"."""
-    return " ".join(MARK.findall(text))
-
-
-def same_marks(one: str, other: str) -> bool:
-    """Return whether two texts have the same signs, in any order.
-
-    As many brackets of other types also make another text: x[0] and x(0).
-    """
-    if Counter(MARK.findall(one)) != Counter(MARK.findall(other)):
-        return False
-    a, b = Counter(BRACKETS.findall(one)), Counter(BRACKETS.findall(other))
-    return a == b or sum(a.values()) != sum(b.values())
+    """Return the signs of a text in their order: "C#: 7 * -2" gives "#,*,-"."""
+    return ",".join(MARK.findall(text))

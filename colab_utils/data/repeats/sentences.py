@@ -1,41 +1,89 @@
-"""A text as sentences of words, with its names and its operators."""
+"""A text as sentences of words and signs, with its names."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
+from functools import cached_property
 
+from colab_utils.data.repeats.marks import BRACKET, SIGN
 from colab_utils.data.repeats.words import WORD
 
 SENTENCE = re.compile(r"[.!?:;]+(?=\s|$)|\n+")
+ENDS = re.compile(r"([.!?]+(?=\s|$)|[:;]+(?=\s|$)|\n+)")
+CLASSES = frozenset(("\\D", "\\W", "\\S", "\\B"))  # not \d, \w, \s, \b
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-BULLET = re.compile(r"^[ \t]*[-*+>#•]+(?=\s)", re.MULTILINE)
 DASHES = re.compile("[\u2010-\u2015\u2212]")
-OPERATOR = re.compile(r"[-+*/<>=%^&|]")
+CODE = re.compile(r"[=<>{}\[\];|\\~]|\w\(|[-+*/^%]\s*\(|\)\s*[-+*/^%]")
+QUOTES = str.maketrans("‘’“”", "''\"\"")
+PLAIN = re.compile(rf"\w+(?:[+#]+(?!\w))?|{SIGN}", re.ASCII)
+PLAIN_CODE = re.compile(rf"{PLAIN.pattern}|{BRACKET}", re.ASCII)
+ANY = re.compile(rf"{WORD.pattern}|{SIGN}")
+ANY_CODE = re.compile(rf"{ANY.pattern}|{BRACKET}")
 
 Words = tuple[str, ...]
 
 
 class Text:
-    """A prompt or an answer: its sentences in words, its names and its operators."""
+    """A prompt or an answer as words; an operator or a currency is a word, too.
+
+    So are the brackets and quotation marks of a program. `sentences` end at any stop,
+    colon or new line, and `ends` are the numbers of words before a full stop.
+    """
 
     def __init__(self, text: str) -> None:
-        """Cut a text into sentences."""
-        if not text.isascii():
-            text = DASHES.sub("-", unicodedata.normalize("NFKC", text))
-        text = BULLET.sub("", text)
+        """Cut a text into sentences and words."""
+        ascii, code = text.isascii(), CODE.search(text) is not None
+        if not ascii:
+            text = unicodedata.normalize("NFKC", text).translate(QUOTES)
+            text = DASHES.sub("-", text)
         if "," in text:
             text = THOUSANDS.sub("", text)
+        self.text, self.code = text, code
+        find = (PLAIN_CODE if code else PLAIN) if ascii else ANY_CODE if code else ANY
         self.sentences: list[Words] = []
-        self.names: set[str] = set()
-        for part in SENTENCE.split(text):
-            words = WORD.findall(part)
-            if words:
-                self.sentences.append(tuple(word.casefold() for word in words))
-                self.names.update(w.casefold() for w in words[1:] if w[0].isupper())
-        self.words = [word for words in self.sentences for word in words]
-        if 2 * len(self.names) > len(set(self.words)):
-            self.names.clear()  # all is in capitals
-        self.operators = Counter(OPERATOR.findall(text))
+        self.words: list[str] = []
+        self.ends: list[int] = []
+        self.cased: list[str] = []
+        names: set[str] = set()
+        parts = ENDS.split(text)
+        for part, end in zip(parts[::2], [*parts[1::2], "."], strict=True):
+            if words := find.findall(part):
+                lower = [w if w in CLASSES else w.casefold() for w in words]
+                self.sentences.append(tuple(lower))
+                self.words += lower
+                self.cased += words
+                if not part.islower():
+                    names.update(w.casefold() for w in words[1:] if w[0].isupper())
+            if end[0] in ".!?":
+                self.ends.append(len(self.words))
+        self.vocabulary = frozenset(self.words)
+        # A text that is mostly in capitals has no names that can be told from others.
+        capitals = code or 2 * len(names) > len(self.vocabulary)
+        self.names = set() if capitals else names
         self.signs = "" if self.words else "".join(text.split())
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """Return how often the text has each word."""
+        return Counter(self.words)
+
+    @cached_property
+    def prose(self) -> list[Words]:
+        """Return the sentences that end with a full stop."""
+        starts = [0, *self.ends]
+        return [
+            tuple(self.words[start:end])
+            for start, end in zip(starts, self.ends, strict=False)
+            if start < end
+        ]
+
+    def has_side_by_side(self, one: list[str], other: list[str]) -> bool:
+        """Return whether one of some words stands before one of others.
+
+        There is nothing but spaces between them.
+        """
+        first, second = ("|".join(map(re.escape, words)) for words in (one, other))
+        pattern = rf"(?<!\w)(?:{first})(?:'\w+)?\s+(?:{second})(?!\w)"
+        return re.search(pattern, self.text.casefold()) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 
@@ -9,13 +10,13 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-ARTICLES = _words("a an the this that these those")
 # Words that may be added or left out anywhere without another meaning.
-FILLERS = ARTICLES | _words(
+FREE = _words("a an the please kindly")
+FILLERS = FREE | _words(
     """
-    of to in on at for from with by as is are was were be been it its which there then
-    they them he she his her and so also just really very please kindly me us you your i
-    we my our can could would will do does did have has had
+    this that these those of to in on at for from with by as is are was were be been it
+    its which there then they them he she his her and so also just really very me us you
+    your i we my our can could would will do does did have has had
     """
 )
 # Words of greetings, introductions and signatures.
@@ -29,7 +30,34 @@ PHRASES = FILLERS | _words(
     explain requested useful output result example only sent
     """
 )
-RARE, COMMON = 2, 3  # the rows that have a typo (at most), and a word (at least)
+# One letter more, less or at another place gives another known word.
+CONFUSED = _words(
+    """
+    casual causal trail trial diary dairy angel angle united untied martial
+    marital quite quiet quit scared sacred board broad unclear nuclear clam calm bread
+    beard silver sliver tired tried reserve reverse compliment complement desert dessert
+    later latter county country prostate prostrate through though thorough thought dinner
+    diner supper super moral morale costume custom coma comma cannon canon exit exist cost
+    coast plan plain friend fiend caution cation insulin inulin stating starting staring
+    planing planning hoping hopping lose loose chose choose wondering wandering united
+    untied alter altar adverse averse breath breadth assess access conserve converse
+    expect except principal principle personal personnel salon saloon martin marten
+    sting strong stain strain stand strand price prince model modal mode
+    node noun none boarder border counter encounter crash cash brush bush found fond
+    """
+)
+# Ends of terms for which another end is another thing: sulfate and sulfite.
+ENDS = _words("ate ite ide ane ene yne ine ase ose one ole sia gia mia tis sis ous rus")
+# Letters that hardly ever follow each other in English words: "kq", "vr", "jz" ...
+CLASH = re.compile(
+    "b[kqvwxz]|c[bjxz]|dz|f[bjkxz]|g[jkqx]|h[gjqvxz]|j[^aeiou]|k[jqxz]|l[jqx]|"
+    "m[ghjqvxz]|oq|p[jvxz]|q[^nrsu]|r[qz]|sz|tj|u[jqw]|v[bcdghjklqrstvwxz]|"
+    "w[gjqvxz]|x[jknqrvxz]|y[jkqxy]|z[bcdfghjknpqrsvwx]"
+)
+VOWELS = frozenset("aeiou")
+ROMAN = frozenset("ivxlcdm")
+COMMON, KNOWN = 3, 6  # the rows that have a word, at least
+LONG = 24  # words of a row
 RATIO = 50  # a typo that many rows have is still this much rarer than the word
 
 
@@ -40,9 +68,7 @@ def one_edit(one: str, other: str) -> str:
     """
     if len(one) > len(other):
         one, other = other, one
-    start = 0
-    while start < len(one) and one[start] == other[start]:
-        start += 1
+    start = _same_start(one, other)
     if len(one) + 1 == len(other):
         return "add" if one[start:] == other[start + 1 :] else ""
     if len(one) != len(other) or one == other:
@@ -53,43 +79,105 @@ def one_edit(one: str, other: str) -> str:
     return "swap" if swapped and one[start + 2 :] == other[start + 2 :] else ""
 
 
-def two_edits(one: str, other: str) -> bool:
-    """Return whether two edits of letters turn one word into the other."""
-    if abs(len(one) - len(other)) > 2:
-        return False
-    row = list(range(len(other) + 1))
-    for i, letter in enumerate(one, start=1):
-        above, row = row, [i]
-        for j, to in enumerate(other, start=1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (letter != to)))
-    return row[-1] <= 2
+def _same_start(one: str, other: str) -> int:
+    """Return how many letters two words share at their start."""
+    start = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        start += 1
+    return start
+
+
+def may_be_typo(one: str, other: str) -> bool:
+    """Return in a quick way whether a word may be another word with a typo.
+
+    A typo leaves the first letter as it is, and the last one if it swaps no letters. An
+    added last letter is a plural or another form of the word.
+    """
+    return (
+        -2 < len(one) - len(other) < 2
+        and one[0] == other[0]
+        and (one[-1] == other[-1] or (one[-2:] == other[:-3:-1] and len(one) > 3))
+    )
 
 
 def is_typo(
-    one: str, other: str, count: Callable[[str], int], *, name: bool, twice: bool
+    one: str,
+    other: str,
+    count: Callable[[str], int],
+    *,
+    name: bool,
+    twice: bool,
+    size: int,
 ) -> bool:
     """Return whether one of two different words is a typo of the other.
 
     A typo is rare, and the word that it stands for is not. `count` returns how many
     rows have a word. Words with digits, and known words such as "army" and "navy",
-    differ on purpose. `name` means that one of the words is a name. `twice` means that
-    the right word is also elsewhere in the two rows.
+    differ on purpose. `name` means that one of the words is a name, `twice` that the
+    right word is also elsewhere in the two rows. Rows of a large `size`, in words, hardly
+    differ in one letter on purpose. It is 0 for a text that is itself very short.
     """
     edit, shorter = one_edit(one, other), min(len(one), len(other))
-    if not edit and not (shorter >= 6 and one[0] == other[0] and two_edits(one, other)):
+    if not edit or not (one + other).isalpha() or max(len(one), len(other)) < 4:
         return False
-    if any(sign.isdigit() for sign in one + other):
+    if _other_word(one, other, edit):
         return False
-    if one in PHRASES and other in PHRASES:
-        return True
     rare, common = sorted((count(one), count(other)))
-    if rare > RARE and rare * RATIO > common:
-        # Both are words. "apples" may still be "apple", and "bread" may be "bead".
-        inflected = one.removesuffix("s") == other.removesuffix("s")
-        return not name and (inflected or (edit in ("add", "swap") and shorter >= 4))
-    known = twice or common >= COMMON or one in PHRASES or other in PHRASES
-    if name and not twice:
-        return known and one[0] == other[0] and bool(edit)
-    if known:
-        return shorter >= 2
-    return shorter >= (5 if edit == "replace" else 4)
+    if rare > 2 and rare * RATIO > common:
+        return False  # both are words
+    long = size >= LONG
+    if size == 0 and (rare * RATIO > common or _is_vowel(one, other)):
+        return False
+    if {one, other} <= CONFUSED or (edit == "replace" and _is_vowel(one, other)):
+        return long and rare * RATIO <= common
+    if _clashes(one, other) != _clashes(other, one):
+        return True
+    filler = one in PHRASES or other in PHRASES
+    if name:
+        return twice or (long and common >= KNOWN)
+    if shorter < 4:
+        return filler or common >= KNOWN
+    if edit == "swap" or (edit == "add" and shorter >= 5 and _doubled(one, other)):
+        return True
+    if long:
+        least = KNOWN if edit == "replace" else COMMON
+        return twice or filler or common >= least or (edit == "add" and shorter >= 5)
+    return filler or common >= KNOWN
+
+
+def _other_word(one: str, other: str, edit: str) -> bool:
+    """Return whether the edit gives a known word or another term."""
+    if {one, other} <= PHRASES:
+        return True
+    start = _same_start(one, other)
+    letters = one[start : start + 1] + other[start : start + 1]
+    if not letters.isascii() or ROMAN.issuperset(one + other):
+        return True
+    ends = {one[-3:], other[-3:]}
+    return edit == "replace" and len(ends) == 2 and ends <= ENDS
+
+
+def _is_vowel(one: str, other: str) -> bool:
+    """Return whether a vowel stands for another one, but not within a long word.
+
+    "lactose" and "lactase" are two words, and so are "proscribe" and "prescribe".
+    """
+    start = _same_start(one, other)
+    near_an_end = start < 3 or start >= len(one) - 4
+    letters = {one[start : start + 1], other[start : start + 1]}
+    return near_an_end and letters <= VOWELS
+
+
+def _clashes(word: str, other: str) -> bool:
+    """Return whether one of two words can't be English, next to its different letter."""
+    start = max(_same_start(word, other) - 1, 0)
+    return CLASH.search(word[start : start + 3]) is not None
+
+
+def _doubled(one: str, other: str) -> bool:
+    """Return whether the longer word has a letter twice that the other has once."""
+    longer = max(one, other, key=len)
+    start = _same_start(one, other)
+    return longer[start] == longer[start - 1]

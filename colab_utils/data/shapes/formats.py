@@ -10,20 +10,25 @@ from colab_utils.data.files import cells
 from colab_utils.data.schema import (
     COMPLETION,
     INSTRUCTION,
+    MIDDLE,
     PREFERENCE,
     BadRow,
     Message,
     Row,
     kind_of,
+    texts_of,
 )
 from colab_utils.data.shapes import (
     columns,
     converting,
     kind_readers,
     kinds,
+    middle_marks,
     ready_prompts,
+    template_marks,
     turns,
     values,
+    ways,
 )
 from colab_utils.data.shapes.columns import Plan
 
@@ -31,7 +36,10 @@ from colab_utils.data.shapes.columns import Plan
 ONE_MESSAGE = "one message of a conversation (its column role)"
 UNKNOWN_FORMAT = "its columns match no known format"
 NOT_AN_OBJECT = "not an object with columns"
+SEVERAL = "it has several answers to its prompt, which are several rows"
 MEDIA = "images and sound are not supported"
+CUT_MIDDLE = "cut at its marks of fill-in-the-middle"
+VERDICT, MARK = "verdict: ", "mark: "  # starts of notes
 MANY_PLANS = 1000  # sets of columns that a reader remembers
 
 
@@ -69,7 +77,9 @@ def to_messages(raw: object) -> list[Message]:
 class Tally:
     """What was read: counts that can be added up over the parts of a dataset.
 
-    `found` counts kinds and verdicts, `by` counts (kind, how it was recognized).
+    `found` counts kinds and verdicts, `by` counts (kind, how it was recognized),
+    `verdicts` columns that say whether an answer is good, and `marks` special tokens in
+    texts.
     """
 
     found: Counter[str] = field(default_factory=Counter)
@@ -78,6 +88,8 @@ class Tally:
     keys: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    marks: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -100,10 +112,20 @@ class RowReader:
     counts: Tally = field(default_factory=Tally)
 
     def read(self, raw: object, line: int) -> tuple[Row, str]:
-        """Return a row in the schema and what was found; raises BadRow.
+        """Return the one row of a raw row and what was found, as `read_all` does.
 
-        What was found is the row's kind, or, for an answer with a label, one of
-        `kinds.VERDICTS`.
+        Raises BadRow, also if there are several.
+        """
+        made, found = self.read_all(raw, line)
+        if len(made) > 1:
+            raise BadRow(SEVERAL)
+        return made[0], found
+
+    def read_all(self, raw: object, line: int) -> tuple[list[Row], str]:
+        """Return rows in the schema, one for each answer, and what was found.
+
+        What was found is the rows' kind, or, for an answer with a label, one of
+        `kinds.VERDICTS`. Raises BadRow.
         """
         if cells.is_conversation(raw):
             raw = {"messages": raw}
@@ -111,50 +133,72 @@ class RowReader:
             raise BadRow(f"{NOT_AN_OBJECT}, but {type(raw).__name__}")
         raw = cells.decode(raw)
         plan = self._plan(raw)
-        notes: list[str] = []
-        row = kind_readers.READERS[plan.kind](raw, plan, notes)
-        row["line"] = line
-        for name in plan.meta:
-            label = values.text(raw[plan.columns[name]], name)
-            row[name] = label  # type: ignore[literal-required]
+        if plan.inside:
+            return self.read_all(raw[plan.inside], line)
+        notes = [
+            f"{kind_readers.UNUSED}{values.name(name)}"
+            for name in plan.flags
+            if not kinds.is_trained(raw[name], name)
+        ]
+        rows = kind_readers.READERS[plan.kind](raw, plan, notes)
+        for row in rows:
+            row["line"] = line
+            for name in plan.meta:
+                label = values.text(raw[plan.columns[name]], name)
+                row[name] = label  # type: ignore[literal-required]
         found, by = plan.kind, plan.by
-        if found == COMPLETION and self.kind in ("auto", INSTRUCTION):
-            row, found, by = _ready(row, by, notes)
-        elif "verdict" in plan.columns:
-            found = kinds.verdict(raw[plan.columns["verdict"]])
+        if found == COMPLETION and self.kind in ("auto", INSTRUCTION, MIDDLE):
+            rows[0], found, by = _ready(rows[0], by, notes, self.kind)
+        elif "middle" in rows[0] and found != MIDDLE:
+            found, by = MIDDLE, f"{by}, {CUT_MIDDLE}"
+        elif plan.verdict:
+            name = plan.columns[plan.verdict]
+            found = kinds.verdict(raw[name], name, opposite="bad" in plan.verdict)
+            notes.append(f"{VERDICT}{values.name(name)}")
         if self.kind not in ("auto", found) and not (
             found in kinds.VERDICTS and self.kind in (INSTRUCTION, PREFERENCE)
         ):
-            row, found = converting.convert(row, self.kind), self.kind
-            by = f"made from {plan.kind} ({by})"
-        plan.ways[found, by] = plan.ways.get((found, by), 0) + 1
+            rows = [converting.convert(row, self.kind) for row in rows]
+            found, by = self.kind, f"made from {found} ({by})"
+        plan.read += 1
+        plan.ways[found, by] = plan.ways.get((found, by), 0) + len(rows)
+        for text in texts_of(rows[0]):
+            if mark := template_marks.unread(text):
+                notes.append(f"{MARK}{mark}")
         if notes:
             self._count(notes)
-        return row, found
+        return rows, found
 
     def _count(self, notes: list[str]) -> None:
-        for note in set(notes):
-            if note.startswith(turns.KEY):
-                self.counts.keys[note.removeprefix(turns.KEY)] += 1
+        counters = {
+            turns.KEY: self.counts.keys,
+            kind_readers.UNUSED: self.counts.unused,
+            VERDICT: self.counts.verdicts,
+            MARK: self.counts.marks,
+        }
+        for note in dict.fromkeys(notes):
+            for start, counter in counters.items():
+                if note.startswith(start):
+                    counter[note.removeprefix(start)] += 1
+                    break
             else:
                 self.counts.repairs[note] += 1
 
     def tally(self) -> Tally:
         """Return the counts of all rows that were read."""
         for key, plan in self.plans.items():
-            rows = sum(plan.ways.values())
             for (found, by), count in plan.ways.items():
                 self.counts.found[found] += count
                 self.counts.by[found, by] += count
-            if rows:
-                self.counts.unused.update(dict.fromkeys(plan.unused, rows))
+            if plan.read:
+                self.counts.unused.update(dict.fromkeys(plan.unused, plan.read))
             names = [str(name) for name, _ in key]
             self.counts.columns.update(dict.fromkeys(names, plan.seen))
         self.plans.clear()
         return self.counts
 
     def _plan(self, raw: dict[Any, Any]) -> Plan:
-        key = tuple([(name, columns.type_of(value)) for name, value in raw.items()])
+        key = tuple([(name, ways.type_of(value)) for name, value in raw.items()])
         plan = self.plans.get(key)
         if plan is None:
             if len(self.plans) >= MANY_PLANS:
@@ -168,20 +212,37 @@ class RowReader:
     def _recognize(self, key: columns.Key) -> Plan:
         if name := columns.media(key):
             return Plan("", {}, "", [], f"{MEDIA} (its column {name})")
-        ways = list(columns.plans(key))
-        own = [way for way in ways if way.kind == self.kind]
-        if self.kind == "auto" and ways[:1] and columns.is_one_message(key, ways[0]):
+        plans = list(columns.plans(key))
+        own = [plan for plan in plans if plan.kind == self.kind]
+        if plans and {"answers", "best first"} & plans[0].columns.keys():
+            own = plans[:1]  # not all of the answers are good
+        if not plans and (inside := columns.nested(key)):
+            return Plan("", {}, "", [], inside=inside)
+        if self.kind == "auto" and plans[:1] and columns.is_one_message(key, plans[0]):
             return Plan("", {}, "", [], ONE_MESSAGE)
         unknown = UNKNOWN_FORMAT + columns.why_none(key)
-        return next(iter(own or ways), Plan("", {}, "", [], unknown))
+        return next(iter(own or plans), Plan("", {}, "", [], unknown))
 
 
-def _ready(row: Row, by: str, notes: list[str]) -> tuple[Row, str, str]:
-    """Return a text with the marks of a chat template as an instruction row."""
-    dialogue = ready_prompts.cut(row["text"], notes)
-    if not dialogue:
-        return row, COMPLETION, by
-    name, messages = dialogue
-    made: Row = {**row, "messages": turns.repaired(messages, notes)}
+def _ready(row: Row, by: str, notes: list[str], kind: str) -> tuple[Row, str, str]:
+    """Return a text that is a dialogue, or has marks of fill-in-the-middle, as such.
+
+    A reader who asks for middles gets those of the text as it is.
+    """
+    text = row["text"]
+    made: Row = {**row}
     del made["text"]
-    return made, INSTRUCTION, f"{by}, cut at the marks {name}"
+    if middle_marks.begins(text):
+        made.update(kind_readers.middle_of(text))
+        return made, MIDDLE, f"{by}, {CUT_MIDDLE}"
+    if kind == MIDDLE:
+        return row, COMPLETION, by
+    if cells.is_conversation(listed := cells.value_of(text)):
+        messages = turns.messages_of(listed, "text", notes)
+    elif dialogue := ready_prompts.cut(text, notes):
+        name, messages = dialogue
+        by += f", cut at the marks {name}"
+    else:
+        return row, COMPLETION, by
+    made["messages"] = turns.repaired(messages, notes)
+    return made, INSTRUCTION, by

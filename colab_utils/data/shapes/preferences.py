@@ -13,14 +13,13 @@ from typing import Any
 
 from colab_utils.data.schema import BadRow, Message, Row
 from colab_utils.data.shapes import ready_prompts, turns, values
-from colab_utils.data.shapes.columns import compact
+from colab_utils.data.shapes.column_names import compact
+from colab_utils.data.shapes.ways import RANK_KEYS, SCORE_KEYS
 
 SAME = "chosen and rejected are the same"
 TIE = "a tie: no answer is better"
-# Keys of an answer that is an object, and of its score. A rank is best if it is low.
+# Keys of an answer that is an object.
 ANSWER_KEYS = ("response", "answer", "completion", "output", "text", "content", "value")
-SCORE_KEYS = ("overall_score", "score", "rating", "reward", "overall_rating")
-RANK_KEYS = ("rank", "ranking")
 # A verdict: the sign of the better column, or the sign after a word.
 NAMED = re.compile(r"(?:model|response|answer|assistant|option|output)?[ _-]*([ab012])")
 
@@ -40,6 +39,10 @@ def preference(
     shared = 0
     while shared < min(len(good), len(bad)) and good[shared] == bad[shared]:
         shared += 1
+    if not shared and len(bad) == 1 < len(good):
+        shared, bad = len(good) - 1, [*good[:-1], *bad]  # without the turns before it
+        if good[-1] == bad[-1]:
+            raise BadRow(SAME)
     asked, good, bad = good[:shared], good[shared:], bad[shared:]
     good, bad = turns.joined(good, notes), turns.joined(bad, notes)
     for name, answer in (("chosen", good), ("rejected", bad)):
@@ -77,6 +80,9 @@ def as_messages(
             return dialogue
     elif isinstance(value, list):
         return turns.messages_of(value, column, notes)
+    elif isinstance(value, dict) and "messages" in value:  # OpenAI's preferences
+        notes.extend(f"{turns.KEY}{values.name(k)}" for k in value if k != "messages")
+        return turns.messages_of(value["messages"], column, notes)
     elif isinstance(value, dict) and any(key in value for key in turns.ROLE_KEYS):
         return turns.messages_of([value], column, notes)
     return [{"role": role, "content": values.text(value, column)}]
@@ -145,7 +151,7 @@ def best_and_worst(
         raise BadRow(TIE)
     if len(found) > 2:
         notes.append("only the best and the worst of several answers used")
-    return _answer(found[best]), _answer(found[worst])
+    return text_of(found[best], notes), text_of(found[worst], notes)
 
 
 def _own_scores(answers: list[Any]) -> tuple[list[object], bool]:
@@ -156,10 +162,14 @@ def _own_scores(answers: list[Any]) -> tuple[list[object], bool]:
     raise BadRow("its answers have no scores")
 
 
-def _answer(answer: object) -> object:
+def text_of(answer: object, notes: list[str]) -> object:
+    """Return the text of an answer that may be an object, or None if it has none."""
     if not isinstance(answer, dict):
         return answer
-    return next((answer[key] for key in ANSWER_KEYS if answer.get(key)), None)
+    used = next((key for key in ANSWER_KEYS if answer.get(key)), None)
+    read = (used, *SCORE_KEYS, *RANK_KEYS)
+    notes.extend(f"{turns.KEY}{values.name(key)}" for key in answer if key not in read)
+    return answer.get(used)
 
 
 def _number(value: object) -> float:

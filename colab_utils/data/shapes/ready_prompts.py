@@ -8,77 +8,28 @@ are removed.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from colab_utils.data.schema import BadRow, Message
+from colab_utils.data.shapes.template_marks import (
+    INST,
+    MARKS,
+    MORE,
+    SIGNS,
+    SPECIAL,
+    SYS,
+    SYSTEM_PROMPT,
+    WORDS,
+    Marks,
+)
 from colab_utils.data.shapes.turns import ASSISTANT, ROLES, SYSTEM, USER
 
-# They may stand between two turns.
-SPECIAL = (
-    *("<s>", "</s>", "<bos>", "<eos>", "<|begin_of_text|>", "<|end_of_text|>"),
-    "<|endoftext|>",
-)
-WORDS = {
-    **{"human": USER, "user": USER, "instruction": USER, "question": USER},
-    **{"assistant": ASSISTANT, "response": ASSISTANT, "answer": ASSISTANT},
-    **{"output": ASSISTANT, "system": SYSTEM},
-}
-MORE = ("input", "context")  # continue the question before them
 PREAMBLE = "Below is an instruction that describes a task"  # of the Alpaca format
 PREAMBLE_LENGTH = 1000  # characters before the first mark that are a system message
-
-
-@dataclass(frozen=True)
-class Marks:
-    """The marks of one format. Group 1 of `opens` is the role of the turn."""
-
-    name: str
-    sign: str  # a text without it is not of this format
-    opens: re.Pattern[str]
-    closes: re.Pattern[str] | None  # special tokens; None if the marks are plain words
-    preamble: bool = False  # whether a text may stand before the first mark
-
-
-def _special(name: str, opens: str, closes: str) -> Marks:
-    return Marks(name, name, re.compile(opens), re.compile(closes))
-
-
-MARKS = (
-    _special("<|im_start|>", r"<\|im_start\|>\s*(\w+)[ \t]*\n", r"<\|im_end\|>"),
-    _special(
-        "<|start_header_id|>",
-        r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>",
-        r"<\|eot_id\|>|<\|eom_id\|>",
-    ),
-    _special("<start_of_turn>", r"<start_of_turn>\s*(\w+)[ \t]*\n", "<end_of_turn>"),
-    _special(
-        "<|assistant|>",
-        r"<\|(system|user|prompter|assistant)\|>",
-        r"</s>|<\|end\|>|<\|endoftext\|>",
-    ),
-    Marks(
-        "###",
-        "### ",
-        re.compile(
-            r"### (Human|User|Assistant|System|Instruction|Input|Context|Response"
-            r"|Question|Answer|Output):"
-        ),
-        None,
-        preamble=True,
-    ),
-    Marks("Human:", "Human:", re.compile(r"(?:^|\n\n)(Human|Assistant):"), None),
-    Marks(
-        "USER:",
-        "USER:",
-        re.compile(r"(?:^|(?<=[\s>]))(USER|ASSISTANT|SYSTEM):"),
-        None,
-        preamble=True,
-    ),
-)
-INST, SYS = "[INST]", re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
-
-
-SIGNS = (INST, *(marks.sign for marks in MARKS))
+# A prompt with plain words as marks that asks for an answer.
+ASKS = re.compile(r"(?i)\b(?:assistant|response|answer|output|bot)\b>?:?\s*\Z")
+WORDY = tuple(marks.name for marks in MARKS if marks.closes is None)
+FIRST = "<[#HUB"  # the characters that a mark begins with
+QUOTED = "texts with {} in them, which do not begin with it, kept as raw text"
 
 
 def cut(text: str, notes: list[str]) -> tuple[str, list[Message]] | None:
@@ -86,13 +37,14 @@ def cut(text: str, notes: list[str]) -> tuple[str, list[Message]] | None:
 
     The messages may end in a question. Raises BadRow if the marks are in disorder.
     """
-    for sign in SIGNS:
-        if sign in text:
-            break
-    else:
+    if not any(rare in text and sign in text for rare, sign in SIGNS):
         return None
-    if INST in text and _trimmed(text[: text.index(INST)]) == "":
-        return INST, _filled(_llama2(text))
+    if INST in text:
+        first = _trimmed(text[: text.index(INST)])
+        system = SYSTEM_PROMPT.fullmatch(first)
+        if system or not first:
+            start = [{"role": SYSTEM, "content": system[1].strip()}] if system else []
+            return INST, _filled([*start, *_llama2(text)])
     for marks in MARKS:
         if marks.sign in text and (found := _cut(text, marks, notes)) is not None:
             return marks.name, _filled(found)
@@ -103,12 +55,15 @@ def cut_prompt(text: str, notes: list[str]) -> list[Message] | None:
     """Return the messages of a prompt that is written as a dialogue, else None.
 
     A dialogue begins with a mark and asks for the next answer. A prompt that quotes a
-    dialogue is not one. The answers in it are read and not trained.
+    dialogue is not one, and one whose marks are plain words must end in the mark of an
+    answer. The answers in it are read and not trained.
     """
     if not _begins(text):
         return None
     found = cut(text, [])
     if found is None or found[1][-1]["role"] != USER:
+        return None
+    if found[0] in WORDY and not ASKS.search(text):
         return None
     notes.append("prompts cut at the marks of their format")
     return [
@@ -135,6 +90,8 @@ def without_end(answer: str) -> str:
 
 def _begins(text: str) -> bool:
     """Return whether a text begins with a mark, or as the Alpaca format does."""
+    if text[:1] not in FIRST and not text[:1].isspace():
+        return False
     text = _trimmed(text)
     return text.startswith((INST, PREAMBLE)) or any(
         marks.opens.match(text) for marks in MARKS
@@ -142,53 +99,83 @@ def _begins(text: str) -> bool:
 
 
 def _cut(text: str, marks: Marks, notes: list[str]) -> list[Message] | None:
-    pieces = marks.opens.split(text)
-    first = _trimmed(pieces[0])
-    plain = marks.closes is None
-    if (
-        len(pieces) < 3
-        or (first and not marks.preamble)
-        or len(first) > PREAMBLE_LENGTH
-    ):
+    begun = list(marks.opens.finditer(text))
+    if marks.closes is None:
+        begun = _of_one_format(begun)
+    if not begun:
         return None
-    roles = [_role(mark) for mark in pieces[1::2]]
-    if plain and not {USER, ASSISTANT} <= set(roles):
+    first = _trimmed(text[: begun[0].start()])
+    if first and not _is_preamble(first, text, begun[0].start(), marks):
+        if marks.closes is None:
+            notes.append(QUOTED.format(marks.name))
         return None
+    roles = [_role(mark[1]) for mark in begun]
+    ends = [mark.start() for mark in begun[1:]] + [len(text)]
     found: list[Message] = []
     if first.startswith(PREAMBLE):
         notes.append("the first sentences of the Alpaca format removed")
     elif first:
         found.append({"role": SYSTEM, "content": first})
-    for mark, role, content in zip(pieces[1::2], roles, pieces[2::2], strict=True):
+    for mark, role, end in zip(begun, roles, ends, strict=True):
+        content = text[mark.end() : end]
         if marks.closes:
             content, *rest = marks.closes.split(content, maxsplit=1)
             if rest and _trimmed(rest[0]):
                 raise BadRow(f"there is text between two turns ({marks.name})")
         content = _trimmed(content)
-        if mark.lower() in MORE and found and found[-1]["role"] == USER:
+        if mark[1].lower() in MORE and found and found[-1]["role"] == USER:
             found[-1]["content"] += f"\n\n{content}" if content else ""
         else:
             found.append({"role": role, "content": content})
     return found
 
 
+def _of_one_format(begun: list[re.Match[str]]) -> list[re.Match[str]]:
+    """Return the marks with the words of the first question and the first answer.
+
+    An answer may have such words as headings. Returns none if there is no question or
+    no answer.
+    """
+    words = [mark[1].lower() for mark in begun]
+    own = [word for word in words if word not in MORE]
+    asks = next((word for word in own if _role(word) == USER), "")
+    asks = asks or next((word for word in words if word in MORE), "")
+    answers = next((word for word in own if _role(word) == ASSISTANT), "")
+    if not asks or not answers:
+        return []
+    kept, last = [], ""
+    for mark, word, following in zip(begun, words, [*words[1:], ""], strict=True):
+        more = word in MORE and (last != answers or following == asks)
+        if word in (asks, answers, "system") or more:
+            kept.append(mark)
+            last = word
+    return kept
+
+
+def _is_preamble(first: str, text: str, end: int, marks: Marks) -> bool:
+    """Return whether the text before the first mark is a system message.
+
+    It is if every turn is closed by `</s>`, as in Vicuna's format.
+    """
+    if not marks.preamble or len(first) > PREAMBLE_LENGTH:
+        return False
+    closed = marks.sign == "USER:" and text.rstrip().endswith("</s>")
+    return closed or marks.preamble.match(text[:end]) is not None
+
+
 def _trimmed(text: str) -> str:
     """Return a text without the spaces and special tokens at both ends."""
     start, end = 0, len(text)
-    while start < end:
-        size = text[start].isspace() or next(
-            (len(t) for t in SPECIAL if text.startswith(t, start)), 0
-        )
-        if not size:
+    while start < end and (text[start].isspace() or text[start] in "<["):
+        special = next((t for t in SPECIAL if text.startswith(t, start)), "")
+        if not special and not text[start].isspace():
             break
-        start += size
-    while start < end:
-        size = text[end - 1].isspace() or next(
-            (len(t) for t in SPECIAL if text.endswith(t, start, end)), 0
-        )
-        if not size:
+        start += len(special) or 1
+    while start < end and (text[end - 1].isspace() or text[end - 1] in ">]"):
+        special = next((t for t in SPECIAL if text.endswith(t, start, end)), "")
+        if not special and not text[end - 1].isspace():
             break
-        end -= size
+        end -= len(special) or 1
     return text[start:end]
 
 
@@ -218,11 +205,11 @@ def _llama2(text: str) -> list[Message]:
 
 
 def _filled(found: list[Message]) -> list[Message]:
-    """Remove an empty system message, and the mark of an answer that is to come.
+    """Remove an empty system message, and the mark of a turn that is to come.
 
     Raises BadRow if another turn is empty.
     """
-    if found and found[-1]["role"] == ASSISTANT and not found[-1]["content"]:
+    if found and found[-1]["role"] in (ASSISTANT, USER) and not found[-1]["content"]:
         found = found[:-1]
     found = [turn for turn in found if turn["content"] or turn["role"] != SYSTEM]
     for turn in found:

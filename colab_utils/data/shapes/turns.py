@@ -9,6 +9,7 @@ from typing import Any
 
 from colab_utils.data.schema import BadRow, Message
 from colab_utils.data.shapes import tool_calls, values
+from colab_utils.data.shapes.column_names import MASKS, WEIGHTS, compact
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 CALL = "a tool call"  # a turn of its own, as ShareGPT has it
@@ -22,10 +23,8 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call", "tool_calls"), CALL),
 }
 ROLE_KEYS = ("role", "from", "speaker", "author")
-CONTENT_KEYS = ("content", "value", "text", "message")
-WEIGHTS = ("weight", "loss", "train", "training")
-USED = {*ROLE_KEYS, *CONTENT_KEYS, *WEIGHTS, *tool_calls.CALLS, "tool_call_id"}
-NO, YES = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
+CONTENT_KEYS = ("content", "value", "text", "message", "parts")
+USED = {*ROLE_KEYS, *CONTENT_KEYS, *tool_calls.CALLS, "tool_call_id"}
 KEY = "key: "  # the start of a note on a key that is not used
 
 
@@ -37,9 +36,13 @@ def messages_of(
     With `texts`, a list of texts is read as questions and answers in turn.
     """
     value = values.objects(value, column)
-    if not isinstance(value, list) or not value:
+    if isinstance(value, list) and not value:
+        raise BadRow(f"{values.name(column)} is empty")
+    if not isinstance(value, list):
         raise BadRow("a conversation must be a list of messages")
     found: list[Message] = []
+    if isinstance(value[0], str) and value[0].lstrip().startswith("{"):
+        value = [values.decoded(one, column) for one in value]
     if texts and isinstance(value[0], str) and len(value) % 2 == 0:
         notes.append("a list of texts read as questions and answers in turn")
         value = [
@@ -68,6 +71,9 @@ def _plain(turn: dict[Any, Any]) -> Message | None:
 
 def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
     role_key = next((k for k in ROLE_KEYS if not values.is_blank(turn.get(k))), "")
+    if not role_key:
+        turn = {str(key).lower(): value for key, value in turn.items()}
+        role_key = next((k for k in ROLE_KEYS if not values.is_blank(turn.get(k))), "")
     if not role_key and (pair := _pair(turn, notes)):
         return pair
     named = values.text(turn.get(role_key), "role")
@@ -83,9 +89,16 @@ def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
     if role == SYSTEM and not key:
         notes.append("an empty system message removed")
         return []
-    message: Message = {"role": role}
     called = _calls(turn) if role == ASSISTANT else None
-    message["content"] = None if called and not key else _content(content, role)
+    results: list[Message] = []
+    if isinstance(content, list) and role in (USER, ASSISTANT):
+        content, calls, results = tool_calls.parts_of(content)
+        called = called or calls
+    if results and not content:
+        return results
+    message: Message = {"role": role}
+    silent = called and values.is_blank(content)
+    message["content"] = None if silent else content_of(content, role)
     if called:
         message["tool_calls"] = tool_calls.calls_of(called)
     if role == ASSISTANT and not _trained(turn):
@@ -94,7 +107,7 @@ def _turn(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
         for name in ("tool_call_id", "name"):
             if not values.is_blank(turn.get(name)):
                 message[name] = values.text(turn[name], name)
-    return [message]
+    return [*results, message]
 
 
 def _pair(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
@@ -109,7 +122,7 @@ def _pair(turn: dict[Any, Any], notes: list[str]) -> list[Message]:
     if set(found) != {USER, ASSISTANT}:
         return []
     return [
-        {"role": role, "content": _content(found[role], role)}
+        {"role": role, "content": content_of(found[role], role)}
         for role in (USER, ASSISTANT)
     ]
 
@@ -125,9 +138,10 @@ def _note_keys(
 ) -> None:
     """Note the filled keys of a turn that are not used."""
     for key, value in turn.items():
-        if key in WEIGHTS and role != ASSISTANT and str(value).lower() in YES:
+        weight = compact(key) in WEIGHTS + MASKS
+        if weight and role != ASSISTANT and values.flag(value) == _trains(key):
             notes.append(f"{KEY}{key} of a {role} message")
-        used = key in USED or (key == "name" and role == TOOL)
+        used = key in USED or weight or (key == "name" and role == TOOL)
         other = key in ROLE_KEYS + CONTENT_KEYS and key not in read
         if (not used or other) and not values.is_blank(value):
             notes.append(f"{KEY}{values.name(key)}")
@@ -135,22 +149,29 @@ def _note_keys(
 
 def _trained(turn: dict[Any, Any]) -> bool:
     """Return whether the flags of an answer say that it is trained."""
-    for key in WEIGHTS:
-        value = turn.get(key)
-        if value is None:
+    trained = True
+    for key, value in turn.items():
+        if key in ROLE_KEYS + CONTENT_KEYS or value is None:
             continue
-        said = (
-            str(value).strip().lower() if isinstance(value, (str, int, float)) else ""
-        )
-        if said in NO:
-            return False
-        if said not in YES:
-            raise BadRow(f"{key} of a message is not 0 or 1")
-    return True
+        if key == "train_detail":
+            raise BadRow("train_detail: a part of an answer can't be trained alone")
+        if compact(key) in WEIGHTS + MASKS:
+            said = values.flag(value)
+            if said is None:
+                raise BadRow(f"{values.name(key)} of a message is not 0 or 1")
+            trained &= said == _trains(key)
+    return trained
 
 
-def _content(value: object, role: str) -> str:
+def _trains(key: object) -> bool:
+    """Return the value of a flag that says that a message is trained."""
+    return compact(key) in WEIGHTS
+
+
+def content_of(value: object, role: str) -> str:
     """Return the text of a message; parts of type text are joined."""
+    if isinstance(value, dict) and "parts" in value:
+        value = value["parts"]
     if isinstance(value, dict) and "type" in value:
         value = [value]
     if isinstance(value, list) and all(isinstance(part, (dict, str)) for part in value):
@@ -248,6 +269,8 @@ def _check(turns: list[Message]) -> None:
         if not last and role != USER:
             break
         last = role
+    if turns and not last:
+        raise BadRow("no question: there are only answers and system messages")
     if last != ASSISTANT:
         raise BadRow("the roles must alternate, from user to assistant")
     if all(turn.get("weight") == 0 for turn in turns if turn["role"] == ASSISTANT):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
 
 from colab_utils.data.schema import BadRow, escape
+
+NO, YES = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
 
 
 def is_blank(value: object) -> bool:
@@ -48,6 +51,12 @@ def _spell(value: object, column: object) -> str:
         return str(value)
     except ValueError as error:
         raise BadRow(f"{name(column)} is a number of too many digits") from error
+
+
+def flag(value: object) -> bool | None:
+    """Return what a cell with yes or no says, or None for another value."""
+    said = str(value).strip().lower() if isinstance(value, (str, int, float)) else ""
+    return True if said in YES else False if said in NO else None
 
 
 def check_utf8(value: str, column: object) -> None:
@@ -109,10 +118,15 @@ def label(value: object, column: object) -> str:
 
     Raises BadRow for a list of several.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(BadRow):
+            value = decoded(value, column)
     if isinstance(value, list):
         if len(value) != 1:
             raise BadRow(f"{name(column)} has {len(value)} labels, but a row has one")
         value = value[0]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if value == "-":
+        raise BadRow(f"{name(column)} is -, which stands for no label")
     return text(value, column)

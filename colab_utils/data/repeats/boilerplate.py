@@ -1,0 +1,106 @@
+"""Sentences of politeness around a text: greetings, thanks, announcements."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection
+from enum import Enum
+
+from colab_utils.data.repeats.sentences import Text
+from colab_utils.data.repeats.typos import FILLERS, PHRASES
+
+SIGNED = frozenset(("regards", "sincerely", "cheers", "thanks", "yours", "dear", "hi"))
+# Somebody speaks to somebody.
+ADDRESS = frozenset(
+    "i you your yours me my mine we us our everyone everybody anyone anybody".split()
+)
+# A sentence with such a word asks for another answer.
+ORDERS = frozenset(
+    """
+    only without must should shall except however unless instead avoid use uses using
+    least most each every both otherwise also write return include answer english french
+    spanish german short long brief briefly word words sentence sentences list step
+    steps line lines format
+    """.split()
+)
+DENIALS = frozenset("not no never none nor cannot don t if but all".split())
+LONGEST = 16  # words of such a sentence
+
+
+class Kind(Enum):
+    """What a sentence is that only one of two texts has."""
+
+    CONTENT = 0
+    POLITE = 1
+    UNKNOWN = 2  # polite if many rows differ from another in nothing else
+
+
+def kind_of(text: Text, part: range, others: frozenset[str]) -> Kind:
+    """Return what an added part is; `others` are the words of the row's other text.
+
+    A sentence about the subject shares words with the rest of the row.
+    """
+    words = set(text.words[part.start : part.stop])
+    row = others.union(text.words[: part.start], text.words[part.stop :])
+    starts = {part.start, *itertools.accumulate(map(len, text.sentences))}
+    capitals = (text.cased[i] for i in part if i not in starts)
+    names = {word for word in capitals if word[0].isupper() and word != "I"}
+    if is_phrase(words):
+        return Kind.POLITE
+    own = words - FILLERS
+    about = own & row
+    if (
+        not all(map(str.isalpha, words))
+        or len(part) > LONGEST
+        or words & ORDERS
+        or (names and text.names)
+        or 2 * len(about) >= max(len(own), 2)
+    ):
+        return Kind.CONTENT
+    polite = not words.isdisjoint(ADDRESS) and words.isdisjoint(DENIALS)
+    return Kind.POLITE if polite and not about else Kind.UNKNOWN
+
+
+def is_phrase(words: Collection[str]) -> bool:
+    """Return whether all words are those of greetings, or of a signature with a name."""
+    unknown = set(words) - PHRASES
+    if not unknown and FILLERS.issuperset(words):
+        return "you" in words
+    signed = len(unknown) <= 2 and not SIGNED.isdisjoint(words)
+    return not unknown or (signed and all(map(str.isalpha, unknown)))
+
+
+def added_runs(text: Text, rest: Counter[str]) -> tuple[list[range], Counter[str]]:
+    """Return the parts that may have been added to a text, and the words left over.
+
+    `rest` are the words that another text lacks. The parts are a start and an end of
+    the text, and phrases between two stops within it.
+    """
+    size, count = len(text.words), rest.total()
+    if count > 2 * LONGEST:
+        return [], rest
+    for start in range(count + 1):
+        ends = range(start), range(size - count + start, size)
+        words = Counter(text.words[i] for part in ends for i in part)
+        if words == rest and all(_stands_alone(text, part) for part in ends):
+            return [part for part in ends if part], Counter()
+    rest, parts, end = rest.copy(), [], 0
+    for sentence in text.sentences:
+        start, end = end, end + len(sentence)
+        words = Counter(sentence)
+        if words <= rest and (start == 0 or end == size or is_phrase(words)):
+            rest -= words
+            parts.append(range(start, end))
+    return parts, rest
+
+
+def _stands_alone(text: Text, part: range) -> bool:
+    """Return whether a start or an end of a text is a sentence, or begins like one."""
+    words = text.words[part.start : part.stop]
+    if not words or is_phrase(words):
+        return True
+    starts = {0, *itertools.accumulate(map(len, text.sentences))}
+    if part.start == 0:
+        return part.stop in starts
+    return part.start in starts or text.cased[part.start][0].isupper()
