@@ -71,6 +71,19 @@ def first_of(rows, kept: np.ndarray, of: Callable) -> np.ndarray:
     return found.first(lambda places: next(texts(rows, kept[places], of), []))
 
 
+def together(rows, kept: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return the groups of the kept rows and the texts that they share."""
+    groups: list[str] = []
+    shared = [np.empty((0, 3), np.uint64)]
+    for part in parts(kept.tolist(), 5000):
+        some = [*map(parse, rows[part]["row"])]
+        found = splitting.shared_texts(some)
+        found[:, 0] += len(groups)
+        shared.append(found)
+        groups += [row.get("group", "") for row in some]
+    return groups, np.concatenate(shared)
+
+
 def main(folder: Path, processes: int) -> None:
     """Read, filter, drop repeats, split and write."""
     from datasets import load_dataset
@@ -110,7 +123,8 @@ def main(folder: Path, processes: int) -> None:
     step("no near duplicates", len(kept))
 
     first = first_of(rows, kept, splitting.split_texts)
-    test = np.array(splitting.choose(splitting.related(first.tolist()), 0.1, 0))
+    related = splitting.related(first.tolist(), *together(rows, kept))
+    test = np.array(splitting.choose(related, 0.1, 0))
     out = folder / "mapped"
     out.mkdir(exist_ok=True)
     for name, chosen in (("train", kept[~test]), ("test", kept[test])):
