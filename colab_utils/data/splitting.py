@@ -166,5 +166,5 @@ def _advice(sizes: Counter[int], rows: int, test_share: float) -> str:
             f"{start}Add rows with other prompts. If all are of one group, remove the "
             "column `group`."
         )
-    low, high = smallest / rows, 1 - smallest / rows
+    low, high = smallest / rows, 1 - (largest + 1) / (2 * rows)
     return f"{start}Take a TEST_SHARE from {low:.4f} to {high:.4f}, or add rows."

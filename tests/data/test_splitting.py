@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data, demo
+from colab_utils.data import splitting
 
 
 @pytest.mark.slow
@@ -349,3 +351,17 @@ def test_rows_that_differ_in_trained_turns_stay_together(seed):
     train, test = data.split(rows, 0.5, seed)
     sides = [{row["line"] for row in part} for part in (train, test)]
     assert len(train) == len(test) == 12 and not sides[0] & sides[1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(0, 99))
+def test_a_share_that_the_error_advises_can_be_split(sizes, seed):
+    related = [number for number, size in enumerate(sizes) for _ in range(size)]
+    with pytest.raises(ValueError, match="TEST_SHARE from") as error:
+        splitting.choose(related, 0.0, seed)
+    ends = re.search(r"from (\S+) to (\S+),", str(error.value))
+    low, high = (float(end) for end in ends.groups())
+    for share in (low + 1e-4, (low + high) / 2, high - 1e-4):  # printed with 4 digits
+        if low <= share <= high:
+            test = splitting.choose(related, share, seed)
+            assert any(test) and not all(test)

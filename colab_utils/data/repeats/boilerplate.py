@@ -37,7 +37,7 @@ class Kind(Enum):
 
     CONTENT = 0
     POLITE = 1
-    UNKNOWN = 2  # polite if many rows differ from another in nothing else
+    UNKNOWN = 2  # polite if two rows or more differ from another in nothing else
 
 
 def kind_of(text: Text, part: range, others: frozenset[str]) -> Kind:

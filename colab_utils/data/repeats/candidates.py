@@ -1,7 +1,7 @@
 """The pairs of rows that are worth comparing, found without looking at all pairs.
 
 Two rows that repeat each other have nearly the same words and the same digits. So they
-share two of their five rarest words (a prefix filter; Chaudhuri et al. 2006). A word of
+share two of their nine rarest words (a prefix filter; Chaudhuri et al. 2006). A word of
 one row only can't be shared and does not count.
 """
 
@@ -20,7 +20,7 @@ KEPT = 48  # the words that are kept of a long row: its rarest
 RAREST = 9
 RARE = 2  # a typo is in so many rows at most
 TABLE = 2**24  # the size of the table that counts the rows of each word
-FAMILY = 4  # rows that differ in one place, and in as many words, differ on purpose
+FAMILY = 4  # if so many words stand in one place of equal rows, it is on purpose
 BUCKET, WINDOW = 32, 8  # in a larger bucket, a row is paired with its next neighbors
 PARTS = 4  # the keys are sorted in parts, which takes less memory
 CHUNK = 20_000

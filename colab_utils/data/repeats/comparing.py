@@ -15,7 +15,7 @@ from colab_utils.data.repeats.sentences import Text, Words
 from colab_utils.data.repeats.typos import FREE, is_typo, may_be_typo
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
-TYPOS = 6  # words of a text in which a typo is a typo, at least
+TYPOS = 6  # in a text with fewer words, typos are judged more strictly
 FEW = 4  # words of a text from which an article may be missing, at least
 MANY = 400  # more pairs of words than these are not looked at for typos
 

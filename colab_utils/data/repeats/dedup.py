@@ -87,7 +87,7 @@ def near_duplicates(rows: list[Row]) -> list[int]:
     """Return for each row the index of the first row that it repeats, or its own.
 
     Two rows are in one group if their similarity is `SIMILAR` or more, or if a third
-    row links them. See `duplicate_pairs`. Prints what most rows share.
+    row links them. See `duplicate_pairs`. Prints what many rows share.
     """
     texts = [texts_of(row) for row in rows]
     if line := shared(texts):

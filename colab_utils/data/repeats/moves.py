@@ -10,7 +10,9 @@ from colab_utils.data.repeats.typos import FILLERS
 # What these words say depends on the words next to them.
 SCOPE = frozenset(["not", "no", "never", "only", "even", "almost", "nearly"])
 SHORTEST = 6  # in a shorter text, no words are exchanged by mistake
-CODE, SHORT, LONG = 8, 12, 25  # words of a text in which other words are
+# Swapped content words may be a mistake in a text of at least so many words: a program,
+# prose, and any text if a word is in SCOPE.
+CODE, SHORT, LONG = 8, 12, 25
 FEWEST = 4  # words of a question with a long answer
 APART = 20  # one exchange in so many words is a mistake
 MOVABLE = 4  # shorter sentences are the items of a list, whose order counts

@@ -1,4 +1,4 @@
-"""What most rows share, such as one long instruction: it makes no row a repeat."""
+"""Find sentences that many rows share, such as one long instruction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from colab_utils.data.repeats.words import normalize
 
 SAMPLE = 1000  # rows that are looked at
 SHARE = 0.2  # a sentence that this share of the rows have is shared
-WORDS = 5  # a shorter sentence is not worth a word
+WORDS = 5  # a sentence with fewer words is not reported
 
 
 def shared(texts: list[tuple[str, str]]) -> str:

@@ -219,7 +219,7 @@ def _labeled(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> list[Row]:
 
 
 def _raw_text(raw: dict[Any, Any], plan: Plan, notes: list[str]) -> list[Row]:
-    """Return a raw text, or what it is if it has the marks of another format."""
+    """Return the text of a row as raw text; `formats` looks for marks in it."""
     name = plan.columns["text"]
     return [{"text": values.whole_text(raw[name], name)}]
 

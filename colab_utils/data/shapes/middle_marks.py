@@ -52,7 +52,10 @@ def cut(text: str) -> dict[str, str]:
             cell = cell.removeprefix(" ").removesuffix(" " if part != "middle" else "")
         found[part] = cell
     if len(marks) != 3 or len(found) != 3 or [*found][-1] != "middle":
-        raise BadRow("its marks of fill-in-the-middle are not one of each, middle last")
+        raise BadRow(
+            "its fill-in-the-middle tokens must be one prefix, one suffix and one "
+            "middle, with the middle last"
+        )
     while ended := END.search(found["middle"]):
         found["middle"] = found["middle"][: ended.start()]
     return found

@@ -155,7 +155,7 @@ def _of_one_format(begun: list[re.Match[str]]) -> list[re.Match[str]]:
 def _is_preamble(first: str, text: str, end: int, marks: Marks) -> bool:
     """Return whether the text before the first mark is a system message.
 
-    It is if every turn is closed by `</s>`, as in Vicuna's format.
+    It is if it matches `preamble`, or if a text in Vicuna's format ends with `</s>`.
     """
     if not marks.preamble or len(first) > PREAMBLE_LENGTH:
         return False
