@@ -19,7 +19,9 @@ class StorageCounter:
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
-        self.alive: list[torch.Tensor] = []  # so that torch reuses no address
+        # So that torch reuses no address. A tensor would keep its graph alive, which
+        # holds the hook that holds this counter: such a circle is never freed.
+        self.alive: list[torch.UntypedStorage] = []
 
     def add(self, tensors: Iterable[torch.Tensor]) -> int:
         """Return the bytes of the storages that were not counted before."""
@@ -29,7 +31,7 @@ class StorageCounter:
             if storage.data_ptr() not in self.seen:
                 self.seen.add(storage.data_ptr())
                 total += storage.nbytes()
-            self.alive.append(tensor)
+            self.alive.append(storage)
         return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -280,6 +281,27 @@ def test_activation_bytes_are_predicted_within_3_percent(nano, tokens, rank, row
     trained = mask[:, 1:].sum().item()
     found = nano.activation_bytes(shape, rank, 4, ids.numel(), trained)
     assert sum(kept) == pytest.approx(found, rel=0.015)
+
+
+def test_counting_what_autograd_keeps_leaves_nothing_in_memory(nano, demo_model):
+    from colab_utils.training.measuring import StorageCounter
+
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    source = next(s for c in cells if "def kept_bytes(" in (s := "".join(c["source"])))
+    space = {"StorageCounter": StorageCounter, "torch": torch}
+    body = [node for node in ast.parse(source).body if isinstance(node, KEPT[2:3])]
+    exec(compile(ast.Module(body, type_ignores=[]), str(NOTEBOOK), "exec"), space)
+    nano.inject(demo_model, 4, alpha=8)
+    rows = [{"input_ids": [5] * 40, "assistant_masks": [1] * 40}]
+
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    before = alive()
+    kept = space["kept_bytes"](demo_model, lambda: nano.loss_sum(demo_model, rows))
+    # A graph that its own hook keeps alive is never freed, and fills the GPU.
+    assert kept > 0 and alive() == before
 
 
 def test_peft_and_the_course_load_the_saved_adapter(nano, demo_model, tokens, tmp_path):
