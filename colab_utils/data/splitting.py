@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from colab_utils.data import schema
 from colab_utils.data.repeats.dedup import first_repeats, question_of
 from colab_utils.data.repeats.groups import DisjointSets
+from colab_utils.data.repeats.words import text_hash
 from colab_utils.data.schema import Row
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def shared_texts(rows: Sequence[Row]) -> NDArray[np.uint64]:
     for place, row in enumerate(rows):
         texts = _texts(row)
         for number, text in enumerate(texts, start=1):
-            content = " ".join(text.split()).encode("utf-8", "surrogatepass")
-            key = int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
+            key = text_hash(" ".join(text.split()))
             found.append((place, key, number == len(texts)))
     return np.array(found, np.uint64).reshape(-1, 3)
 

@@ -60,9 +60,6 @@ class Workers:
             context = multiprocessing.get_context("spawn")
             end = functools.partial(_end_with_parent, self._folder)
             self._pool = ProcessPoolExecutor(self.count, context, end)
-            with _same_hashes():
-                for _ in range(self.count):
-                    self._pool.submit(available)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,20 +115,6 @@ def _call(payload: bytes, part: Any) -> Any:
     import dill
 
     return dill.loads(payload)(part)
-
-
-@contextlib.contextmanager
-def _same_hashes() -> Iterator[None]:
-    """Let the processes that start meanwhile compute the same hashes of texts."""
-    before = os.environ.get("PYTHONHASHSEED")
-    os.environ["PYTHONHASHSEED"] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONHASHSEED"]
-        else:
-            os.environ["PYTHONHASHSEED"] = before
 
 
 def _end_with_parent(folder: str) -> None:

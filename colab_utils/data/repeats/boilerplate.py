@@ -46,12 +46,12 @@ def kind_of(text: Text, part: range, others: frozenset[str]) -> Kind:
     A sentence about the subject shares words with the rest of the row.
     """
     words = set(text.words[part.start : part.stop])
+    if is_phrase(words):
+        return Kind.POLITE
     row = others.union(text.words[: part.start], text.words[part.stop :])
     starts = {part.start, *itertools.accumulate(map(len, text.sentences))}
     capitals = (text.cased[i] for i in part if i not in starts)
     names = {word for word in capitals if word[0].isupper() and word != "I"}
-    if is_phrase(words):
-        return Kind.POLITE
     own = words - FILLERS
     about = own & row
     if (

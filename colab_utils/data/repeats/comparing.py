@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from typing import NamedTuple
 
 from colab_utils.data.repeats import boilerplate, moves
@@ -13,6 +12,7 @@ from colab_utils.data.repeats.boilerplate import Kind
 from colab_utils.data.repeats.moves import SCOPE
 from colab_utils.data.repeats.sentences import Text, Words
 from colab_utils.data.repeats.typos import FREE, is_typo, may_be_typo
+from colab_utils.data.repeats.words import text_hash
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
 TYPOS = 6  # in a text with fewer words, typos are judged more strictly
@@ -131,7 +131,7 @@ class Comparer:
             if kind is Kind.CONTENT:
                 return None
             if kind is Kind.UNKNOWN:
-                added.append(_number(" ".join(other.words[part.start : part.stop])))
+                added.append(text_hash(" ".join(other.words[part.start : part.stop])))
         words = dict(typos)
         left, right = _sentences(one, [], words), _sentences(other, parts, words)
         order = moves.reordered(left, right, extra)
@@ -198,13 +198,7 @@ def _slot(
         return None
     (word,), (by,) = gone, come
     kept = (sorted(w for w in text.words if w != word) for text, _ in pairs)
-    return Slot(_number("\0".join(itertools.chain(*kept))), word, by)
-
-
-def _number(text: str) -> int:
-    """Return a number that stands for a text, the same in each process."""
-    data = text.encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+    return Slot(text_hash("\0".join(itertools.chain(*kept))), word, by)
 
 
 def _is_free(words: Counter[str], one: Text, other: Text) -> bool:

@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from colab_utils.data.repeats.marks import BRACKETS, marks_of
 from colab_utils.data.repeats.typos import PHRASES
-from colab_utils.data.repeats.words import MARKS, UNSPACED
+from colab_utils.data.repeats.words import MARKS, UNSPACED, text_hash
 
 Array = NDArray[np.generic]
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
@@ -274,5 +273,5 @@ def _signs() -> NDArray[np.uint8]:
 
 def _hash_of_signs(text: str) -> int:
     """Return a hash of a text, without its spaces."""
-    signs = "".join(text.split()).encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(signs, digest_size=8).digest(), "big") if signs else 0
+    signs = "".join(text.split())
+    return text_hash(signs) if signs else 0

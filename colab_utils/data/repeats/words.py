@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from hashlib import blake2b
 
 # Scripts without spaces between words: each sign counts as a word.
 UNSPACED = (
@@ -22,6 +23,12 @@ MARKS = (
 WORD = re.compile(
     rf"[{UNSPACED}][{MARKS}]*|(?:(?![{UNSPACED}])[\w{MARKS}])+(?:[+#]+(?!\w))?"
 )
+
+
+def text_hash(text: str) -> int:
+    """Return 64 bits that stand for a text, the same in each process."""
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
 
 
 def normalize(text: str) -> str:
