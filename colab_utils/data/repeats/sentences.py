@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -16,6 +17,8 @@ CLASSES = frozenset(("\\D", "\\W", "\\S", "\\B"))  # not \d, \w, \s, \b
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 DASHES = re.compile("[\u2010-\u2015\u2212]")
 CODE = re.compile(r"[=<>{}\[\];|\\~]|\w\(|[-+*/^%]\s*\(|\)\s*[-+*/^%]")
+FIRST, LAST = re.compile(r"\A\w+"), re.compile(r"\w+\Z")
+OWNER = re.compile(r"'\w+\Z")  # the end of "Ann's"
 QUOTES = str.maketrans("‘’“”", "''\"\"")
 PLAIN = re.compile(rf"\w+(?:[+#]+(?!\w))?|{SIGN}", re.ASCII)
 PLAIN_CODE = re.compile(rf"{PLAIN.pattern}|{BRACKET}", re.ASCII)
@@ -79,11 +82,19 @@ class Text:
             if start < end
         ]
 
+    @cached_property
+    def _chunks(self) -> list[str]:
+        return self.text.casefold().split()
+
     def has_side_by_side(self, one: list[str], other: list[str]) -> bool:
         """Return whether one of some words stands before one of others.
 
         There is nothing but spaces between them.
         """
-        first, second = ("|".join(map(re.escape, words)) for words in (one, other))
-        pattern = rf"(?<!\w)(?:{first})(?:'\w+)?\s+(?:{second})(?!\w)"
-        return re.search(pattern, self.text.casefold()) is not None
+        first, second = tuple(one), tuple(other)
+        for left, right in itertools.pairwise(self._chunks):
+            if right.startswith(second) and FIRST.findall(right)[0] in second:
+                ends = LAST.findall(left) + LAST.findall(OWNER.sub("", left))
+                if not set(ends).isdisjoint(first):
+                    return True
+        return False
