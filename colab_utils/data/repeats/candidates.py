@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from colab_utils.data.repeats.fingerprints import MIXER, mix
+from colab_utils.data.repeats.hashes import MIXER, mix
 
 KEPT = 48  # the words that are kept of a long row: its rarest
 RAREST = 9
