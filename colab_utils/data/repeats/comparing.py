@@ -114,7 +114,10 @@ class Comparer:
         if one.words == other.words:
             other_signs = one.signs and other.signs and one.signs != other.signs
             return None if other_signs else SAME
-        missing, extra = one.counts - other.counts, other.counts - one.counts
+        missing, extra = (
+            _less(one.counts, other.counts),
+            _less(other.counts, one.counts),
+        )
         typos = self._take_typos(one, other, missing, extra, row)
         if missing and extra and not _take_joined(missing, extra):
             return None
@@ -215,11 +218,27 @@ def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Wo
     gone = {i for part in parts for i in part}
     sentences, start = [], 0
     for end in text.ends:
-        kept = (text.words[i] for i in range(start, end) if i not in gone)
-        if sentence := tuple(words.get(word, word) for word in kept):
-            sentences.append(sentence)
+        kept = text.words[start:end]
+        if gone:
+            kept = [text.words[i] for i in range(start, end) if i not in gone]
+        if not words.keys().isdisjoint(kept):
+            kept = [words.get(word, word) for word in kept]
+        if kept:
+            sentences.append(tuple(kept))
         start = end
     return sentences
+
+
+def _less(one: Counter[str], other: Counter[str]) -> Counter[str]:
+    """Return `one - other`; it is fast for counts that hardly differ."""
+    changed = {word for word, _ in one.items() - other.items()}
+    return Counter(
+        {
+            word: count - other[word]
+            for word, count in one.items()
+            if word in changed and count > other[word]
+        }
+    )
 
 
 def _take(words: Counter[str], word: str, times: int) -> None:
