@@ -105,7 +105,8 @@ def related(
         print("split: all prompts are nearly the same, so rows are split one by one")
     else:
         for i, j in enumerate(first):
-            sets.join(i, j)
+            if i != j:
+                sets.join(i, j)
     first_of: dict[str, int] = {}
     for i, group in enumerate(groups):
         if group:
