@@ -11,7 +11,7 @@ from colab_utils.data.repeats import boilerplate, moves
 from colab_utils.data.repeats.boilerplate import Kind
 from colab_utils.data.repeats.moves import SCOPE
 from colab_utils.data.repeats.sentences import Text, Words
-from colab_utils.data.repeats.typos import FREE, is_typo, may_be_typo
+from colab_utils.data.repeats.typos import FREE, LONG, is_typo, may_be_typo
 from colab_utils.data.repeats.words import text_hash
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
@@ -53,6 +53,22 @@ class Row(NamedTuple):
     answer: int
 
 
+class Rest:
+    """The words that only one of two texts has, without the `typos` among them."""
+
+    def __init__(self, one: Text, other: Text, row: Row) -> None:
+        """Compare the words of two texts."""
+        self.one, self.other, self.row = one, other, row
+        same = one.words == other.words
+        self.missing = Counter() if same else _less(one.counts, other.counts)
+        self.extra = Counter() if same else _less(other.counts, one.counts)
+        self.typos: Pairs = []  # with the right words for them
+
+    def is_short(self) -> bool:
+        """Return whether a letter may be all that the text is about."""
+        return len(self.one.words) < TYPOS and self.row.answer < moves.LONG
+
+
 class Difference(NamedTuple):
     """In what two texts differ that may repeat each other."""
 
@@ -87,12 +103,21 @@ class Comparer:
         if not all(map(_may_repeat, missing, extra)):
             return Verdict(0.0, _slot(pairs, missing, extra))
         size = min(len(a.words) + len(b.words) for a, b in zip(*pairs, strict=True))
-        found = []
         answer = min(len(text.words) for text in pairs[1])
+        rests = []
         for k, (a, b) in enumerate(pairs):
             c, d = pairs[1 - k]
             row = Row(size, c.vocabulary & d.vocabulary, 0 if k else answer)
-            difference = self._difference(a, b, row)
+            rests.append(Rest(a, b, row))
+        for rest in rests:
+            self._take_typos(rest, 0 if rest.is_short() else size)
+        if any(rest.typos for rest in rests):
+            # Where one typo is, a second one is likelier than another word.
+            for rest in rests:
+                self._take_typos(rest, max(size, LONG))
+        found = []
+        for rest in rests:
+            difference = _difference(rest)
             if difference is None:
                 return Verdict(0.0, _slot(pairs, missing, extra))
             found.append(difference)
@@ -109,56 +134,11 @@ class Comparer:
             self._texts[text] = Text(text)
         return self._texts[text]
 
-    def _difference(self, one: Text, other: Text, row: Row) -> Difference | None:
-        """Return in what two texts differ; None if they do not repeat each other."""
-        if one.words == other.words:
-            other_signs = one.signs and other.signs and one.signs != other.signs
-            return None if other_signs else SAME
-        missing, extra = (
-            _less(one.counts, other.counts),
-            _less(other.counts, one.counts),
-        )
-        typos = self._take_typos(one, other, missing, extra, row)
-        if missing and extra and not _take_joined(missing, extra):
-            return None
-        if missing:
-            one, other, missing, extra = other, one, extra, missing
-        parts: list[range] = []
-        added: list[int] = []
-        if not _is_free(extra, one, other):
-            parts, extra = boilerplate.added_runs(other, extra)
-            if row.size < SHARED or not _is_free(extra, one, other):
-                return None
-        for part in parts:
-            kind = boilerplate.kind_of(other, part, row.others)
-            if kind is Kind.CONTENT:
-                return None
-            if kind is Kind.UNKNOWN:
-                added.append(text_hash(" ".join(other.words[part.start : part.stop])))
-        words = dict(typos)
-        left, right = _sentences(one, [], words), _sentences(other, parts, words)
-        order = moves.reordered(left, right, extra)
-        if order is None:
-            return None
-        if not moves.harmless(order[1], one, other, words, row.answer):
-            return None
-        edits = len(typos) + order[0] + len(order[1]) + extra.total()
-        return Difference(typos, edits, tuple(added))
-
-    def _take_typos(
-        self,
-        one: Text,
-        other: Text,
-        missing: Counter[str],
-        extra: Counter[str],
-        row: Row,
-    ) -> Pairs:
-        """Remove typos and the right words for them; return them in this order."""
-        typos: Pairs = []
+    def _take_typos(self, rest: Rest, size: int) -> None:
+        """Move typos, with the right words for them, to `rest.typos`."""
+        one, other, missing, extra = rest.one, rest.other, rest.missing, rest.extra
         if len(missing) * len(extra) > MANY or len(one.words) < FEW:
-            return typos
-        short = len(one.words) < TYPOS and row.answer < moves.LONG
-        size = 0 if short else row.size
+            return
         names = one.names | other.names
         for word in list(missing):
             for by in list(extra):
@@ -172,12 +152,45 @@ class Comparer:
                 if is_typo(word, by, self._count, name=name, twice=twice, size=size):
                     changed = min(times, again)
                     right = by in one.vocabulary or self._count(word) < self._count(by)
-                    typos += [(word, by) if right else (by, word)] * changed
+                    rest.typos += [(word, by) if right else (by, word)] * changed
                     _take(missing, word, changed)
                     _take(extra, by, changed)
                     if word not in missing:
                         break
-        return typos
+
+
+def _difference(rest: Rest) -> Difference | None:
+    """Return in what two texts differ; None if they do not repeat each other."""
+    one, other, row, typos = rest.one, rest.other, rest.row, rest.typos
+    if one.words == other.words:
+        other_signs = one.signs and other.signs and one.signs != other.signs
+        return None if other_signs else SAME
+    missing, extra = rest.missing, rest.extra
+    if missing and extra and not _take_joined(missing, extra):
+        return None
+    if missing:
+        one, other, missing, extra = other, one, extra, missing
+    parts: list[range] = []
+    added: list[int] = []
+    if not _is_free(extra, one, other):
+        parts, extra = boilerplate.added_runs(other, extra)
+        if row.size < SHARED or not _is_free(extra, one, other):
+            return None
+    for part in parts:
+        kind = boilerplate.kind_of(other, part, row.others)
+        if kind is Kind.CONTENT:
+            return None
+        if kind is Kind.UNKNOWN:
+            added.append(text_hash(" ".join(other.words[part.start : part.stop])))
+    words = dict(typos)
+    left, right = _sentences(one, [], words), _sentences(other, parts, words)
+    order = moves.reordered(left, right, extra)
+    if order is None:
+        return None
+    if not moves.harmless(order[1], one, other, words, row.answer):
+        return None
+    edits = len(typos) + order[0] + len(order[1]) + extra.total()
+    return Difference(typos, edits, tuple(added))
 
 
 def _may_repeat(missing: frozenset[str], extra: frozenset[str]) -> bool:
