@@ -11,7 +11,7 @@ from colab_utils.data.repeats import boilerplate, moves
 from colab_utils.data.repeats.boilerplate import Kind
 from colab_utils.data.repeats.moves import SCOPE
 from colab_utils.data.repeats.sentences import Text, Words
-from colab_utils.data.repeats.typos import FREE, LONG, is_typo, may_be_typo
+from colab_utils.data.repeats.typos import FREE, is_typo, may_be_typo
 from colab_utils.data.repeats.words import text_hash
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
@@ -66,7 +66,8 @@ class Rest:
 
     def is_short(self) -> bool:
         """Return whether a letter may be all that the text is about."""
-        return len(self.one.words) < TYPOS and self.row.answer < moves.LONG
+        few = len(self.one.words) < TYPOS and self.row.answer < moves.LONG
+        return few and not (self.one.code and self.other.code)
 
 
 class Difference(NamedTuple):
@@ -110,11 +111,11 @@ class Comparer:
             row = Row(size, c.vocabulary & d.vocabulary, 0 if k else answer)
             rests.append(Rest(a, b, row))
         for rest in rests:
-            self._take_typos(rest, 0 if rest.is_short() else size)
+            self._take_typos(rest)
         if any(rest.typos for rest in rests):
             # Where one typo is, a second one is likelier than another word.
             for rest in rests:
-                self._take_typos(rest, max(size, LONG))
+                self._take_typos(rest, again=True)
         found = []
         for rest in rests:
             difference = _difference(rest)
@@ -134,9 +135,10 @@ class Comparer:
             self._texts[text] = Text(text)
         return self._texts[text]
 
-    def _take_typos(self, rest: Rest, size: int) -> None:
+    def _take_typos(self, rest: Rest, *, again: bool = False) -> None:
         """Move typos, with the right words for them, to `rest.typos`."""
         one, other, missing, extra = rest.one, rest.other, rest.missing, rest.extra
+        size = 0 if rest.is_short() else rest.row.size
         if len(missing) * len(extra) > MANY or len(one.words) < FEW:
             return
         names = one.names | other.names
@@ -145,12 +147,20 @@ class Comparer:
                 if not may_be_typo(word, by):
                     continue
                 twice = by in one.vocabulary or word in other.vocabulary
-                times, again = missing[word], extra[by]
-                if times > 1 and again > 1 and not twice:
+                gone, come = missing[word], extra[by]
+                if gone > 1 and come > 1 and not twice:
                     continue  # replaced everywhere: on purpose
-                name = word in names or by in names
-                if is_typo(word, by, self._count, name=name, twice=twice, size=size):
-                    changed = min(times, again)
+                also = (word in rest.row.others) != (by in rest.row.others)
+                if is_typo(
+                    word,
+                    by,
+                    self._count,
+                    name=word in names or by in names,
+                    twice=twice or also,
+                    size=size,
+                    again=again,
+                ):
+                    changed = min(gone, come)
                     right = by in one.vocabulary or self._count(word) < self._count(by)
                     rest.typos += [(word, by) if right else (by, word)] * changed
                     _take(missing, word, changed)

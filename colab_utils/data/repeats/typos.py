@@ -55,6 +55,11 @@ CLASH = re.compile(
     "m[ghjqvxz]|oq|p[jvxz]|q[^nrsu]|r[qz]|sz|tj|u[jqw]|v[bcdghjklqrstvwxz]|"
     "w[gjqvxz]|x[jknqrvxz]|y[jkqxy]|z[bcdfghjknpqrsvwx]"
 )
+# Two consonants with which hardly any word begins.
+ONSET = re.compile(
+    "(?!b[lr]|c[chlrz]|d[hrw]|f[lr]|g[hlnrw]|k[hlnr]|ll|m[cn]|p[hlnrst]|rh|"
+    "s[chklmnpqtvw]|t[hrsw]|v[l]|w[hr]|z[hw])[b-df-hj-np-tv-xz]{2}"
+)
 VOWELS = frozenset("aeiou")
 ROMAN = frozenset("ivxlcdm")
 COMMON, KNOWN = 3, 6  # the rows that have a word, at least
@@ -111,6 +116,7 @@ def is_typo(
     name: bool,
     twice: bool,
     size: int,
+    again: bool = False,
 ) -> bool:
     """Return whether one of two different words is a typo of the other.
 
@@ -119,6 +125,7 @@ def is_typo(
     differ on purpose. `name` means that one of the words is a name, `twice` that the
     right word is also elsewhere in the two rows. Rows of a large `size`, in words,
     hardly differ in one letter on purpose. It is 0 for a text that is very short.
+    `again` means that the rows differ in another typo.
     """
     edit, shorter = one_edit(one, other), min(len(one), len(other))
     if not edit or not (one + other).isalpha() or max(len(one), len(other)) < 4:
@@ -128,11 +135,11 @@ def is_typo(
     rare, common = sorted((count(one), count(other)))
     if rare > 2 and rare * RATIO > common:
         return False  # both are words
-    long = size >= LONG
-    if size == 0 and (rare * RATIO > common or _is_vowel(one, other)):
+    long = again or size >= LONG
+    if size == 0 and not again and (rare * RATIO > common or _is_vowel(one, other)):
         return False
     if {one, other} <= CONFUSED or (edit == "replace" and _is_vowel(one, other)):
-        return long and rare * RATIO <= common
+        return long and rare * (RATIO // 5 if again else RATIO) <= common
     if _clashes(one, other) != _clashes(other, one):
         return True
     filler = one in PHRASES or other in PHRASES
@@ -143,7 +150,7 @@ def is_typo(
     if edit == "swap" or (edit == "add" and shorter >= 5 and _doubled(one, other)):
         return True
     if long:
-        least = KNOWN if edit == "replace" else COMMON
+        least = KNOWN if edit == "replace" and not again else COMMON
         return twice or filler or common >= least or (edit == "add" and shorter >= 5)
     return filler or common >= KNOWN
 
@@ -174,6 +181,8 @@ def _is_vowel(one: str, other: str) -> bool:
 def _clashes(word: str, other: str) -> bool:
     """Return whether a word can't be English next to the letter that differs."""
     start = max(_same_start(word, other) - 1, 0)
+    if start <= 1 and ONSET.match(word):
+        return True
     return CLASH.search(word[start : start + 3]) is not None
 
 
