@@ -45,6 +45,27 @@ def test_another_row_is_kept(name):
     assert first_of([one, other, *known(other)])[1] == 1
 
 
+def with_typo(row: Texts, words: set[str]) -> Texts:
+    """Swap two letters of the longest word of a row that is one of `words`."""
+    long = max(words, key=lambda word: (len(word), word))
+    at = len(long) // 2
+    typo = long[:at] + long[at + 1] + long[at] + long[at + 2 :]
+    return row[0].replace(long, typo), row[1].replace(long, typo)
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name.startswith("terms")])
+def test_another_term_next_to_a_typo_is_another_row(name):
+    """A typo elsewhere does not make a typo of another term."""
+    one, other = OTHERS[name]
+    both = set(" ".join(one).split()) & set(" ".join(other).split())
+    again = with_typo(other, {word for word in both if word.isalpha()})
+    assert again != other
+    assert first_of([other, again, *known(other)])[:2] == [0, 0]
+    for rows in ([one, again], [again, one]):
+        assert first_of([*rows, *known(one)])[:2] == [0, 1]
+        assert first_of([*rows, *known(other)])[:2] == [0, 1]
+
+
 @pytest.mark.parametrize("name", REPEATS)
 def test_a_repeat_is_found(name):
     one, other = REPEATS[name]

@@ -159,6 +159,7 @@ class Comparer:
                     twice=twice or also,
                     size=size,
                     again=again,
+                    code=one.code and other.code,
                 ):
                     changed = min(gone, come)
                     right = by in one.vocabulary or self._count(word) < self._count(by)

@@ -44,16 +44,17 @@ CONFUSED = _words(
     conserve converse expect except principal principle personal personnel salon
     saloon martin marten sting strong stain strain stand strand price prince model
     modal mode node noun none boarder border counter encounter crash cash brush bush
-    found fond
+    found fond friction fiction mortality morality infection inflection addition
+    addiction reality realty
     """
 )
 # Ends of terms for which another end is another thing: sulfate and sulfite.
 ENDS = _words("ate ite ide ane ene yne ine ase ose one ole sia gia mia tis sis ous rus")
 # Letters that hardly ever follow each other in English words: "kq", "vr", "jz" ...
 CLASH = re.compile(
-    "b[kqvwxz]|c[bjxz]|dz|f[bjkxz]|g[jkqx]|h[gjqvxz]|j[^aeiou]|k[jqxz]|l[jqx]|"
-    "m[ghjqvxz]|oq|p[jvxz]|q[^nrsu]|r[qz]|sz|tj|u[jqw]|v[bcdghjklqrstvwxz]|"
-    "w[gjqvxz]|x[jknqrvxz]|y[jkqxy]|z[bcdfghjknpqrsvwx]"
+    "b[kqvwxz]|c[bfgjpvwxz]|d[qz]|f[bjkqvxz]|g[jkqvx]|h[gjqvxz]|j[^aeiou]|k[jqvxz]|"
+    "l[jqx]|m[ghjqvxz]|oq|p[jqvxz]|q[^nrsu]|r[qz]|sz|t[jq]|u[jqw]|"
+    "v[bcdfghjklmqstvwxz]|w[gjqvxz]|x[jknqrvxz]|y[jkqxy]|z[bcdfghjknpqrsvwx]"
 )
 # Two consonants with which hardly any word begins.
 ONSET = re.compile(
@@ -117,6 +118,7 @@ def is_typo(
     twice: bool,
     size: int,
     again: bool = False,
+    code: bool = False,
 ) -> bool:
     """Return whether one of two different words is a typo of the other.
 
@@ -125,7 +127,8 @@ def is_typo(
     differ on purpose. `name` means that one of the words is a name, `twice` that the
     right word is also elsewhere in the two rows. Rows of a large `size`, in words,
     hardly differ in one letter on purpose. It is 0 for a text that is very short.
-    `again` means that the rows differ in another typo.
+    `again` means that the rows differ in another typo, and `code` that the words are
+    of a program.
     """
     edit, shorter = one_edit(one, other), min(len(one), len(other))
     if not edit or not (one + other).isalpha() or max(len(one), len(other)) < 4:
@@ -136,11 +139,14 @@ def is_typo(
     if rare > 2 and rare * RATIO > common:
         return False  # both are words
     long = again or size >= LONG
-    if size == 0 and not again and (rare * RATIO > common or _is_vowel(one, other)):
+    strict = size == 0 and not (again and code)
+    if strict and (rare * RATIO > common or _is_vowel(one, other)):
         return False
     if {one, other} <= CONFUSED or (edit == "replace" and _is_vowel(one, other)):
         return long and rare * (RATIO // 5 if again else RATIO) <= common
     if _clashes(one, other) != _clashes(other, one):
+        return True
+    if common >= COMMON and _opens_oddly(one, other) != _opens_oddly(other, one):
         return True
     filler = one in PHRASES or other in PHRASES
     if name:
@@ -150,7 +156,7 @@ def is_typo(
     if edit == "swap" or (edit == "add" and shorter >= 5 and _doubled(one, other)):
         return True
     if long:
-        least = KNOWN if edit == "replace" and not again else COMMON
+        least = KNOWN if edit == "replace" and not (again and code) else COMMON
         return twice or filler or common >= least or (edit == "add" and shorter >= 5)
     return filler or common >= KNOWN
 
@@ -181,9 +187,12 @@ def _is_vowel(one: str, other: str) -> bool:
 def _clashes(word: str, other: str) -> bool:
     """Return whether a word can't be English next to the letter that differs."""
     start = max(_same_start(word, other) - 1, 0)
-    if start <= 1 and ONSET.match(word):
-        return True
     return CLASH.search(word[start : start + 3]) is not None
+
+
+def _opens_oddly(word: str, other: str) -> bool:
+    """Return whether the letter that differs is in a start that no word has."""
+    return _same_start(word, other) <= 2 and ONSET.match(word) is not None
 
 
 def _doubled(one: str, other: str) -> bool:
