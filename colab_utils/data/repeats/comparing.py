@@ -45,7 +45,8 @@ class Row(NamedTuple):
     """What is known of the row of a text.
 
     `size` counts all its words, and `others` are those of the other text. `answer`
-    counts the words of the answer to a question, and is 0 for an answer itself.
+    counts the words of the answer to a question, and is 0 for an answer itself. A word
+    of a program counts twice: another question rarely has the same program.
     """
 
     size: int
@@ -104,7 +105,7 @@ class Comparer:
         if not all(map(_may_repeat, missing, extra)):
             return Verdict(0.0, _slot(pairs, missing, extra))
         size = min(len(a.words) + len(b.words) for a, b in zip(*pairs, strict=True))
-        answer = min(len(text.words) for text in pairs[1])
+        answer = min(len(text.words) * (1 + text.code) for text in pairs[1])
         rests = []
         for k, (a, b) in enumerate(pairs):
             c, d = pairs[1 - k]

@@ -155,6 +155,8 @@ def is_typo(
         return filler or common >= KNOWN
     if edit == "swap" or (edit == "add" and shorter >= 5 and _doubled(one, other)):
         return True
+    if edit == "add" and shorter >= 9 and common >= COMMON:
+        return True
     if long:
         least = KNOWN if edit == "replace" and not (again and code) else COMMON
         return twice or filler or common >= least or (edit == "add" and shorter >= 5)
