@@ -105,6 +105,37 @@ def test_typos_of_any_words_are_judged_alike_both_ways(one, other):
         assert judge(one, other) == judge(other, one)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "rows", "expected"),
+    [
+        ("write", "wride", 100, True),  # not a term such as "sulfite"
+        ("sulfite", "sulfide", 10, False),
+        ("addresses", "adqresses", 1, True),  # no English word has "dq"
+        ("date", "ddte", 3, True),  # no word begins with "dd"
+        ("dist", "dlist", 1, False),  # may be a name in a program
+        ("hexadecimal", "hexadcimal", 3, True),
+        ("addition", "addiction", 9, False),
+    ],
+)
+def test_a_typo_is_no_other_word(right, wrong, rows, expected):
+    counts = {right: rows, wrong: 1}
+    options = {"name": False, "twice": False, "size": 12 if rows < 100 else 30}
+    assert is_typo(right, wrong, counts.__getitem__, **options) == expected
+
+
+def test_a_second_typo_is_judged_less_strictly():
+    def judge(right: str, wrong: str, **options: bool) -> bool:
+        counts = {right: 4, wrong: 1}
+        same = {"name": False, "twice": False, "size": 12, **options}
+        return is_typo(right, wrong, counts.__getitem__, **same)
+
+    assert not judge("elements", "eluments")
+    assert not judge("numbers", "nurbers", again=True)
+    assert judge("numbers", "nurbers", again=True, code=True)
+    assert judge("numbers", "numbaers", again=True) and not judge("numbers", "numbaers")
+    assert not judge("lipase", "ligase", again=True)
+
+
 PARTS = [
     "the",
     "oak",

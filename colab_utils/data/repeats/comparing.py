@@ -16,6 +16,7 @@ from colab_utils.data.repeats.words import text_hash
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
 TYPOS = 6  # in a text with fewer words, typos are judged more strictly
+PROGRAM = 3  # a word of a program counts as so many words of an answer
 FEW = 4  # words of a text from which an article may be missing, at least
 MANY = 400  # more pairs of words than these are not looked at for typos
 
@@ -46,7 +47,7 @@ class Row(NamedTuple):
 
     `size` counts all its words, and `others` are those of the other text. `answer`
     counts the words of the answer to a question, and is 0 for an answer itself. A word
-    of a program counts twice: another question rarely has the same program.
+    of a program counts more: another question rarely has the same program.
     """
 
     size: int
@@ -105,7 +106,7 @@ class Comparer:
         if not all(map(_may_repeat, missing, extra)):
             return Verdict(0.0, _slot(pairs, missing, extra))
         size = min(len(a.words) + len(b.words) for a, b in zip(*pairs, strict=True))
-        answer = min(len(text.words) * (1 + text.code) for text in pairs[1])
+        answer = min(len(t.words) * (PROGRAM if t.code else 1) for t in pairs[1])
         rests = []
         for k, (a, b) in enumerate(pairs):
             c, d = pairs[1 - k]

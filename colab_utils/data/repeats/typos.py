@@ -133,9 +133,9 @@ def is_typo(
     edit, shorter = one_edit(one, other), min(len(one), len(other))
     if not edit or not (one + other).isalpha() or max(len(one), len(other)) < 4:
         return False
-    if _other_word(one, other, edit):
-        return False
     rare, common = sorted((count(one), count(other)))
+    if _other_word(one, other, edit, everyday=rare * RATIO <= common):
+        return False
     if rare > 2 and rare * RATIO > common:
         return False  # both are words
     long = again or size >= LONG
@@ -163,8 +163,11 @@ def is_typo(
     return filler or common >= KNOWN
 
 
-def _other_word(one: str, other: str, edit: str) -> bool:
-    """Return whether the edit gives a known word or another term."""
+def _other_word(one: str, other: str, edit: str, *, everyday: bool) -> bool:
+    """Return whether the edit gives a known word or another term.
+
+    An `everyday` word such as "write" is not a term.
+    """
     if {one, other} <= PHRASES:
         return True
     start = _same_start(one, other)
@@ -172,7 +175,7 @@ def _other_word(one: str, other: str, edit: str) -> bool:
     if not letters.isascii() or ROMAN.issuperset(one + other):
         return True
     ends = {one[-3:], other[-3:]}
-    return edit == "replace" and len(ends) == 2 and ends <= ENDS
+    return not everyday and edit == "replace" and len(ends) == 2 and ends <= ENDS
 
 
 def _is_vowel(one: str, other: str) -> bool:
