@@ -1,0 +1,63 @@
+"""Models with more tokens than their base: new rows of embeddings and head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colab_utils.weights.shards import tensors_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+BLOCK = 4096  # rows that are added up at a time
+
+
+def grown(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return embeddings or a head with `rows` rows; the new ones are the mean row.
+
+    A token whose row of the head is the mean has the mean of all logits. So greedy
+    decoding never takes it.
+    """
+    import torch
+
+    total = torch.zeros(table.shape[1], dtype=torch.float64)
+    for part in table.detach().split(BLOCK):
+        total += part.cpu().double().sum(0)
+    mean = (total / len(table)).to(table)
+    return torch.cat([table, mean.expand(rows - len(table), -1)])
+
+
+def resize(model: PreTrainedModel, rows: int) -> None:
+    """Give a model's embeddings and head `rows` rows; new ones are those of `grown`.
+
+    transformers draws new rows at random, so a model that is loaded again would get
+    others.
+    """
+    import torch
+
+    old = model.get_input_embeddings().weight.shape[0]
+    if rows == old:
+        return
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    means = [grown(table.weight, old + 1)[-1] for table in tables]
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    with torch.no_grad():
+        for mean, table in zip(means, tables, strict=True):  # equal ones if it is tied
+            table.weight[old:] = mean
+
+
+def fit(model: PreTrainedModel, adapter: Path) -> None:
+    """Give a base as many embeddings as an adapter was trained with."""
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    given = config.get("trainable_token_indices") or []
+    lists = given.values() if isinstance(given, dict) else [given]
+    rows = [1 + max(ids) for ids in lists if ids]
+    for name, entry in tensors_of(adapter / "adapter_model.safetensors"):
+        if ".embed_tokens." in name and name.endswith(".weight"):  # saved as a whole
+            resize(model, entry["shape"][0])
+            return
+    resize(model, max([*rows, model.get_input_embeddings().weight.shape[0]]))
