@@ -22,7 +22,6 @@ A smoke test: `--model demo --functions 60 --test 6 --tokens 2000 --seeds 1 --ou
 from __future__ import annotations
 
 import argparse
-import ast
 import itertools
 import json
 import multiprocessing
@@ -32,6 +31,7 @@ import sysconfig
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,11 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoTokenizer
 
 from colab_utils import data, demo, evaluation, generation, memory, models
+from colab_utils.data.shapes import holes
 
 MARKS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "encodings"}
-LINES, LONGEST = (6, 40), 1600  # lines and characters of a function
+LONGEST = 1600  # characters of a function
 NEW = 96  # tokens that are generated for a hole
 RATES = (0.0, 0.5, 0.9)
 
@@ -59,9 +60,10 @@ def functions(count: int, test: int) -> tuple[list[str], list[str]]:
     files = sorted(f for f in root.rglob("*.py") if not LEFT_OUT & {*f.parts})
     files = [f for f in draw.sample(files, len(files)) if f.stat().st_size < 300_000]
     held_out = len(files) // 8
-    parts = [sorted({f for path in part for f in functions_of(path)}) for part in (
-        files[held_out:], files[:held_out]
-    )]
+    parts = [
+        sorted({f for path in part for f in functions_of(path)})
+        for part in (files[held_out:], files[:held_out])
+    ]
     known = set(parts[0])  # a function may occur in two files
     parts[1] = [text for text in parts[1] if text not in known]
     sizes = zip(parts, (count, test), strict=True)
@@ -70,45 +72,23 @@ def functions(count: int, test: int) -> tuple[list[str], list[str]]:
 
 
 def functions_of(path: Path) -> list[str]:
-    """Return the functions of a file, each as it would stand at the top level."""
-    try:
-        text = path.read_text("utf-8")
-        tree = ast.parse(text)
-    except (UnicodeDecodeError, SyntaxError):  # files that test the parser
-        return []
-    lines = text.splitlines(keepends=True)
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            body = lines[node.lineno - 1 : node.end_lineno]
-            own = [line[node.col_offset :] or "\n" for line in body]
-            if LINES[0] <= len(own) <= LINES[1] and sum(map(len, own)) < LONGEST:
-                found.append("".join(own).rstrip() + "\n")
-    return found
+    """Return the functions of a file that are not too long."""
+    found = holes.functions(path.read_text("utf-8", errors="replace"))
+    return [text for text in found if len(text) < LONGEST]
 
 
 def cut(text: str, kind: str, draw: random.Random) -> data.Row | None:
-    """Return a function as a row with a middle, or None if there is no such middle.
-
-    A single-line middle is the rest of a line behind its indentation; a multi-line one
-    has two to five lines. A random one lies between two random characters.
-    """
-    lines = text.splitlines(keepends=True)
-    if kind == "random":
-        first, last = sorted(draw.sample(range(1, len(text)), 2))
-    else:
-        count = 1 if kind == "single-line" else draw.randint(2, 5)
-        full = range(1, len(lines) - count + 1)
-        full = [n for n in full if lines[n].strip() and lines[n + count - 1].strip()]
-        if not full:
-            return None
-        n = draw.choice(full)
-        indent = len(lines[n]) - len(lines[n].lstrip())
-        first = sum(map(len, lines[:n])) + indent
-        last = sum(map(len, lines[: n + count])) - 1
-    if not text[first:last].strip():
+    """Return a function as a row with a middle, or None if there is no such middle."""
+    ways = {
+        "single-line": holes.lines,
+        "multi-line": partial(holes.lines, least=2, most=5),
+        "random": holes.characters,
+    }
+    try:
+        hole = ways[kind](text, draw)
+    except data.BadRow:
         return None
-    return {"prefix": text[:first], "middle": text[first:last], "suffix": text[last:]}
+    return hole._asdict() if hole.middle.strip() else None
 
 
 def rows_of(texts: list[str], rate: float, seed: int) -> list[data.Row]:
@@ -122,21 +102,11 @@ def rows_of(texts: list[str], rate: float, seed: int) -> list[data.Row]:
     return made
 
 
-def similarity(found: str, expected: str) -> float:
-    """Return 1 - edit distance / length of the longer text."""
-    costs = list(range(len(expected) + 1))
-    for i, one in enumerate(found, 1):
-        before, costs[0] = costs[0], i
-        for j, other in enumerate(expected, 1):
-            swap = before + (one != other)
-            before = costs[j]
-            costs[j] = min(swap, costs[j] + 1, costs[j - 1] + 1)
-    return 1 - costs[-1] / max(len(found), len(expected), 1)
-
-
 def fill(model: Any, tokenizer: Any, rows: list[data.Row], suffix: bool) -> list[str]:
     """Return the model's middles; without the suffix, as many lines as the true one."""
-    made = [{**row, "middle": ""} if suffix else {"text": row["prefix"]} for row in rows]
+    made = [
+        {**row, "middle": ""} if suffix else {"text": row["prefix"]} for row in rows
+    ]
     prompts = [one["input_ids"][:-1] for one in data.tokenize(made, tokenizer)]
     found = generation.continuations(model, tokenizer, prompts, NEW)
     if suffix:
@@ -150,7 +120,8 @@ def compare(found: list[str], rows: list[data.Row]) -> dict[str, float]:
     pairs = [(one, row["middle"]) for one, row in zip(found, rows, strict=True)]
     return {
         "exact": sum(a.strip() == b.strip() for a, b in pairs) / len(pairs),
-        "similarity": sum(similarity(a, b) for a, b in pairs) / len(pairs),
+        "similarity": sum(evaluation.edit_similarity(a, b) for a, b in pairs)
+        / len(pairs),
     }
 
 
@@ -274,7 +245,10 @@ def shape(options: argparse.Namespace) -> dict[str, Any]:
         draw = torch.Generator().manual_seed(0)
         rows = torch.randint(3, sizes["vocab_size"], (48, longest), generator=draw)
         rows[:, [1, 200, 400]] = torch.tensor(ids)  # a hole of 112 tokens
-        table = {"input_ids": rows.tolist(), "assistant_masks": [[0] * 401 + [1] * 111] * 48}
+        table = {
+            "input_ids": rows.tolist(),
+            "assistant_masks": [[0] * 401 + [1] * 111] * 48,
+        }
         settings = SFTConfig(
             output_dir=folder,
             per_device_train_batch_size=1,
@@ -320,7 +294,9 @@ def shape(options: argparse.Namespace) -> dict[str, Any]:
         "peak_gib": peak and round(peak, 2),
         "planned_seconds_an_update_on_a_t4": round(planned, 1),
         "seconds_an_update_here": round(seconds, 2),
-        "rows_of_marks_that_moved": int((marks_of(trainer.model) != first).any(1).sum()),
+        "rows_of_marks_that_moved": int(
+            (marks_of(trainer.model) != first).any(1).sum()
+        ),
         "answers": len(texts),
     }
 

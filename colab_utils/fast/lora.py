@@ -130,7 +130,9 @@ class TrainedRows:
         if not off and len(adapter.active_adapters) == 1:
             (name,) = adapter.active_adapters
             self.rows = adapter.trainable_tokens_delta[name]
-            self.ids = torch.tensor(adapter.token_indices[name], device=self.rows.device)
+            self.ids = torch.tensor(
+                adapter.token_indices[name], device=self.rows.device
+            )
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of token ids, of any shape; the table may be in RAM."""

@@ -9,4 +9,11 @@ from colab_utils.generation.answering import answers, stream
 from colab_utils.generation.continuing import continuations
 from colab_utils.generation.prompts import CONTEXT, as_messages, prompt_text
 
-__all__ = ["CONTEXT", "answers", "as_messages", "continuations", "prompt_text", "stream"]
+__all__ = [
+    "CONTEXT",
+    "answers",
+    "as_messages",
+    "continuations",
+    "prompt_text",
+    "stream",
+]

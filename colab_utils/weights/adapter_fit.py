@@ -48,7 +48,9 @@ def _with_rows(
         return {}
     tables: dict[str, torch.Tensor] = {}
     for shard in shards:
-        names = {EMBEDDINGS, HEAD, *found.rows} & {name for name, _ in tensors_of(shard)}
+        names = {EMBEDDINGS, HEAD, *found.rows} & {
+            name for name, _ in tensors_of(shard)
+        }
         tables |= {name: _read_table(shard, name) for name in names}
     tables |= {n: table for n, table in replaced.items() if n in (EMBEDDINGS, HEAD)}
     if HEAD in found.rows and EMBEDDINGS in tables:

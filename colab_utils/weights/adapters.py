@@ -22,7 +22,10 @@ DEFAULT = re.compile(
     r"|trainable_tokens_(?:delta|original))\.default"
 )
 # Of a table whose trained rows PEFT holds apart.
-ROWS, WHOLE = ".token_adapter.trainable_tokens_delta", ".token_adapter.base_layer.weight"
+ROWS, WHOLE = (
+    ".token_adapter.trainable_tokens_delta",
+    ".token_adapter.base_layer.weight",
+)
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -103,7 +106,9 @@ def parse(folder: Path) -> Adapter:
         updates[f"{layer}.weight"] = Update(a.float(), b.float(), scale, lengths)
     replaced, other = _replaced(config, tensors)
     unsupported += other[:1]
-    unsupported += [f"LoRA and trained rows of {name}" for name in updates if name in rows]
+    unsupported += [
+        f"LoRA and trained rows of {name}" for name in updates if name in rows
+    ]
     if unsupported or not (updates or rows):
         raise _cannot_merge(", ".join(unsupported) or "it is empty")
     return Adapter(updates, replaced, copies, rows)

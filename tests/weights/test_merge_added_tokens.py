@@ -103,7 +103,9 @@ def test_merge_trained_rows_without_new_tokens(base, tmp_path):
     )
     out = weights.merge(base, adapter, tmp_path / "out")
     assert_as_peft(out, base, adapter, torch.float16)
-    old, new = (tensors_of(folder)["model.embed_tokens.weight"] for folder in (base, out))
+    old, new = (
+        tensors_of(folder)["model.embed_tokens.weight"] for folder in (base, out)
+    )
     assert (old != new).any(1).nonzero().flatten().tolist() == [5, 1000]
 
 
