@@ -21,11 +21,9 @@ DEFAULT = re.compile(
     r"(lora_(?:embedding_)?[AB]|lora_magnitude_vector|modules_to_save"
     r"|trainable_tokens_(?:delta|original))\.default"
 )
-# Of a table whose trained rows PEFT holds apart.
-ROWS, WHOLE = (
-    ".token_adapter.trainable_tokens_delta",
-    ".token_adapter.base_layer.weight",
-)
+# The ends of names: the trained rows of a table, and the table that they belong to.
+ROWS = ".token_adapter.trainable_tokens_delta"
+WHOLE = ".token_adapter.base_layer.weight"
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -44,7 +42,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Rows:
-    """The trained rows of embeddings or head: token `ids[i]` has the row `values[i]`."""
+    """The trained rows of a table: token `ids[i]` has the row `values[i]`."""
 
     ids: list[int]
     values: torch.Tensor
