@@ -71,7 +71,7 @@ def set_padding(tokenizer: Tokenizer, embeddings: int | None, stops: list[int]) 
     problem = _pad_problem(tokenizer, embeddings, written)
     if problem is None:
         return
-    marks = (token_id(tokenizer, t) for family in FAMILY_MARKS for t in family if t)
+    marks = (token_id(tokenizer, t) for family in FAMILY_MARKS for t in family[:3])
     used = written | set(stops) | {number for number in marks if number is not None}
     if unused := _unused(tokenizer, embeddings, used):
         tokenizer.pad_token = unused
