@@ -48,9 +48,9 @@ def add_tokens(
 
     new = [AddedToken(token, special=True, normalized=False) for token in tokens]
     tokenizer.add_tokens(new, special_tokens=True)
-    old = model.get_input_embeddings().weight.shape[0]
-    vocabulary.resize(model, max(old, len(tokenizer)))
-    rows = model.get_input_embeddings().weight.shape[0]
+    old = vocabulary.embeddings(model)
+    rows = max(old, len(tokenizer))
+    vocabulary.resize(model, rows)
     print(f"{len(tokens)} added tokens: {old:,} embeddings before, {rows:,} now")
     ids: list[int] = tokenizer.convert_tokens_to_ids(list(tokens))
     return ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from colab_utils.weights.shards import tensors_of
 
@@ -38,16 +38,26 @@ def resize(model: PreTrainedModel, rows: int) -> None:
     """
     import torch
 
-    old = model.get_input_embeddings().weight.shape[0]
+    old = embeddings(model)
     if rows == old:
         return
-    tables = (model.get_input_embeddings(), model.get_output_embeddings())
-    means = [grown(table.weight, old + 1)[-1] for table in tables]
+    means = [grown(table, old + 1)[-1] for table in _tables(model)]
     model.resize_token_embeddings(rows, mean_resizing=False)
-    tables = (model.get_input_embeddings(), model.get_output_embeddings())
     with torch.no_grad():
-        for mean, table in zip(means, tables, strict=True):  # equal ones if it is tied
-            table.weight[old:] = mean
+        # The head of a tied model is its embeddings, so both means are equal.
+        for mean, table in zip(means, _tables(model), strict=True):
+            table[old:] = mean
+
+
+def embeddings(model: PreTrainedModel) -> int:
+    """Return the number of rows of a model's embeddings."""
+    return len(_tables(model)[0])
+
+
+def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return the weights of a model's embeddings and head."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [cast("torch.Tensor", end.weight) for end in ends]
 
 
 def fit(model: PreTrainedModel, adapter: Path) -> None:
@@ -60,4 +70,4 @@ def fit(model: PreTrainedModel, adapter: Path) -> None:
         if ".embed_tokens." in name and name.endswith(".weight"):  # saved as a whole
             resize(model, entry["shape"][0])
             return
-    resize(model, max([*rows, model.get_input_embeddings().weight.shape[0]]))
+    resize(model, max([*rows, embeddings(model)]))
