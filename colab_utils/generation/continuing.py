@@ -35,7 +35,8 @@ def continuations(
         decoder = make_decoder(model, min(batch_size, len(prompts)), size)
         for start in runtime.progress(range(0, len(order), decoder.rows), "writing"):
             rows = order[start : start + decoder.rows]
-            logits, new = decoder.start([prompts[i] for i in rows]), [[] for _ in rows]
+            new: list[list[int]] = [[] for _ in rows]
+            logits = decoder.start([prompts[i] for i in rows])
             for count in range(max_new_tokens):
                 tokens = logits.argmax(-1)
                 for ids, token in zip(new, tokens.tolist(), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from colab_utils import data
 from colab_utils.data.tokens.pieces import FAMILY_MARKS
@@ -52,8 +52,7 @@ def add_tokens(
     rows = max(old, len(tokenizer))
     vocabulary.resize(model, rows)
     print(f"{len(tokens)} added tokens: {old:,} embeddings before, {rows:,} now")
-    ids: list[int] = tokenizer.convert_tokens_to_ids(list(tokens))
-    return ids
+    return cast("list[int]", tokenizer.convert_tokens_to_ids(list(tokens)))
 
 
 def set_padding(tokenizer: Tokenizer, embeddings: int | None, stops: list[int]) -> None:

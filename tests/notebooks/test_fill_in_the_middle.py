@@ -48,7 +48,7 @@ def segments(ids: list[int], tokenizer) -> list[str]:
 
 
 def permuted(hole: holes.Hole, spm: bool) -> list[str]:
-    """Return the segments of Bavarian et al. 2022, section 3; a text begins with " "."""
+    """Return the segments of Bavarian et al. 2022; a text begins with a space."""
     pre, suf, mid = MARKS
     prefix, middle, suffix = hole
     prefix = f" {prefix}" if prefix else ""
