@@ -190,6 +190,9 @@ def test_add_tokens_keeps_the_model(capsys):
     after = model(ids).logits
     assert torch.equal(after[..., :1024], before)
     assert after.argmax(-1).max() < 1024 and model.config.vocab_size == 1026
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        mean = table.weight[:1024].double().mean(0).to(table.weight.dtype)
+        assert torch.equal(table.weight[1024:], mean.expand(2, -1))
     assert tokenizer("x<b>y", add_special_tokens=False)["input_ids"].count(1025) == 1
     assert "1,024 embeddings before, 1,026 now" in capsys.readouterr().out
     models.add_tokens(model, tokenizer, ["<a>"])

@@ -102,7 +102,8 @@ def done(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
 @pytest.mark.slow
 def test_08_the_suffix_tells_what_the_prefix_cannot(done):
     folder, claims, _ = done
-    assert claims["the suffix adds to the exact matches (SPM)"] > 0.2  # SEEN_GAIN
+    assert claims["the suffix adds to the exact matches (SPM)"] > 0.2
+    # Seen with seeds 0, 1, 2: a gain of 0.42, 0.41, 0.42.
     shares = recipe.read(folder)["results"]["exact match"]
     assert shares["left to right, country"] < 0.2
     assert shares["SPM, value"] > 0.5
