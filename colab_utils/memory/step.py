@@ -199,7 +199,9 @@ class Step:
         kept, temporary = activations.loss_bytes(
             self.shape, self.method, self.tokens, self.size, self.fast
         )
-        if self.gpu and (self.full or self.embeddings):  # a copy of the head in the compute dtype
+        if self.gpu and (
+            self.full or self.embeddings
+        ):  # a copy of the head in the compute dtype
             kept += 2.0 * self.shape.vocab * self.shape.width
         return self._moment(self.shape.layers, logits=kept, temporary=temporary)
 
