@@ -70,9 +70,9 @@ class Step:
     micro-batch exist. With `gpu` activations are float16 or bfloat16, and cuBLAS and
     torch's cache take memory; on a CPU activations are float32. The attention kernel
     accumulates `accumulators` gradients in float32: those of q, k and v below compute
-    capability 8.0, only that of q from there on. In `packed` rows it pads documents. With `embeddings`, an
-    adapter also trains float32 copies of embeddings and head (PEFT's modules_to_save);
-    the fast path can't.
+    capability 8.0, only that of q from there on. In `packed` rows it pads documents.
+    With `embeddings`, an adapter also trains float32 copies of embeddings and head
+    (PEFT's modules_to_save); the fast path can't.
 
     Raises ValueError for an unknown method or optimizer, or a number below 1.
     """
@@ -199,9 +199,8 @@ class Step:
         kept, temporary = activations.loss_bytes(
             self.shape, self.method, self.tokens, self.size, self.fast
         )
-        if self.gpu and (
-            self.full or self.embeddings
-        ):  # a copy of the head in the compute dtype
+        # a copy of the float32 head in the compute dtype
+        if self.gpu and (self.full or self.embeddings):
             kept += 2.0 * self.shape.vocab * self.shape.width
         return self._moment(self.shape.layers, logits=kept, temporary=temporary)
 
