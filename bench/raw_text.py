@@ -28,7 +28,7 @@ from transformers import AutoConfig
 
 NOTEBOOK = HERE.parent / "notebooks" / "07_raw_completion.ipynb"
 KEPT = (ast.FunctionDef, ast.Import, ast.ImportFrom)
-LENGTH, RANK, UPDATES = 1024, 64, 2
+RANK, UPDATES = 64, 2
 SEVEN_B = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
 TINY = {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 512}
 TINY |= {"num_hidden_layers": 2, "num_attention_heads": 4}
@@ -61,7 +61,9 @@ def adapted(nb: dict[str, Any], folder: Path, embeddings: bool) -> torch.nn.Modu
     return model
 
 
-def measure(nb: dict[str, Any], folder: Path, embeddings: bool) -> dict[str, Any]:
+def measure(
+    nb: dict[str, Any], folder: Path, embeddings: bool, length: int
+) -> dict[str, Any]:
     """Train for some updates; return the plan next to what was measured."""
     memory, on_gpu = nb["memory"], torch.cuda.is_available()
     config = AutoConfig.from_pretrained(folder)
@@ -69,8 +71,8 @@ def measure(nb: dict[str, Any], folder: Path, embeddings: bool) -> dict[str, Any
         config,
         "qlora",
         RANK,
-        longest=LENGTH,
-        update=8 * LENGTH,
+        longest=length,
+        update=8 * length,
         budget=(14.56 - 0.3) * memory.GIB,
         gpu=on_gpu,
         optimizer="adamw_8bit" if on_gpu else "adamw_torch",
@@ -78,8 +80,10 @@ def measure(nb: dict[str, Any], folder: Path, embeddings: bool) -> dict[str, Any
     )
     model = adapted(nb, folder, embeddings)
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, config.vocab_size, (64, LENGTH), generator=draw).tolist()
-    rows = [{"input_ids": row, "assistant_masks": [0] + [1] * 1023} for row in ids]
+    ids = torch.randint(3, config.vocab_size, (64, length), generator=draw).tolist()
+    rows = [
+        {"input_ids": row, "assistant_masks": [0] + [1] * (length - 1)} for row in ids
+    ]
     how = {"size": plan.tokens, "times": plan.accumulation, "rate": 1e-4}
     how |= {"plan": (plan.recompute, plan.offload)}
     how |= {"adam": nb["AdamW8bit"] if on_gpu else None}
@@ -87,11 +91,11 @@ def measure(nb: dict[str, Any], folder: Path, embeddings: bool) -> dict[str, Any
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    count = UPDATES * (plan.tokens // LENGTH) * LENGTH * plan.accumulation
+    count = UPDATES * (plan.tokens // length) * length * plan.accumulation
     losses = nb["train"](model, rows, tokens=count - 1, **how)
     seconds = (time.perf_counter() - start) / len(losses)
     peak = torch.cuda.max_memory_allocated() / memory.GIB if on_gpu else None
-    on_t4 = memory.seconds(config, "qlora", plan.tokens, plan.recompute, LENGTH)
+    on_t4 = memory.seconds(config, "qlora", plan.tokens, plan.recompute, length)
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "embeddings": embeddings,
@@ -112,13 +116,13 @@ def main() -> None:
     options = parser.parse_args()
     emulate.t4()
     config = AutoConfig.for_model("llama", **(TINY if options.tiny else SEVEN_B))
-    nb, found = definitions(), []
+    nb, found, length = definitions(), [], 64 if options.tiny else 1024
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "model")
         emulate.random_model(config, folder)
         for embeddings in (False, True):
             torch.cuda.empty_cache()
-            found.append(measure(nb, folder, embeddings))
+            found.append(measure(nb, folder, embeddings, length))
             print(json.dumps(found[-1], indent=1), flush=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 
