@@ -160,10 +160,11 @@ def documents(tmp_path_factory) -> Path:
 
 
 def quick(jobs: list, workspace: Path) -> list[list[str]]:
-    """Run the notebook's cells for each job, with hardly any training."""
-    program = RUN.read_text().replace(
-        '"".join(cell["source"])', 're.sub(r"\\d+_000", "300", "".join(cell["source"]))'
-    )
+    """Run the notebook's cells for each job: hardly any training, so no claims."""
+    source = '"".join(cell["source"])'
+    short = f're.sub(r"\\d+_000", "300", {source})'
+    short += '.replace("evaluation.claim(", "(lambda *a, **k: None)(")'
+    program = RUN.read_text().replace(source, short)
     program = program.replace("import sys\n", "import re\nimport sys\n")
     program = program.replace("Path(__file__).parents[2]", f"Path({str(ROOT)!r})")
     out = subprocess.run(
