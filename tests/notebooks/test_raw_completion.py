@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data, demo, models, recipe, weights
+from colab_utils.evaluation.claims import MIME
+from tools.execute import run_notebook, use_this_interpreter
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks/07_raw_completion.ipynb"
@@ -219,3 +221,26 @@ def test_07_refuses_other_rows_and_an_empty_folder(tmp_path):
     assert "has instruction rows, but this notebook needs completion rows" in kind
     assert "set DOCUMENTS or DATASET_NAME, not both" in two
     assert "matches no file" in none
+
+
+@pytest.mark.slow
+def test_07_text_teaches_answers(tmp_path):
+    """Seen with seed 0: 0.81, 0.11 (of real countries)."""
+    with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
+        patch.setenv("WORKSPACE", str(tmp_path / "workspace"))
+        patch.setenv("HEADLESS", "1")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        done = run_notebook(NOTEBOOK, tmp_path / "done.ipynb", {})
+    assert done["failure"] is None
+    found = json.loads((tmp_path / "done.ipynb").read_text())["cells"]
+    outputs = [
+        out["data"]
+        for cell in found
+        for out in cell.get("outputs", [])
+        if "data" in out
+    ]
+    claims = {d[MIME]["claim"]: d[MIME]["value"] for d in outputs if MIME in d}
+    assert claims["packing changes the loss by"] < 1e-4
+    assert claims["reading the text teaches answers:"] > 0.35
+    assert claims["accuracy lost on real countries:"] < 0.15
+    assert claims["CPT after SFT costs on real countries:"] > 0.3
