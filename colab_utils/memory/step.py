@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     accumulators: int
     packed: bool
     optimizer: str
+    embeddings: bool
 
 
 def estimate(
@@ -70,6 +71,8 @@ class Step:
     torch's cache take memory; on a CPU activations are float32. The attention kernel
     accumulates `accumulators` gradients in float32: those of q, k and v below compute
     capability 8.0, only that of q from there on. In `packed` rows it pads documents.
+    With `embeddings`, an adapter also trains float32 copies of embeddings and head
+    (PEFT's modules_to_save); the fast path can't.
 
     Raises ValueError for an unknown method or optimizer, or a number below 1.
     """
@@ -86,6 +89,7 @@ class Step:
     accumulators: int = 3
     packed: bool = True
     optimizer: str = "adamw_torch"
+    embeddings: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings and set what follows from them."""
@@ -99,7 +103,9 @@ class Step:
         offload = min(self.offload, recompute) if self.gpu else 0
         object.__setattr__(self, "recompute", recompute)
         object.__setattr__(self, "offload", offload)
-        object.__setattr__(self, "fast", self.fast and not self.full)
+        object.__setattr__(self, "embeddings", self.embeddings and not self.full)
+        slow = self.full or self.embeddings
+        object.__setattr__(self, "fast", self.fast and not slow)
 
     @property
     def full(self) -> bool:
@@ -116,7 +122,14 @@ class Step:
         """The number of trained parameters."""
         if self.full:
             return sum(costs.parameters(self.shape))
-        return costs.adapter_parameters(self.shape, self.rank)
+        return costs.adapter_parameters(self.shape, self.rank) + self.words
+
+    @property
+    def words(self) -> int:
+        """The number of parameters of embeddings and head that an adapter trains."""
+        shape = self.shape
+        sizes = (1 if shape.tied else 2) * shape.vocab * shape.width
+        return sizes if self.embeddings else 0
 
     @cached_property
     def fixed(self) -> Memory:
@@ -149,8 +162,9 @@ class Step:
     @property
     def layer_input(self) -> float:
         """Bytes of a layer's input, which gradient checkpointing keeps."""
-        # Full fine-tuning computes in float32 between its layers.
-        return self.tokens * self.shape.width * (4 if self.full else self.size)
+        # With float32 embeddings, the layers pass on float32.
+        wide = self.full or self.embeddings
+        return self.tokens * self.shape.width * (4 if wide else self.size)
 
     @cached_property
     def layer_keeps(self) -> float:
@@ -163,7 +177,8 @@ class Step:
             kept += tokens * activations.attention_bytes(shape, tokens)
             # copies in the compute dtype of the float32 weights that are trained
             linear, _ = costs.parameters(shape)
-            kept += 2.0 * (linear if self.full else self.trained) / shape.layers
+            copied = linear if self.full else self.trained - self.words
+            kept += 2.0 * copied / shape.layers
         return kept
 
     def peak(self) -> Memory:
@@ -184,7 +199,8 @@ class Step:
         kept, temporary = activations.loss_bytes(
             self.shape, self.method, self.tokens, self.size, self.fast
         )
-        if self.gpu and self.full:  # a copy of the head in the compute dtype
+        # a copy of the float32 head in the compute dtype
+        if self.gpu and (self.full or self.embeddings):
             kept += 2.0 * self.shape.vocab * self.shape.width
         return self._moment(self.shape.layers, logits=kept, temporary=temporary)
 
@@ -197,7 +213,8 @@ class Step:
         return self._moment(
             i,
             own=own,
-            gradients=4.0 * self.trained * (layers - 1 - i) / layers,
+            gradients=4.0 * (self.trained - self.words) * (layers - 1 - i) / layers
+            + 4.0 * self.words,
             temporary=activations.backward_bytes(
                 self.shape,
                 self.tokens,
