@@ -162,7 +162,10 @@ def candidates(step: Step, longest: int, update: int, budget: float) -> Iterator
 
     If none fits `budget` bytes, the best plan is the one with the least memory.
     """
-    for times in range(1, max(1, update // max(longest, SMALLEST)) + 1):
+    most = max(1, update // max(longest, SMALLEST))
+    # Trained embeddings and head: the reference path's loss in float32 needs more than
+    # is counted, so the batches are the smallest.
+    for times in [most] if step.embeddings else range(1, most + 1):
         tokens = max(longest, -(-update // times))
         one = save_memory(replace(step, tokens=tokens, accumulating=times > 1), budget)
         cost = one.peak()

@@ -72,7 +72,7 @@ class Step:
     accumulates `accumulators` gradients in float32: those of q, k and v below compute
     capability 8.0, only that of q from there on. In `packed` rows it pads documents.
     With `embeddings`, an adapter also trains float32 copies of embeddings and head
-    (PEFT's modules_to_save); the fast path can't.
+    (PEFT's modules_to_save) on the reference path, with all layers checkpointed.
 
     Raises ValueError for an unknown method or optimizer, or a number below 1.
     """
@@ -99,12 +99,16 @@ class Step:
             tokens=self.tokens,
             optimizer=self.optimizer,
         )
-        recompute = max(0, min(self.recompute, self.shape.layers))
+        # Around trained embeddings, autocast keeps more copies than this counts, so all
+        # layers use gradient checkpointing then.
+        embeddings = self.embeddings and not self.full
+        layers = self.shape.layers
+        recompute = layers if embeddings else max(0, min(self.recompute, layers))
         offload = min(self.offload, recompute) if self.gpu else 0
         object.__setattr__(self, "recompute", recompute)
         object.__setattr__(self, "offload", offload)
-        object.__setattr__(self, "embeddings", self.embeddings and not self.full)
-        slow = self.full or self.embeddings
+        object.__setattr__(self, "embeddings", embeddings)
+        slow = self.full or embeddings
         object.__setattr__(self, "fast", self.fast and not slow)
 
     @property
@@ -162,9 +166,8 @@ class Step:
     @property
     def layer_input(self) -> float:
         """Bytes of a layer's input, which gradient checkpointing keeps."""
-        # With float32 embeddings, the layers pass on float32.
-        wide = self.full or self.embeddings
-        return self.tokens * self.shape.width * (4 if wide else self.size)
+        # Full fine-tuning computes in float32 between its layers.
+        return self.tokens * self.shape.width * (4 if self.full else self.size)
 
     @cached_property
     def layer_keeps(self) -> float:

@@ -225,7 +225,7 @@ def test_07_refuses_other_rows_and_an_empty_folder(tmp_path):
 
 @pytest.mark.slow
 def test_07_text_teaches_answers(tmp_path):
-    """Seen with seed 0: 0.81, 0.11 (of real countries)."""
+    """Seen with seeds 0 to 2: 0.73 to 0.85, -0.04 to 0.09, 0.89 to 0.93."""
     with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
         patch.setenv("WORKSPACE", str(tmp_path / "workspace"))
         patch.setenv("HEADLESS", "1")
@@ -241,6 +241,6 @@ def test_07_text_teaches_answers(tmp_path):
     ]
     claims = {d[MIME]["claim"]: d[MIME]["value"] for d in outputs if MIME in d}
     assert claims["packing changes the loss by"] < 1e-4
-    assert claims["reading the text teaches answers:"] > 0.35
+    assert claims["reading the text teaches answers:"] > 0.5
     assert claims["accuracy lost on real countries:"] < 0.15
-    assert claims["CPT after SFT costs on real countries:"] > 0.3
+    assert claims["CPT after SFT costs on real countries:"] > 0.5
