@@ -107,13 +107,13 @@ def batches(tokens: list[Any], draw: random.Random) -> Iterator[list[Any]]:
 
 
 def fine_tune(
-    model: Any, tokens: list[Any], budget: int, seed: int, rate: float = RATE
+    model: Any, tokens: list[Any], budget: int, seed: int, lora: LoraConfig = LORA
 ) -> Any:
     """Return the model with an adapter that was trained on `budget` tokens."""
     set_seed(seed)
-    model = get_peft_model(model, LORA).train()
+    model = get_peft_model(model, lora).train()
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     seen = 0
     for batch in batches(tokens, random.Random(seed)):
         if seen >= budget:
@@ -126,7 +126,7 @@ def fine_tune(
         real = pad_sequence([torch.ones(len(r["input_ids"])) for r in batch], True)
         ids, mask, real = (each.to(model.device) for each in (ids, mask, real))
         done = seen / budget
-        optimizer.param_groups[0]["lr"] = rate * min(1, 20 * done + 0.4) * (1 - done)
+        optimizer.param_groups[0]["lr"] = RATE * min(1, 20 * done + 0.4) * (1 - done)
         # The logits of the trained tokens only: all of them would take 8 GiB a batch.
         llama = model.get_base_model()
         hidden = llama.model(ids, attention_mask=real).last_hidden_state[:, :-1]

@@ -102,11 +102,16 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
         base: str = "demo",
         rows: list | None = None,
         kind: type[SFTTrainer] = FastSFTTrainer,
+        trained_rows: list[int] | None = None,
         **settings,
     ):
         quantization = models.quantization_config() if method == "qlora" else None
         lora = LoraConfig(
-            r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=8,
+            lora_alpha=16,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            trainable_token_indices=trained_rows,
         )
         usual = {
             "output_dir": str(tmp_path_factory.mktemp("checkpoints")),

@@ -16,6 +16,7 @@ HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hu
 # Only training and generation import these, after torch and transformers; the search
 # for repeats computes with numpy.
 LATE = {"data.repeats.candidates", "data.repeats.engine", "data.repeats.fingerprints"}
+LATE |= {"data.repeats.hashes"}
 LATE |= {"training.callbacks", "training.sft", "fast.attention"}
 LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
 LATE |= {"fast.documents"}

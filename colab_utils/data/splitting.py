@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from colab_utils.data import schema
 from colab_utils.data.repeats.dedup import first_repeats, question_of
 from colab_utils.data.repeats.groups import DisjointSets
-from colab_utils.data.repeats.words import text_hash
 from colab_utils.data.schema import Row
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+SPACES = bytes(code for code in range(128) if chr(code).isspace())
 
 
 def split(rows: list[Row], test_share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -51,29 +53,40 @@ def shared_texts(rows: Sequence[Row]) -> NDArray[np.uint64]:
 
     found = []
     for place, row in enumerate(rows):
-        texts = _texts(row)
-        for number, text in enumerate(texts, start=1):
-            key = text_hash(" ".join(text.split()))
-            found.append((place, key, number == len(texts)))
+        keys = _keys(row)
+        for number, key in enumerate(keys, start=1):
+            found.append((place, key, number == len(keys)))
     return np.array(found, np.uint64).reshape(-1, 3)
 
 
-def _texts(row: Row) -> list[str]:
-    """Return the texts of a row that others may share; the last one is the whole."""
-    kind = schema.kind_of(row)
+def _keys(row: Row) -> list[int]:
+    """Return hashes of the texts of a row that others may share; the last is the whole.
+
+    Spaces do not count.
+    """
+    kind, begun = schema.kind_of(row), blake2b(digest_size=8)
     if kind == schema.MIDDLE:
-        return [row["prefix"] + row["middle"] + row["suffix"]]
+        return [_add(begun, row["prefix"] + row["middle"] + row["suffix"])]
     if kind not in (schema.INSTRUCTION, schema.PREFERENCE):
         return []
-    begun, texts = "", []
+    keys = []
     for turn in row["messages"] if kind == schema.INSTRUCTION else row["prompt"]:
-        begun += f"\n{turn['role']}: {schema.said(turn)}"
+        key = _add(begun, f"{turn['role']}: {schema.said(turn)}")
         if turn["role"] == "assistant":
-            texts.append(begun)
+            keys.append(key)
     if kind == schema.PREFERENCE:
         answers = (row[name][-1] for name in ("rejected", "chosen"))
-        texts += [f"{begun}\nassistant: {schema.said(turn)}" for turn in answers]
-    return texts
+        keys += [_add(begun.copy(), f"assistant: {schema.said(t)}") for t in answers]
+    return keys
+
+
+def _add(begun: blake2b, text: str) -> int:
+    """Add a text without its spaces; return the hash of all that was added."""
+    if text.isascii():
+        begun.update(text.encode().translate(None, SPACES))
+    else:
+        begun.update("".join(text.split()).encode("utf-8", "surrogatepass"))
+    return int.from_bytes(begun.digest(), "big")
 
 
 def related(
@@ -92,7 +105,8 @@ def related(
         print("split: all prompts are nearly the same, so rows are split one by one")
     else:
         for i, j in enumerate(first):
-            sets.join(i, j)
+            if i != j:
+                sets.join(i, j)
     first_of: dict[str, int] = {}
     for i, group in enumerate(groups):
         if group:

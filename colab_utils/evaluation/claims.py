@@ -32,6 +32,7 @@ def claim(
     ]
     if not bounds:
         raise ValueError(f"The claim '{text}' needs at_least, at_most or both.")
+    value = float(value)  # a tensor's comparison is no JSON
     # A value that is NaN is not within any bounds.
     holds = (at_least is None or value >= at_least) and (
         at_most is None or value <= at_most
@@ -42,7 +43,7 @@ def claim(
         line,
         {
             "claim": text,
-            "value": float(value),
+            "value": value,
             "at_least": at_least,
             "at_most": at_most,
             "holds": holds,

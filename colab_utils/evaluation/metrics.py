@@ -34,6 +34,21 @@ def exact_match(answer: str, truth: str) -> bool:
     return answer.strip().rstrip(".").casefold() == truth.strip().rstrip(".").casefold()
 
 
+def edit_similarity(text: str, truth: str) -> float:
+    """Return 1 - edit distance / length of the longer text: 1 for equal texts.
+
+    The distance counts inserted, deleted and replaced characters (Levenshtein 1966).
+    """
+    costs = list(range(len(truth) + 1))
+    for i, one in enumerate(text, 1):
+        before, costs[0] = costs[0], i
+        for j, other in enumerate(truth, 1):
+            swap = before + (one != other)
+            before = costs[j]
+            costs[j] = min(swap, costs[j] + 1, costs[j - 1] + 1)
+    return 1 - costs[-1] / max(len(text), len(truth), 1)
+
+
 def accuracy(
     model: PreTrainedModel, tokenizer: Tokenizer, rows: list[data.Row]
 ) -> Accuracy:

@@ -112,6 +112,45 @@ def active_adapter(linear: torch.nn.Module) -> str | None:
     )
 
 
+class TrainedRows:
+    """Embeddings or a head, of which PEFT may train some rows.
+
+    PEFT copies the whole table at each call and sends the ids to the GPU, which a CUDA
+    graph can't record; its backward pass makes a gradient of the whole table. This
+    computes the same from the table and the rows.
+    """
+
+    def __init__(self, table: torch.nn.Module) -> None:
+        self.table, self.base, self.rows = table, cast("torch.nn.Linear", table), None
+        adapter: Any = getattr(table, "token_adapter", None)
+        if adapter is None:
+            return
+        self.base = adapter.base_layer
+        off = adapter.merged or adapter.disable_adapters or table._forward_hooks
+        if not off and len(adapter.active_adapters) == 1:
+            (name,) = adapter.active_adapters
+            self.rows = adapter.trainable_tokens_delta[name]
+            self.ids = torch.tensor(
+                adapter.token_indices[name], device=self.rows.device
+            )
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of token ids, of any shape; the table may be in RAM."""
+        near = ids.to(self.base.weight.device)
+        if self.rows is None:
+            return cast("torch.Tensor", self.table(near)).to(ids.device)
+        x = self.base(near).to(ids.device)
+        found = ids[..., None] == self.ids
+        new = found.to(x.dtype) @ self.rows.to(x)  # each line of `found` has one 1
+        return torch.where(found.any(-1, keepdim=True), new, x)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (T, vocabulary) of x (T, width)."""
+        if self.rows is None:
+            return cast("torch.Tensor", self.table(x))
+        return self.base(x).index_copy(1, self.ids, x @ self.rows.to(x).T)
+
+
 class Adapter(NamedTuple):
     """A LoRA in a `LinearGroup`; looks its tensors up, because PEFT may replace them.
 

@@ -190,14 +190,15 @@ def hidden_states(
 ) -> torch.Tensor:
     """Return the output of the last layer (T, width) for the tokens in `mask`."""
     llama, shape = model.model, Shape.from_config(model.config)
-    tied = llama.embed_tokens.weight is model.lm_head.weight
+    embeddings = lora.TrainedRows(llama.embed_tokens)
+    tied = embeddings.base.weight is model.lm_head.weight
     if fast.offload and not tied:
-        llama.embed_tokens.cpu()  # each time, because a trainer may move the model
+        embeddings.base.cpu()  # each time, because a trainer may move the model
     # First, because it stays: below the tensors of this step it leaves no hole.
-    weight = llama.embed_tokens.weight
+    weight = embeddings.base.weight
     fast.scratch.take(*_largest_weight(shape), weight.dtype, ids.device)
     # Embed the padded rows: a hook may add noise that depends on their shape (NEFTune).
-    x = llama.embed_tokens(ids.to(weight.device)).to(ids.device)
+    x = embeddings.embed(ids)
     x = x.flatten(0, 1) if mask is None else x[mask.bool()]
     x = x if tokens.order is None else x[tokens.order]
     cos, sin = (t[0] for t in llama.rotary_emb(x, tokens.positions[None]))

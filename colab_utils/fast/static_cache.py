@@ -84,6 +84,8 @@ class StaticDecoder:
             for module in lora.decoder_layers(inner)
         ]
         self.head_norms = [lora.head_norms(one) for one in lora.decoder_layers(inner)]
+        ends = inner.model.embed_tokens, inner.lm_head
+        self.embeddings, self.head = map(lora.TrainedRows, ends)
         self.identity = _identity(inner)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.scores: torch.Tensor  # the logits, which the graph writes
@@ -124,7 +126,7 @@ class StaticDecoder:
         found = self._last_norm(ids, self._attend_prompts(documents, row, place))
         self.lengths.zero_()
         self.lengths[: self.count] = ends.diff()
-        return self.inner.lm_head(found[ends[1:] - 1]).float()
+        return self.head.logits(found[ends[1:] - 1]).float()
 
     def _attend_prompts(
         self, documents: attention.Documents, row: torch.Tensor, place: torch.Tensor
@@ -206,7 +208,7 @@ class StaticDecoder:
 
         found = self._last_norm(self.tokens[:rows], attend)
         lengths += 1
-        return self.inner.lm_head(found).float()
+        return self.head.logits(found).float()
 
     def _norm_heads(self, x: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:
         """Return RMSNorm of each head of x (rows, heads x D)."""
@@ -219,7 +221,7 @@ class StaticDecoder:
         layers = lora.decoder_layers(inner)
         next_norms = [module.input_layernorm.weight for module in layers[1:]]
         next_norms.append(inner.model.norm.weight)
-        x = inner.model.embed_tokens(ids)
+        x = self.embeddings.embed(ids)
         n = ops.norm(x, layers[0].input_layernorm.weight, eps)
         for i, (module, groups) in enumerate(zip(layers, self.groups, strict=True)):
             qkv, o, gate_up, down = groups

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Types of rotary embeddings whose angles don't depend on the length of the text.
 ROPES = ("default", "linear", "llama3")
+TRAINED_ROWS = "model.embed_tokens.token_adapter.trainable_tokens_delta."
 
 
 def training_problem(model: torch.nn.Module) -> str | None:
@@ -26,7 +27,8 @@ def training_problem(model: torch.nn.Module) -> str | None:
         return "the adapter is a prompt, not a LoRA"
     if inner.config.hidden_act != "silu" or inner.config.attention_dropout:
         return "the activation is not silu, or the attention has dropout"
-    outside = [p for name, p in inner.named_parameters() if ".layers." not in name]
+    named = [(n, p) for n, p in inner.named_parameters() if ".layers." not in n]
+    outside = [p for name, p in named if not name.startswith(TRAINED_ROWS)]
     norms = [p for name, p in inner.named_parameters() if "norm" in name]
     if any(p.requires_grad for p in outside + norms):
         return "the embeddings, norms or head are trained"

@@ -2,9 +2,18 @@
 
 Read `prompts` (a conversation becomes token ids), `sampling` (logits become a token),
 `answer_text` (tokens become text) and `answering` (the loop that calls all three).
+`continuing` continues prompts of token ids, which are no conversations.
 """
 
 from colab_utils.generation.answering import answers, stream
+from colab_utils.generation.continuing import continuations
 from colab_utils.generation.prompts import CONTEXT, as_messages, prompt_text
 
-__all__ = ["CONTEXT", "answers", "as_messages", "prompt_text", "stream"]
+__all__ = [
+    "CONTEXT",
+    "answers",
+    "as_messages",
+    "continuations",
+    "prompt_text",
+    "stream",
+]

@@ -99,6 +99,7 @@ def plan(
     fast: bool = True,
     gpu: bool = True,
     optimizer: str = "adamw_8bit",
+    embeddings: bool = False,
 ) -> Plan:
     """Return the fastest way to train that fits a budget of `budget` bytes.
 
@@ -106,8 +107,8 @@ def plan(
     update should train on. This tries micro-batches from `longest` to `update` tokens,
     each with as few checkpointed layers as fit. On the fast path of a GPU, inputs of
     layers may also be in RAM, if the machine has `ram` bytes of it. The plan is for the
-    reference path if the fast path does not know the model's family, or if a row is
-    longer than its sliding window.
+    reference path if the fast path does not know the model's family, if a row is longer
+    than its sliding window, or if an adapter also trains `embeddings` and head.
 
     Raises MemoryError, with the numbers and what to change, when nothing fits.
     """
@@ -126,6 +127,7 @@ def plan(
         fast=fast and shape.known,
         gpu=gpu,
         optimizer=optimizer,
+        embeddings=embeddings,
     )
     found = list(candidates(step, longest, update, budget))
     fitting = [one for one in found if one.cost.total <= budget]
@@ -160,7 +162,10 @@ def candidates(step: Step, longest: int, update: int, budget: float) -> Iterator
 
     If none fits `budget` bytes, the best plan is the one with the least memory.
     """
-    for times in range(1, max(1, update // max(longest, SMALLEST)) + 1):
+    most = max(1, update // max(longest, SMALLEST))
+    # Trained embeddings and head: the reference path's loss in float32 needs more than
+    # is counted, so the batches are the smallest.
+    for times in [most] if step.embeddings else range(1, most + 1):
         tokens = max(longest, -(-update // times))
         one = save_memory(replace(step, tokens=tokens, accumulating=times > 1), budget)
         cost = one.peak()

@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     accumulators: int
     packed: bool
     optimizer: str
+    embeddings: bool
 
 
 def estimate(
@@ -70,6 +71,8 @@ class Step:
     torch's cache take memory; on a CPU activations are float32. The attention kernel
     accumulates `accumulators` gradients in float32: those of q, k and v below compute
     capability 8.0, only that of q from there on. In `packed` rows it pads documents.
+    With `embeddings`, an adapter also trains float32 copies of embeddings and head
+    (PEFT's modules_to_save) on the reference path, with all layers checkpointed.
 
     Raises ValueError for an unknown method or optimizer, or a number below 1.
     """
@@ -86,6 +89,7 @@ class Step:
     accumulators: int = 3
     packed: bool = True
     optimizer: str = "adamw_torch"
+    embeddings: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings and set what follows from them."""
@@ -95,11 +99,17 @@ class Step:
             tokens=self.tokens,
             optimizer=self.optimizer,
         )
-        recompute = max(0, min(self.recompute, self.shape.layers))
+        # Around trained embeddings, autocast keeps more copies than this counts, so all
+        # layers use gradient checkpointing then.
+        embeddings = self.embeddings and not self.full
+        layers = self.shape.layers
+        recompute = layers if embeddings else max(0, min(self.recompute, layers))
         offload = min(self.offload, recompute) if self.gpu else 0
         object.__setattr__(self, "recompute", recompute)
         object.__setattr__(self, "offload", offload)
-        object.__setattr__(self, "fast", self.fast and not self.full)
+        object.__setattr__(self, "embeddings", embeddings)
+        slow = self.full or embeddings
+        object.__setattr__(self, "fast", self.fast and not slow)
 
     @property
     def full(self) -> bool:
@@ -116,7 +126,14 @@ class Step:
         """The number of trained parameters."""
         if self.full:
             return sum(costs.parameters(self.shape))
-        return costs.adapter_parameters(self.shape, self.rank)
+        return costs.adapter_parameters(self.shape, self.rank) + self.words
+
+    @property
+    def words(self) -> int:
+        """The number of parameters of embeddings and head that an adapter trains."""
+        shape = self.shape
+        sizes = (1 if shape.tied else 2) * shape.vocab * shape.width
+        return sizes if self.embeddings else 0
 
     @cached_property
     def fixed(self) -> Memory:
@@ -163,7 +180,8 @@ class Step:
             kept += tokens * activations.attention_bytes(shape, tokens)
             # copies in the compute dtype of the float32 weights that are trained
             linear, _ = costs.parameters(shape)
-            kept += 2.0 * (linear if self.full else self.trained) / shape.layers
+            copied = linear if self.full else self.trained - self.words
+            kept += 2.0 * copied / shape.layers
         return kept
 
     def peak(self) -> Memory:
@@ -184,7 +202,8 @@ class Step:
         kept, temporary = activations.loss_bytes(
             self.shape, self.method, self.tokens, self.size, self.fast
         )
-        if self.gpu and self.full:  # a copy of the head in the compute dtype
+        # a copy of the float32 head in the compute dtype
+        if self.gpu and (self.full or self.embeddings):
             kept += 2.0 * self.shape.vocab * self.shape.width
         return self._moment(self.shape.layers, logits=kept, temporary=temporary)
 
@@ -197,7 +216,8 @@ class Step:
         return self._moment(
             i,
             own=own,
-            gradients=4.0 * self.trained * (layers - 1 - i) / layers,
+            gradients=4.0 * (self.trained - self.words) * (layers - 1 - i) / layers
+            + 4.0 * self.words,
             temporary=activations.backward_bytes(
                 self.shape,
                 self.tokens,

@@ -1,9 +1,9 @@
 """Find a model and load it: config, tokenizer, weights, and an adapter with its base.
 
 `sources` finds a model's files: bundled, in a folder or on the Hub. `loading` reads
-them with transformers and PEFT. `special_tokens` chooses the pad token, and finds the
-tokens that end an answer. `choosing` picks the model for "auto", and refuses one that
-the course can't train. `identity` recognizes a model by its weights.
+them with transformers and PEFT. `special_tokens` chooses the pad token, finds the
+tokens that end an answer, and adds tokens. `choosing` picks the model for "auto", and
+refuses one that the course can't train. `identity` recognizes a model by its weights.
 """
 
 from colab_utils.models.choosing import resolve_model
@@ -19,9 +19,10 @@ from colab_utils.models.loading import (
     torch_dtype,
 )
 from colab_utils.models.sources import download, location
-from colab_utils.models.special_tokens import stop_tokens
+from colab_utils.models.special_tokens import add_tokens, stop_tokens
 
 __all__ = [
+    "add_tokens",
     "count_parameters",
     "download",
     "fingerprint",

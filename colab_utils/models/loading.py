@@ -12,6 +12,7 @@ from colab_utils.data.tokens.chat_template import choose_template
 from colab_utils.fast import warmup
 from colab_utils.models.sources import Source
 from colab_utils.models.special_tokens import as_ids, set_padding
+from colab_utils.weights import vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +157,7 @@ def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
 
     quantization = quantization_config() if made["method"] == "qlora" else None
     base = load_model(made["base_model"], quantization)
+    vocabulary.fit(base, folder)
     model = PeftModel.from_pretrained(base, folder).eval()
     for name, parameter in model.named_parameters():
         if "lora_" in name:  # trained in float32; inference needs only the base's dtype

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from colab_utils import data
+from colab_utils.data.tokens.pieces import FAMILY_MARKS
 from colab_utils.data.tokens.rendering import Conversations, probe
-from colab_utils.data.tokens.vocabulary import special_tokens
+from colab_utils.data.tokens.vocabulary import special_tokens, token_id
+from colab_utils.weights import vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +35,26 @@ def as_ids(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def add_tokens(
+    model: PreTrainedModel, tokenizer: Tokenizer, tokens: Sequence[str]
+) -> list[int]:
+    """Add special tokens to a tokenizer, and rows for them to its model; return ids.
+
+    A new row is the mean of the model's rows, in the embeddings and in the head. A
+    model that has more rows than tokens uses these first. A token that the tokenizer
+    has already keeps its id and its row. Prints the number of rows.
+    """
+    from tokenizers import AddedToken
+
+    new = [AddedToken(token, special=True, normalized=False) for token in tokens]
+    tokenizer.add_tokens(new, special_tokens=True)
+    old = vocabulary.embeddings(model)
+    rows = max(old, len(tokenizer))
+    vocabulary.resize(model, rows)
+    print(f"{len(tokens)} added tokens: {old:,} embeddings before, {rows:,} now")
+    return cast("list[int]", tokenizer.convert_tokens_to_ids(list(tokens)))
+
+
 def set_padding(tokenizer: Tokenizer, embeddings: int | None, stops: list[int]) -> None:
     """Pad on the right, with a token that is never trained on and has an embedding.
 
@@ -47,7 +70,9 @@ def set_padding(tokenizer: Tokenizer, embeddings: int | None, stops: list[int]) 
     problem = _pad_problem(tokenizer, embeddings, written)
     if problem is None:
         return
-    if unused := _unused(tokenizer, embeddings, written | set(stops)):
+    marks = (token_id(tokenizer, t) for family in FAMILY_MARKS for t in family[:3])
+    used = written | set(stops) | {number for number in marks if number is not None}
+    if unused := _unused(tokenizer, embeddings, used):
         tokenizer.pad_token = unused
         print(f"pad token: {unused}, because {problem}")
     else:

@@ -3,8 +3,9 @@
 `merge` adds a LoRA adapter to its base. `verify` compares the merged model with base
 and adapter. `write_gguf` and `write_modelfile` export it for llama.cpp and Ollama. None
 of them holds a whole model in memory. Read the files in this order: shards
-(safetensors), adapters (LoRA), nf4 (QLoRA's base); merge_blocks, merge_inputs, merging;
-verifying; gguf_layout, gguf_blocks, gguf_tokenizer, gguf, modelfile.
+(safetensors), adapters (LoRA), vocabulary (added tokens), nf4 (QLoRA's base);
+merge_blocks, merge_inputs, merging; verifying; gguf_layout, gguf_blocks,
+gguf_tokenizer, gguf, modelfile.
 """
 
 from colab_utils.weights.adapters import read_adapter

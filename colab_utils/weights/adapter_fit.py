@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils.weights.adapters import EMBEDDINGS, HEAD, Update, parse
-from colab_utils.weights.shards import DTYPES, Entry, all_entries
+from colab_utils.weights.adapters import EMBEDDINGS, HEAD, Adapter, Update, parse
+from colab_utils.weights.shards import DTYPES, Entry, all_entries, tensors_of
+from colab_utils.weights.vocabulary import grown
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +27,56 @@ def read_for_base(
     for name, copy in found.copies.items():  # of the base before LoRA, but resized
         if name in stored and len(copy) != stored[name]["shape"][0]:
             replaced[name] = copy
+    replaced |= _with_rows(found, shards, replaced)
     if _equally_tied(stored, replaced):
         del replaced[HEAD]
-    else:
+    elif set(found.rows) != {EMBEDDINGS} or HEAD in replaced:
         _check_tied(stored, {*updates, *replaced})
     _check_fit(stored, updates, replaced)
     return updates, replaced
+
+
+def _with_rows(
+    found: Adapter, shards: list[Path], replaced: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the tables whose rows the adapter trains, with these rows.
+
+    With tokens that the base lacks, both tables have more rows. A new row that is not
+    trained is the mean of the base's, as in `vocabulary.resize`.
+    """
+    if not found.rows:
+        return {}
+    tables: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        names = {EMBEDDINGS, HEAD, *found.rows} & {
+            name for name, _ in tensors_of(shard)
+        }
+        tables |= {name: _read_table(shard, name) for name in names}
+    tables |= {n: table for n, table in replaced.items() if n in (EMBEDDINGS, HEAD)}
+    if HEAD in found.rows and EMBEDDINGS in tables:
+        tables.setdefault(HEAD, tables[EMBEDDINGS])  # the base is tied
+    count = max(1 + max(rows.ids) for rows in found.rows.values())
+    count = max([count, *map(len, tables.values())])
+    made = {}
+    for name, table in tables.items():
+        if name in found.rows or len(table) < count:
+            made[name] = table = grown(table, count)
+        if rows := found.rows.get(name):
+            table[rows.ids] = rows.values.to(table)
+    return made | {n: rows.values for n, rows in found.rows.items() if n not in tables}
+
+
+def _read_table(shard: Path, name: str) -> torch.Tensor:
+    """Return a weight in a dtype that also holds its trained rows exactly enough.
+
+    A weight in bfloat16 may be written as float16, which has more digits.
+    """
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="pt") as file:
+        table: torch.Tensor = file.get_tensor(name)
+    return table.float() if table.dtype == torch.bfloat16 else table
 
 
 def _equally_tied(stored: dict[str, Entry], replaced: dict[str, torch.Tensor]) -> bool:

@@ -13,18 +13,17 @@ if TYPE_CHECKING:
     import torch
 
 # LoRA options that change the formula in ways that `Update` does not cover.
-UNSUPPORTED = (
-    "fan_in_fan_out",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "trainable_token_indices",
-)
+UNSUPPORTED = ("fan_in_fan_out", "layer_replication", "alora_invocation_tokens")
 # Initializations of A and B that do not change the base's weights.
 INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 # The name of the adapter, after the name of a part of it.
 DEFAULT = re.compile(
-    r"(lora_(?:embedding_)?[AB]|lora_magnitude_vector|modules_to_save)\.default"
+    r"(lora_(?:embedding_)?[AB]|lora_magnitude_vector|modules_to_save"
+    r"|trainable_tokens_(?:delta|original))\.default"
 )
+# The ends of names: the trained rows of a table, and the table that they belong to.
+ROWS = ".token_adapter.trainable_tokens_delta"
+WHOLE = ".token_adapter.base_layer.weight"
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -42,21 +41,32 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The trained rows of a table: token `ids[i]` has the row `values[i]`."""
+
+    ids: list[int]
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Adapter:
     """The changes that an adapter makes to its base, by the names of the weights.
 
     `replaced` holds weights that were trained fully or resized, `copies` those of the
-    base's weights that were saved with the adapter.
+    base's weights that were saved with the adapter, and `rows` the trained rows of a
+    weight (PEFT's `trainable_token_indices`).
     """
 
     updates: dict[str, Update]
     replaced: dict[str, torch.Tensor]
     copies: dict[str, torch.Tensor]
+    rows: dict[str, Rows]
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tensor]]:
     """Return the updates by weight name, and the weights that the adapter replaces.
 
+    Trained rows of a weight are in neither: without the base they are no whole weight.
     Raises FileNotFoundError for a folder without an adapter, and ValueError for files
     that can't be read and for a kind of adapter that can't be merged here.
     """
@@ -73,7 +83,7 @@ def parse(folder: Path) -> Adapter:
     if config.get("init_lora_weights") not in INITS:
         unsupported.append(f"init_lora_weights={config['init_lora_weights']}")
     updates: dict[str, Update] = {}
-    copies: dict[str, torch.Tensor] = {}
+    rows, copies = _rows(config, tensors)
     for name in list(tensors):
         layer, _, kind = name.rpartition(".lora_")
         if kind == "A.weight" and f"{layer}.lora_B.weight" in tensors:
@@ -94,9 +104,33 @@ def parse(folder: Path) -> Adapter:
         updates[f"{layer}.weight"] = Update(a.float(), b.float(), scale, lengths)
     replaced, other = _replaced(config, tensors)
     unsupported += other[:1]
-    if unsupported or not updates:
+    unsupported += [
+        f"LoRA and trained rows of {name}" for name in updates if name in rows
+    ]
+    if unsupported or not (updates or rows):
         raise _cannot_merge(", ".join(unsupported) or "it is empty")
-    return Adapter(updates, replaced, copies)
+    return Adapter(updates, replaced, copies, rows)
+
+
+def _rows(
+    config: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[dict[str, Rows], dict[str, torch.Tensor]]:
+    """Take the trained rows out of the tensors, and the tables that they belong to."""
+    rows: dict[str, Rows] = {}
+    tables: dict[str, torch.Tensor] = {}
+    given = config.get("trainable_token_indices") or {}
+    ids_of = given if isinstance(given, dict) else {"": given}
+    for name in list(tensors):
+        layer = name.removesuffix(ROWS).removesuffix(WHOLE)
+        if name.endswith(WHOLE):  # PEFT saves it if the table was resized
+            tables[f"{layer}.weight"] = tensors.pop(name)
+        elif name.endswith(ROWS):
+            found = [ids for end, ids in ids_of.items() if layer.endswith(end)]
+            found += ids_of.values()  # a tied head has the rows of the embeddings
+            rows[f"{layer}.weight"] = Rows(found[0], tensors.pop(name))
+        elif name.endswith(".trainable_tokens_original"):
+            del tensors[name]
+    return rows, tables
 
 
 def _scale(config: dict[str, Any], layer: str, rank: int) -> float:
@@ -161,8 +195,9 @@ def _plain(name: str) -> str:
 
 def _cannot_merge(reason: str) -> ValueError:
     return ValueError(
-        f"Can't merge this adapter: {reason}. Supported are LoRA, DoRA, and fully "
-        "trained layers next to them (modules_to_save)."
+        f"Can't merge this adapter: {reason}. Supported are LoRA, DoRA, and next to "
+        "them fully trained layers (modules_to_save) and trained rows of embeddings "
+        "and head (trainable_token_indices)."
     )
 
 

@@ -11,6 +11,7 @@ from colab_utils.weights import nf4
 from colab_utils.weights.adapter_fit import read_for_base
 from colab_utils.weights.adapters import EMBEDDINGS
 from colab_utils.weights.shards import all_entries, find_shards
+from colab_utils.weights.vocabulary import resize
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +99,8 @@ def _adapted(
             if nf4.QUANTIZED.fullmatch(name):
                 weight.copy_(nf4.dequantized(weight, quantized_in))
     _, replaced = read_for_base(adapter, find_shards(base))
-    if EMBEDDINGS in replaced and len(replaced[EMBEDDINGS]) != model.config.vocab_size:
-        model.resize_token_embeddings(len(replaced[EMBEDDINGS]), mean_resizing=False)
+    if EMBEDDINGS in replaced:
+        resize(model, len(replaced[EMBEDDINGS]))
     return PeftModel.from_pretrained(model, adapter).eval()
 
 

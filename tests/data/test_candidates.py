@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from colab_utils.data.repeats import candidates, engine
-from colab_utils.data.repeats.fingerprints import mix
+from colab_utils.data.repeats.hashes import mix
 
 NAMES = ["".join(letters) for letters in itertools.permutations("abdel")]
 SHARED = " ".join(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300))

@@ -14,7 +14,8 @@ from colab_utils import data
 from colab_utils.data.repeats import candidates, dedup, typos
 from colab_utils.data.repeats.candidates import candidate_pairs
 from colab_utils.data.repeats.engine import Repeats
-from colab_utils.data.repeats.fingerprints import fingerprint, word_hash
+from colab_utils.data.repeats.fingerprints import fingerprint
+from colab_utils.data.repeats.hashes import word_hash
 
 
 def first_of(texts: list[tuple[str, str]], batch: int = 10**9) -> list[int]:

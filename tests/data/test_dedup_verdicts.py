@@ -45,6 +45,27 @@ def test_another_row_is_kept(name):
     assert first_of([one, other, *known(other)])[1] == 1
 
 
+def with_typo(row: Texts, words: set[str]) -> Texts:
+    """Swap two letters of the longest word of a row that is one of `words`."""
+    long = max(words, key=lambda word: (len(word), word))
+    at = len(long) // 2
+    typo = long[:at] + long[at + 1] + long[at] + long[at + 2 :]
+    return row[0].replace(long, typo), row[1].replace(long, typo)
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name.startswith("terms")])
+def test_another_term_next_to_a_typo_is_another_row(name):
+    """A typo elsewhere does not make a typo of another term."""
+    one, other = OTHERS[name]
+    both = set(" ".join(one).split()) & set(" ".join(other).split())
+    again = with_typo(other, {word for word in both if word.isalpha()})
+    assert again != other
+    assert first_of([other, again, *known(other)])[:2] == [0, 0]
+    for rows in ([one, again], [again, one]):
+        assert first_of([*rows, *known(one)])[:2] == [0, 1]
+        assert first_of([*rows, *known(other)])[:2] == [0, 1]
+
+
 @pytest.mark.parametrize("name", REPEATS)
 def test_a_repeat_is_found(name):
     one, other = REPEATS[name]
@@ -82,6 +103,37 @@ def test_typos_of_any_words_are_judged_alike_both_ways(one, other):
 
     if one != other:
         assert judge(one, other) == judge(other, one)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "rows", "expected"),
+    [
+        ("write", "wride", 100, True),  # not a term such as "sulfite"
+        ("sulfite", "sulfide", 10, False),
+        ("addresses", "adqresses", 1, True),  # no English word has "dq"
+        ("date", "ddte", 3, True),  # no word begins with "dd"
+        ("dist", "dlist", 1, False),  # may be a name in a program
+        ("hexadecimal", "hexadcimal", 3, True),
+        ("addition", "addiction", 9, False),
+    ],
+)
+def test_a_typo_is_no_other_word(right, wrong, rows, expected):
+    counts = {right: rows, wrong: 1}
+    options = {"name": False, "twice": False, "size": 12 if rows < 100 else 30}
+    assert is_typo(right, wrong, counts.__getitem__, **options) == expected
+
+
+def test_a_second_typo_is_judged_less_strictly():
+    def judge(right: str, wrong: str, **options: bool) -> bool:
+        counts = {right: 4, wrong: 1}
+        same = {"name": False, "twice": False, "size": 12, **options}
+        return is_typo(right, wrong, counts.__getitem__, **same)
+
+    assert not judge("elements", "eluments")
+    assert not judge("numbers", "nurbers", again=True)
+    assert judge("numbers", "nurbers", again=True, code=True)
+    assert judge("numbers", "numbaers", again=True) and not judge("numbers", "numbaers")
+    assert not judge("lipase", "ligase", again=True)
 
 
 PARTS = [

@@ -73,6 +73,8 @@ def test_rules_keep_good_answers(answer):
 BAD = [
     ("", "words: 0"),
     ("As an AI language model, I have never been there.", "refusal"),
+    ("As an artificial intelligence, I have no family.", "refusal"),
+    ("Unfortunately, I can't help with that.", "refusal"),
     ("I’m sorry, but I can’t help with that.", "refusal"),
     ("I cannot assist with this request.", "refusal"),
     ("As an AI, I do not have opinions.", "refusal"),

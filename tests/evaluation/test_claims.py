@@ -47,8 +47,9 @@ def test_a_run_collects_the_claims_of_a_notebook(tmp_path):
     cells = [
         nbformat.v4.new_code_cell("SEED = 1", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
+            "import torch\n"
             "from colab_utils import evaluation\n"
-            "evaluation.claim('one is', 1, at_least=1)\n"
+            "evaluation.claim('one is', torch.tensor(1.0), at_least=1)\n"
             "evaluation.claim('two is', 2, at_most=1.5, must_hold=False)\n"
             "evaluation.claim('three is', 3, at_most=1)"
         ),

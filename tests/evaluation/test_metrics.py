@@ -229,3 +229,18 @@ def test_chance_is_the_most_frequent_answer_of_each_category():
     ]
     assert evaluation.chance(rows) == 3 / 4
     assert evaluation.chance([row("A?", "x"), row("B?", "y")]) == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "expected"),
+    [
+        ("", "", 1.0),
+        ("abc", "abc", 1.0),
+        ("", "abc", 0.0),
+        ("kitten", "sitting", 1 - 3 / 7),
+        ("flaw", "lawn", 0.5),
+    ],
+)
+def test_edit_similarity(text, truth, expected):
+    assert evaluation.edit_similarity(text, truth) == pytest.approx(expected)
+    assert evaluation.edit_similarity(truth, text) == pytest.approx(expected)

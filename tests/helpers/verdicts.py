@@ -364,6 +364,11 @@ REPEATS = _named(
         )
     ],
     typo=[
+        # A second typo is likelier than another word.
+        (
+            ("Write a program that shows addresses of people.", "values = sorted(a)"),
+            ("Wriet a program that shows addressses of people.", "values = sorted(a)"),
+        ),
         *_asked(
             (
                 "Why do people like the oak in the valley?",
@@ -395,6 +400,13 @@ REPEATS = _named(
         )
     ],
     politeness=[
+        (
+            ("Who built the old mill?", "It was built by the people of the town."),
+            (
+                "Who built the old mill? Let me knw if you have any qusetions.",
+                "It was built by the people of the town.",
+            ),
+        ),
         *_asked(
             (
                 "Why do people like the oak?",

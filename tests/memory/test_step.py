@@ -130,3 +130,16 @@ def test_step_moments(seven_b):
     assert moments[0] == one.loss() and moments[-1] == one.update()
     assert moments[1] == one.layer(31)
     assert one.peak().total == max(moment.total for moment in moments)
+
+
+def test_estimate_with_embeddings_and_head(seven_b):
+    """PEFT keeps the frozen matrices, and trains copies of both in float32."""
+    config, words = seven_b(), 2 * 32000 * 4096
+    alone = memory.at_loss(config, "qlora", 16, 1024)
+    both = memory.at_loss(config, "qlora", 16, 1024, embeddings=True, fast=True)
+    for part, size in (("adapters", 4), ("gradients", 4), ("optimizer", 8)):
+        assert getattr(both, part) - getattr(alone, part) == size * words
+    assert both.weights == alone.weights
+    budget = 14.26 * memory.GIB
+    given = {"longest": 1024, "update": 8192, "budget": budget, "embeddings": True}
+    assert not memory.plan(config, "qlora", 16, **given).fast

@@ -231,3 +231,43 @@ def test_load_config_of_an_unknown_model_type(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "odd"}')
     with pytest.raises(ValueError, match="the model type odd, which the installed"):
         models.load_config(str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("options", [{}, {"all": True}, {"prepared": True}], ids=str)
+def test_load_adapter_with_added_tokens(tmp_path, method, options):
+    """Also with the tables saved, and after PEFT's preparation for k-bit training."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    tokenizer = models.load_tokenizer("demo")
+    quantization = models.quantization_config() if method == "qlora" else None
+    model = models.load_model("demo", quantization)
+    ids = models.add_tokens(model, tokenizer, ["<a>", "<b>"])
+    if "prepared" in options:
+        model = prepare_model_for_kbit_training(model)
+    lora = LoraConfig(
+        r=4,
+        target_modules="all-linear",
+        init_lora_weights=False,
+        trainable_token_indices={"embed_tokens": ids},
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(model, lora).eval()
+    for name, weight in model.named_parameters():
+        if "trainable_tokens" in name:
+            torch.nn.init.normal_(weight)
+            assert weight.dtype == torch.float32
+    model.save_pretrained(tmp_path, save_embedding_layers="all" in options)
+    tokenizer.save_pretrained(tmp_path)
+    recipe.write(tmp_path, method=method, base_model="demo")
+    loaded, its_tokenizer = models.load_adapter(tmp_path)
+    assert len(its_tokenizer) == 1026 == loaded.config.vocab_size
+    prompt = torch.tensor([[1, 1024, 300, 400, 1025, 500]])
+    with torch.inference_mode():
+        expected = model(prompt).logits
+        torch.testing.assert_close(
+            loaded(prompt).logits, expected, rtol=1e-4, atol=1e-4
+        )
+        other = loaded(torch.tensor([[1, 1025, 300, 400, 1024, 500]])).logits
+    assert (other - expected).abs().max() > 0.1  # the rows differ

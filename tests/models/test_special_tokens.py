@@ -4,12 +4,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.templates import TEMPLATES
 from helpers.tokenizer_kinds import FAMILIES, make_tokenizer
 from transformers import GenerationConfig
 
 from colab_utils import data, models
 from colab_utils.data.tokens.rendering import probe
+from colab_utils.models import special_tokens
 
 AUTHORS = None  # the authors' own pad token stays
 # The pad token of each family, and the printed reason.
@@ -174,3 +176,35 @@ def test_stop_tokens():
         assert models.stop_tokens(model_with(eos), tokenizer) == [end, turn]
     assert models.stop_tokens(model_with([*ids, end]), tokenizer) == [end, *ids, turn]
     assert models.stop_tokens(model_with(ids[0]), tokenizer) == [end, ids[0], turn]
+
+
+def test_add_tokens_keeps_the_model(capsys):
+    tokenizer, model = models.load_tokenizer("demo"), models.load_model("demo")
+    ids = torch.tensor([tokenizer("The capital of France")["input_ids"]])
+    before = model(ids).logits
+    assert models.add_tokens(model, tokenizer, ["<a>", "</s>", "<b>"]) == [
+        1024,
+        2,
+        1025,
+    ]
+    after = model(ids).logits
+    assert torch.equal(after[..., :1024], before)
+    assert after.argmax(-1).max() < 1024 and model.config.vocab_size == 1026
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        mean = table.weight[:1024].double().mean(0).to(table.weight.dtype)
+        assert torch.equal(table.weight[1024:], mean.expand(2, -1))
+    assert tokenizer("x<b>y", add_special_tokens=False)["input_ids"].count(1025) == 1
+    assert "1,024 embeddings before, 1,026 now" in capsys.readouterr().out
+    models.add_tokens(model, tokenizer, ["<a>"])
+    assert model.config.vocab_size == 1026  # it has the token already
+
+
+def test_set_padding_never_takes_a_mark():
+    tokenizer = models.load_tokenizer("demo")
+    tokenizer.unk_token = None
+    tokenizer.add_tokens(
+        ["<fim_prefix>", "<other>", "<fim_middle>"], special_tokens=True
+    )
+    tokenizer.pad_token = None
+    special_tokens.set_padding(tokenizer, 1027, [2])
+    assert tokenizer.pad_token in ("<other>", "<unk>")

@@ -70,7 +70,7 @@ def test_05_is_as_good_as_02(done):
     found = recipe.read(folder)["results"]["accuracy"]["tuned"]
     assert found == claims["held-out accuracy"]
     (generated,) = re.findall(r"PEFT: held-out accuracy ([\d.]+)%", printed)
-    assert abs(float(generated) / 100 - found) < 0.005
+    assert abs(float(generated) / 100 - found) < 0.04  # on 300 of 990 rows
 
 
 def test_05_experiments_differ_as_the_text_says(done):
@@ -81,8 +81,8 @@ def test_05_experiments_differ_as_the_text_says(done):
     }
     # Seen with seeds 0, 1, 2: rank 1 18 to 20 %, rank 16 94 %.
     assert shares["rank 1"] < shares["rank 16"] - 40
-    assert claims["RANK lowers the loss by"] > 0.2  # seen: 0.47 to 0.53
-    assert claims["rate x 4 brings back"] > 0.1  # seen: 0.26 to 0.48
+    assert claims["rank 1 has a loss higher by"] > 0.2  # seen: 0.47 to 0.53
+    assert claims["four times the rate gains"] > 0.1  # seen: 0.26 to 0.48
 
 
 def test_05_adapter_is_one_of_the_course(done):

@@ -51,11 +51,11 @@ def test_06_curated_rows_and_a_quarter_beat_everything(curated):
     shares = made["results"]["exact match"]
     assert all(len(found) == 3 for found in shares.values())
     means = {name: statistics.mean(found) for name, found in shares.items()}
-    # Seen with two splits: everything 0.23 and 0.33, curated 0.88 and 0.84, random 0.33
-    # and 0.52, quarter 0.71 and 0.59.
-    assert means["curated"] - means["everything"] > 0.3
-    assert means["curated"] - means["random"] > 0.15
-    assert means["quarter"] - means["everything"] > 0.1
+    # Seen with SEED 0 to 3: everything 0.13 to 0.19, curated 0.80 to 0.86, random 0.18
+    # to 0.32, quarter 0.24 to 0.56 (0.54 with this SEED, 0).
+    assert means["curated"] - means["everything"] > 0.45
+    assert means["curated"] - means["random"] > 0.3
+    assert means["quarter"] - means["everything"] > 0.15
 
 
 def test_06_saves_rows_and_reasons(curated):

@@ -258,3 +258,41 @@ def test_resume_with_another_plan(make_trainer, tmp_path):
     assert [e["step"] for e in second.state.log_history if "loss" in e] == list(
         range(1, second.state.max_steps + 1)
     )
+
+
+@pytest.mark.slow
+def test_resume_with_trained_rows(make_trainer, tokenizer, tmp_path):
+    """A checkpoint has the trained rows; the resumed run ends as the whole one."""
+    read = tokenizer("<s>What", add_special_tokens=False)["input_ids"][:2]
+
+    def begin(name: str):
+        trainer = make_trainer(
+            "qlora",
+            max_steps=4,
+            output_dir=str(tmp_path / name),
+            trained_rows=[*read, 1000],
+        )
+        training.float32_adapters(trainer)
+        training.use_fast_path(trainer, PLAN)
+        return trainer
+
+    whole = begin("whole")
+    first = rows_of(whole)
+    whole.train()
+    short = begin("cut")
+    short.add_callback(StopAt(2))
+    short.train()
+    resumed = begin("cut")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-2"))
+    assert whole.fast_path and resumed.state.global_step == 4
+    assert (rows_of(whole) != first).any(1).tolist() == [True, True, False]
+    for name, weight in whole.model.named_parameters():
+        if weight.requires_grad:
+            assert torch.equal(resumed.model.get_parameter(name), weight), name
+
+
+def rows_of(trainer) -> torch.Tensor:
+    """Return a copy of the trained rows of the embeddings."""
+    named = trainer.model.named_parameters()
+    (rows,) = (p for name, p in named if "trainable_tokens_delta" in name)
+    return rows.detach().clone()

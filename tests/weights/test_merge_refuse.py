@@ -39,7 +39,6 @@ from colab_utils.weights.adapters import EMBEDDINGS
     [
         ({"bias": "lora_only"}, "bias"),
         ({"lora_bias": True}, "lora_B.bias"),
-        ({"trainable_token_indices": [5]}, "trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
         (
             {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},

@@ -33,14 +33,15 @@ FREQUENT_WORDS = {
     }.items()
 }
 
-# A refusal has one of these; the pattern is searched only then.
+# Each refusal has one of these; the pattern is searched only then.
 REFUSAL_HINTS = (
-    " ai",
     "an ai",
+    "as a ai",
+    "artificial intelligence",
     "language model",
     "sorry",
-    "apolog",
-    "unable",
+    "apologi",
+    "unfortunately",
     "assist",
 )
 HELP = r"(?:assist|help|fulfil?l|comply|provide|answer|do that|generate|create|write)"

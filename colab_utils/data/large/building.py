@@ -223,7 +223,7 @@ class _Job:
 
         kept = self._with(KEPT)
         first = self._first(self.prompts, splitting.split_texts)
-        groups = [self.spool.groups[i] for i in kept]
+        groups = [self.spool.groups[i] for i in kept.tolist()]
         shared = self.spool.shared_by(self.fate == KEPT)
         related = splitting.related(first.tolist(), groups, shared)
         test = np.array(splitting.choose(related, test_share, seed))

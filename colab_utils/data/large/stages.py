@@ -97,15 +97,36 @@ def read_and_compare(
     kind: str, rules: Sequence[Rule], items: list[Numbered | Rejected]
 ) -> tuple[Part, Compared]:
     """Return what `read` does, without the rows, and all by which they are compared."""
-    from colab_utils.data.repeats.fingerprints import fingerprint, join, pieces
+    from colab_utils.data.repeats.hashes import keep_freed_memory
 
+    keep_freed_memory()
     made = read(kind, rules, items)
     rows, made.rows = made.rows, []
-    batches = [*map(texts_of, rows)], [*map(splitting.split_texts, rows)]
-    texts, prompts = (join([*map(fingerprint, pieces(batch))]) for batch in batches)
+    prints = fingerprints([*map(texts_of, rows)], [*map(splitting.split_texts, rows)])
     groups = [row.get("group", "") for row in rows]
     shared = splitting.shared_texts(rows)
-    return made, Compared(numbers(rows, made.lines), groups, shared, texts, prompts)
+    return made, Compared(numbers(rows, made.lines), groups, shared, *prints)
+
+
+def fingerprints(
+    texts: list[tuple[str, str]], prompts: list[tuple[str, str]]
+) -> tuple[Fingerprints, Fingerprints]:
+    """Return the fingerprints of texts, and of those that the split compares."""
+    from colab_utils.data.repeats.fingerprints import (
+        fingerprint,
+        join,
+        pieces,
+        with_prompts,
+    )
+
+    if prompts == [(asked, "") for asked, _ in texts]:
+        both = map(with_prompts, pieces(texts))
+        one, other = (join([*part]) for part in zip(*both, strict=True))
+        return one, other
+    one, other = (
+        join([*map(fingerprint, pieces(batch))]) for batch in (texts, prompts)
+    )
+    return one, other
 
 
 def compare(

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from enum import Enum
 
 from colab_utils.data.repeats.sentences import Text
-from colab_utils.data.repeats.typos import FILLERS, PHRASES
+from colab_utils.data.repeats.typos import FILLERS, PHRASES, VOWELS, one_edit
 
 SIGNED = frozenset(("regards", "sincerely", "cheers", "thanks", "yours", "dear", "hi"))
 # Somebody speaks to somebody.
@@ -30,6 +30,8 @@ DENIALS = frozenset(
     ("not", "no", "never", "none", "nor", "don", "t", "if", "but", "all")
 )
 LONGEST = 16  # words of such a sentence
+LONG_WORD = 7  # letters of a word to which a typo gives no other word
+INTACT = 0.75  # the share of a phrase's words that have no typo, at least
 
 
 class Kind(Enum):
@@ -46,7 +48,7 @@ def kind_of(text: Text, part: range, others: frozenset[str]) -> Kind:
     A sentence about the subject shares words with the rest of the row.
     """
     words = set(text.words[part.start : part.stop])
-    if is_phrase(words):
+    if is_phrase(words) or is_phrase(_corrected(words)):
         return Kind.POLITE
     row = others.union(text.words[: part.start], text.words[part.stop :])
     starts = {part.start, *itertools.accumulate(map(len, text.sentences))}
@@ -73,6 +75,32 @@ def is_phrase(words: Collection[str]) -> bool:
         return "you" in words
     signed = len(unknown) <= 2 and not SIGNED.isdisjoint(words)
     return not unknown or (signed and all(map(str.isalpha, unknown)))
+
+
+def _corrected(words: set[str]) -> set[str]:
+    """Return the words of a sentence without typos of long words of greetings.
+
+    A word without a vowel may be a typo of a shorter one.
+    """
+    right = {word: _right_word(word) for word in words - PHRASES}
+    if len(right) > (1 - INTACT) * len(words):
+        return words
+    return {right.get(word, word) for word in words}
+
+
+def _right_word(word: str) -> str:
+    """Return the word of `PHRASES` in which a letter was lost, added or moved."""
+    least = LONG_WORD if VOWELS & set(word) else 4
+    return next(
+        (
+            right
+            for right in PHRASES
+            if len(right) >= least
+            and right[0] == word[0]
+            and one_edit(word, right) in ("add", "swap")
+        ),
+        word,
+    )
 
 
 def added_runs(text: Text, rest: Counter[str]) -> tuple[list[range], Counter[str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from colab_utils.data.repeats.fingerprints import MIXER, mix
+from colab_utils.data.repeats.hashes import MIXER, mix
 
 KEPT = 48  # the words that are kept of a long row: its rarest
 RAREST = 9
@@ -32,8 +32,7 @@ Keys = NDArray[np.uint64]
 
 def count_words(table: Words, words: Words) -> None:
     """Add the words to the table."""
-    slots, counts = np.unique(words & np.uint32(TABLE - 1), return_counts=True)
-    table[slots] += counts.astype(np.uint32)
+    np.add.at(table, words & np.uint32(TABLE - 1), np.uint32(1))
 
 
 def keep_rarest(

@@ -16,6 +16,7 @@ from colab_utils.data.repeats.words import text_hash
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
 TYPOS = 6  # in a text with fewer words, typos are judged more strictly
+PROGRAM = 3  # a word of a program counts as so many words of an answer
 FEW = 4  # words of a text from which an article may be missing, at least
 MANY = 400  # more pairs of words than these are not looked at for typos
 
@@ -45,12 +46,30 @@ class Row(NamedTuple):
     """What is known of the row of a text.
 
     `size` counts all its words, and `others` are those of the other text. `answer`
-    counts the words of the answer to a question, and is 0 for an answer itself.
+    counts the words of the answer to a question, and is 0 for an answer itself. A word
+    of a program counts more: another question rarely has the same program.
     """
 
     size: int
     others: frozenset[str]
     answer: int
+
+
+class Rest:
+    """The words that only one of two texts has, without the `typos` among them."""
+
+    def __init__(self, one: Text, other: Text, row: Row) -> None:
+        """Compare the words of two texts."""
+        self.one, self.other, self.row = one, other, row
+        same = one.words == other.words
+        self.missing = Counter() if same else _less(one.counts, other.counts)
+        self.extra = Counter() if same else _less(other.counts, one.counts)
+        self.typos: Pairs = []  # with the right words for them
+
+    def is_short(self) -> bool:
+        """Return whether a letter may be all that the text is about."""
+        few = len(self.one.words) < TYPOS and self.row.answer < moves.LONG
+        return few and not (self.one.code and self.other.code)
 
 
 class Difference(NamedTuple):
@@ -87,12 +106,21 @@ class Comparer:
         if not all(map(_may_repeat, missing, extra)):
             return Verdict(0.0, _slot(pairs, missing, extra))
         size = min(len(a.words) + len(b.words) for a, b in zip(*pairs, strict=True))
-        found = []
-        answer = min(len(text.words) for text in pairs[1])
+        answer = min(len(t.words) * (PROGRAM if t.code else 1) for t in pairs[1])
+        rests = []
         for k, (a, b) in enumerate(pairs):
             c, d = pairs[1 - k]
             row = Row(size, c.vocabulary & d.vocabulary, 0 if k else answer)
-            difference = self._difference(a, b, row)
+            rests.append(Rest(a, b, row))
+        for rest in rests:
+            self._take_typos(rest)
+        if any(rest.typos for rest in rests):
+            # Where one typo is, a second one is likelier than another word.
+            for rest in rests:
+                self._take_typos(rest, again=True)
+        found = []
+        for rest in rests:
+            difference = _difference(rest)
             if difference is None:
                 return Verdict(0.0, _slot(pairs, missing, extra))
             found.append(difference)
@@ -109,72 +137,73 @@ class Comparer:
             self._texts[text] = Text(text)
         return self._texts[text]
 
-    def _difference(self, one: Text, other: Text, row: Row) -> Difference | None:
-        """Return in what two texts differ; None if they do not repeat each other."""
-        if one.words == other.words:
-            other_signs = one.signs and other.signs and one.signs != other.signs
-            return None if other_signs else SAME
-        missing, extra = one.counts - other.counts, other.counts - one.counts
-        typos = self._take_typos(one, other, missing, extra, row)
-        if missing and extra and not _take_joined(missing, extra):
-            return None
-        if missing:
-            one, other, missing, extra = other, one, extra, missing
-        parts: list[range] = []
-        added: list[int] = []
-        if not _is_free(extra, one, other):
-            parts, extra = boilerplate.added_runs(other, extra)
-            if row.size < SHARED or not _is_free(extra, one, other):
-                return None
-        for part in parts:
-            kind = boilerplate.kind_of(other, part, row.others)
-            if kind is Kind.CONTENT:
-                return None
-            if kind is Kind.UNKNOWN:
-                added.append(text_hash(" ".join(other.words[part.start : part.stop])))
-        words = dict(typos)
-        left, right = _sentences(one, [], words), _sentences(other, parts, words)
-        order = moves.reordered(left, right, extra)
-        if order is None:
-            return None
-        if not moves.harmless(order[1], one, other, words, row.answer):
-            return None
-        edits = len(typos) + order[0] + len(order[1]) + extra.total()
-        return Difference(typos, edits, tuple(added))
-
-    def _take_typos(
-        self,
-        one: Text,
-        other: Text,
-        missing: Counter[str],
-        extra: Counter[str],
-        row: Row,
-    ) -> Pairs:
-        """Remove typos and the right words for them; return them in this order."""
-        typos: Pairs = []
+    def _take_typos(self, rest: Rest, *, again: bool = False) -> None:
+        """Move typos, with the right words for them, to `rest.typos`."""
+        one, other, missing, extra = rest.one, rest.other, rest.missing, rest.extra
+        size = 0 if rest.is_short() else rest.row.size
         if len(missing) * len(extra) > MANY or len(one.words) < FEW:
-            return typos
-        short = len(one.words) < TYPOS and row.answer < moves.LONG
-        size = 0 if short else row.size
+            return
         names = one.names | other.names
         for word in list(missing):
             for by in list(extra):
                 if not may_be_typo(word, by):
                     continue
                 twice = by in one.vocabulary or word in other.vocabulary
-                times, again = missing[word], extra[by]
-                if times > 1 and again > 1 and not twice:
+                gone, come = missing[word], extra[by]
+                if gone > 1 and come > 1 and not twice:
                     continue  # replaced everywhere: on purpose
-                name = word in names or by in names
-                if is_typo(word, by, self._count, name=name, twice=twice, size=size):
-                    changed = min(times, again)
+                also = (word in rest.row.others) != (by in rest.row.others)
+                if is_typo(
+                    word,
+                    by,
+                    self._count,
+                    name=word in names or by in names,
+                    twice=twice or also,
+                    size=size,
+                    again=again,
+                    code=one.code and other.code,
+                ):
+                    changed = min(gone, come)
                     right = by in one.vocabulary or self._count(word) < self._count(by)
-                    typos += [(word, by) if right else (by, word)] * changed
+                    rest.typos += [(word, by) if right else (by, word)] * changed
                     _take(missing, word, changed)
                     _take(extra, by, changed)
                     if word not in missing:
                         break
-        return typos
+
+
+def _difference(rest: Rest) -> Difference | None:
+    """Return in what two texts differ; None if they do not repeat each other."""
+    one, other, row, typos = rest.one, rest.other, rest.row, rest.typos
+    if one.words == other.words:
+        other_signs = one.signs and other.signs and one.signs != other.signs
+        return None if other_signs else SAME
+    missing, extra = rest.missing, rest.extra
+    if missing and extra and not _take_joined(missing, extra):
+        return None
+    if missing:
+        one, other, missing, extra = other, one, extra, missing
+    parts: list[range] = []
+    added: list[int] = []
+    if not _is_free(extra, one, other):
+        parts, extra = boilerplate.added_runs(other, extra)
+        if row.size < SHARED or not _is_free(extra, one, other):
+            return None
+    for part in parts:
+        kind = boilerplate.kind_of(other, part, row.others)
+        if kind is Kind.CONTENT:
+            return None
+        if kind is Kind.UNKNOWN:
+            added.append(text_hash(" ".join(other.words[part.start : part.stop])))
+    words = dict(typos)
+    left, right = _sentences(one, [], words), _sentences(other, parts, words)
+    order = moves.reordered(left, right, extra)
+    if order is None:
+        return None
+    if not moves.harmless(order[1], one, other, words, row.answer):
+        return None
+    edits = len(typos) + order[0] + len(order[1]) + extra.total()
+    return Difference(typos, edits, tuple(added))
 
 
 def _may_repeat(missing: frozenset[str], extra: frozenset[str]) -> bool:
@@ -215,11 +244,27 @@ def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Wo
     gone = {i for part in parts for i in part}
     sentences, start = [], 0
     for end in text.ends:
-        kept = (text.words[i] for i in range(start, end) if i not in gone)
-        if sentence := tuple(words.get(word, word) for word in kept):
-            sentences.append(sentence)
+        kept = text.words[start:end]
+        if gone:
+            kept = [text.words[i] for i in range(start, end) if i not in gone]
+        if not words.keys().isdisjoint(kept):
+            kept = [words.get(word, word) for word in kept]
+        if kept:
+            sentences.append(tuple(kept))
         start = end
     return sentences
+
+
+def _less(one: Counter[str], other: Counter[str]) -> Counter[str]:
+    """Return `one - other`; it is fast for counts that hardly differ."""
+    changed = {word for word, _ in one.items() - other.items()}
+    return Counter(
+        {
+            word: count - other[word]
+            for word, count in one.items()
+            if word in changed and count > other[word]
+        }
+    )
 
 
 def _take(words: Counter[str], word: str, times: int) -> None:

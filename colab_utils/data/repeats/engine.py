@@ -18,9 +18,9 @@ from colab_utils.data.repeats.fingerprints import (
     fingerprint,
     join,
     pieces,
-    word_hash,
 )
 from colab_utils.data.repeats.groups import SIMILAR, DisjointSets, Pair
+from colab_utils.data.repeats.hashes import keep_freed_memory, word_hash
 
 LOWEST = 0.3  # pairs below it are not kept
 PAIRS = 500  # pairs that are compared at once
@@ -53,6 +53,7 @@ class Repeats:
 
     def __init__(self) -> None:
         """Start without rows."""
+        keep_freed_memory()
         self._table = np.zeros(candidates.TABLE, np.uint32)
         self._exact: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         self._letters: list[NDArray[np.uint8]] = [np.empty((0, 16), np.uint8)]

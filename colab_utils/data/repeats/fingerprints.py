@@ -1,7 +1,7 @@
 """Fingerprints of many texts at once: numpy arrays in place of the texts.
 
-All texts of a batch become one array of bytes. The hash of a word is a polynomial in
-its bytes, modulo 2^64. Prefix sums give the polynomial of every word in one step.
+All texts of a batch become one array of bytes. A text is hashed by a polynomial in the
+hashes of its words, modulo 2^64. Prefix sums give the polynomials of all texts at once.
 """
 
 from __future__ import annotations
@@ -16,16 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colab_utils.data.repeats.hashes import (
+    BASE,
+    INVERSE,
+    Hashes,
+    Indices,
+    mix,
+    powers,
+    sums,
+    word_hash,
+    word_hashes,
+)
 from colab_utils.data.repeats.marks import BRACKETS, marks_of
 from colab_utils.data.repeats.typos import PHRASES
 from colab_utils.data.repeats.words import MARKS, UNSPACED, text_hash
 
-Array = NDArray[np.generic]
-BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-INVERSE = pow(BASE, -1, 2**64)
-MIXER = 0xBF58476D1CE4E5B9
 END = "\x1e"  # ends a text in the batch
-PIECE = 2**16  # characters whose fingerprints are computed at once
+PIECE = 2**17  # characters whose fingerprints are computed at once
 WORD, DIGIT, OPERATOR = 1, 2, 4  # kinds of bytes; a digit is a part of a word
 _KINDS = bytes(
     WORD | DIGIT * (byte in b"0123456789")
@@ -33,7 +40,7 @@ _KINDS = bytes(
     else OPERATOR * (byte in b"+*/<>=%^")
     for byte in range(256)
 )
-EVEN = np.uint64(0x00FF00FF00FF00FF)
+FOURTH = np.uint64(0x000F000F000F000F)
 EMOJI = ((0x2600, 0x27BF), (0x1F300, 0x1FAFF))
 LAST_SIGN = EMOJI[-1][1]
 STOP = 2  # a sign that ends a part of a sentence before a space
@@ -45,10 +52,10 @@ _UNSPACED = re.compile(rf"([{UNSPACED}])")
 class Fingerprints:
     """One number a row, except for `words`: the rows' distinct words, row after row."""
 
-    exact: NDArray[np.uint64]  # equal for rows with the same words in the same order
+    exact: Hashes  # equal for rows with the same words in the same order
     letters: NDArray[np.uint8]  # how often a row has each of 16 groups of letters
     digits: NDArray[np.uint32]  # equal for rows with the same digits in any order
-    totals: NDArray[np.uint64]  # the sum of `mix` of all words, also of repeated ones
+    totals: Hashes  # the sum of `mix` of all words, also of repeated ones
     sizes: NDArray[np.int64]  # how many of `words` a row has
     words: NDArray[np.uint32]
 
@@ -78,36 +85,62 @@ def join(parts: list[Fingerprints]) -> Fingerprints:
     return Fingerprints(*map(np.concatenate, columns))
 
 
-def mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return hashes whose every bit depends on every bit of the numbers."""
-    numbers = (numbers ^ (numbers >> np.uint64(32))) * np.uint64(MIXER)
-    return (numbers ^ (numbers >> np.uint64(29))) * np.uint64(BASE)
-
-
-@lru_cache(maxsize=4)
-def powers(base: int, bits: int) -> NDArray[np.uint64]:
-    """Return 1, base, base^2 ... modulo 2^64: 2^bits of them."""
-    out = np.full(2**bits, base, np.uint64)
-    out[:1] = 1
-    return np.cumprod(out, dtype=np.uint64)
-
-
-def word_hash(word: str) -> int:
-    """Return the number that stands for a word in `Fingerprints.words`."""
-    total, power = 0, 1
-    for byte in word.encode("utf-8", "surrogatepass"):
-        total, power = total + (byte + 1) * power, power * BASE % 2**64
-    total %= 2**64
-    total = (total ^ (total >> 32)) * MIXER % 2**64
-    return ((total ^ (total >> 29)) * BASE % 2**64) >> 32
-
-
 def fingerprint(batch: list[tuple[str, str]]) -> Fingerprints:
     """Return the fingerprints of rows, given as their prompts and answers.
 
-    The time is that of a dozen passes over the bytes. They are fastest in the cache of
+    The time is that of a few passes over the bytes. They are fastest in the cache of
     the CPU, so the rows are best given in `pieces`.
     """
+    return _scan(batch).prints()
+
+
+def with_prompts(batch: list[tuple[str, str]]) -> tuple[Fingerprints, Fingerprints]:
+    """Return the fingerprints of rows, and those of the rows without their answers."""
+    found = _scan(batch)
+    return found.prints(), found.prints(answers=False)
+
+
+@dataclass
+class _Scan:
+    """Numbers of texts and of their words; text 0 is a prompt, text 1 its answer."""
+
+    hashes: Hashes  # of each word
+    letters: Hashes  # of each word, see `_letters`
+    starts: Indices  # the first word of each text
+    stops: Indices
+    texts: Hashes  # the hash of each text
+    digits: Hashes  # of each text: how often it has each digit
+    operators: Hashes
+
+    def prints(self, *, answers: bool = True) -> Fingerprints:
+        """Return the fingerprints of the rows, with or without their answers."""
+        end = 1 if answers else 0
+        start, stop = self.starts[::2], self.stops[end::2]
+        texts, digits, operators = self.texts, self.digits[::2], self.operators[::2]
+        second = texts[1::2] * np.uint64(end)
+        if answers:
+            digits = digits + self.digits[1::2]
+            operators = operators + self.operators[1::2]
+        text = np.repeat(np.arange(len(texts)), self.stops - self.starts)
+        tells = ~_phrases()[self.hashes >> np.uint64(48)]
+        telling = tells if answers else tells & (text % 2 == 0)
+        row = (text[telling] // 2).astype(np.uint64)
+        words = row << np.uint64(32) | self.hashes[telling] >> np.uint64(32)
+        distinct = np.unique(words)
+        letters = sums(self.letters * tells, start, stop)
+        return Fingerprints(
+            mix(mix(texts[::2]) + (mix(~second) << np.uint64(1)) + operators),
+            letters.T.copy().view(np.uint8)[:, ::2],
+            (digits >> np.uint64(32)).astype(np.uint32),
+            sums(mix(self.hashes >> np.uint64(32)), start, stop),
+            np.bincount(
+                (distinct >> np.uint64(32)).astype(np.int64), minlength=len(start)
+            ),
+            distinct.astype(np.uint32),
+        )
+
+
+def _scan(batch: list[tuple[str, str]]) -> _Scan:
     texts = [text for pair in batch for text in pair]
     joined = _join(texts)
     encoded = _comparable(joined)
@@ -117,42 +150,31 @@ def fingerprint(batch: list[tuple[str, str]]) -> Fingerprints:
     is_word = (kinds & WORD).view(bool)
     edges = np.flatnonzero(is_word[1:] != is_word[:-1]) + 1
     starts, stops = edges[::2], edges[1::2]
-    bits = len(raw).bit_length()
-    forward, backward = powers(BASE, bits), powers(INVERSE, bits)
-    values = raw.astype(np.uint64)
-    values += np.uint64(1)
-    values *= forward[: len(raw)]
-    hashes = mix(_sums(values, starts, stops) * backward[starts])
-    # The same polynomial over the words of a text gives the hash of the text.
+    hashes = word_hashes(encoded, starts, stops)
+    # A polynomial over the words of a text gives the hash of the text.
     stop = np.searchsorted(starts, ends)
     start = np.concatenate([[0], stop])[:-1]
-    texts_hash = _sums(hashes * forward[: len(hashes)], start, stop)
-    texts_hash *= backward[start]
+    bits = len(hashes).bit_length()
+    texts_hash = sums(hashes * powers(BASE, bits)[: len(hashes)], start, stop)
+    texts_hash *= powers(INVERSE, bits)[start]
     for i in np.flatnonzero(start == stop):
         texts_hash[i] = _hash_of_signs(texts[i])
     for i, text in _near_signs(joined):
         if signs := marks_of(text) + "".join(BRACKETS.findall(text)):
             texts_hash[i : i + 1] += np.uint64(_hash_of_signs(signs))  # no overflow
-    prompts, answers = mix(texts_hash[::2]), mix(~texts_hash[1::2])
-    rows = np.repeat(np.arange(len(texts)) // 2, stop - start).astype(np.uint64)
-    tells = ~_phrases()[hashes >> np.uint64(48)]
-    words = rows[tells] << np.uint64(32) | hashes[tells] >> np.uint64(32)
-    distinct = np.unique(words)
-    operators = _count(raw, kinds == OPERATOR, ends[1::2])
-    digits = _count(raw, kinds == DIGIT | WORD, ends[1::2])
-    sums = _letters(raw, starts, stops) * tells
-    return Fingerprints(
-        mix(prompts + (answers << np.uint64(1)) + operators),
-        _sums(sums, start[::2], stop[1::2]).T.copy().view(np.uint8)[:, ::2],
-        (digits >> np.uint64(32)).astype(np.uint32),
-        _sums(mix(hashes >> np.uint64(32)), start[::2], stop[1::2]),
-        np.bincount((distinct >> np.uint64(32)).astype(np.int64), minlength=len(batch)),
-        distinct.astype(np.uint32),
+    return _Scan(
+        hashes,
+        _letters(raw, starts, stops),
+        start,
+        stop,
+        texts_hash,
+        _count(raw, kinds == DIGIT | WORD, ends),
+        _count(raw, kinds == OPERATOR, ends),
     )
 
 
 def pieces(batch: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Yield the rows in pieces of about 64 KB."""
+    """Yield the rows in pieces of about 128 KB."""
     piece, size = [], 0
     for pair in batch:
         piece.append(pair)
@@ -164,25 +186,15 @@ def pieces(batch: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
         yield piece
 
 
-def _letters(raw: Array, starts: Array, stops: Array) -> NDArray[np.uint64]:
+def _letters(raw: NDArray[np.uint8], starts: Indices, stops: Indices) -> Hashes:
     """Return how often each word has letters of 16 groups, as 4 x 4 numbers of 16 bits.
 
-    A letter adds 1 to one of the numbers, and prefix sums add up the letters of a word.
+    A letter adds 1 to one of 16 numbers of 4 bits, of which prefix sums add up those of
+    a word. Of 16 letters of one group, it counts one of the next group.
     """
-    codes, found = raw.astype(np.intp), []
-    for table in _letter_tables():
-        eight = _sums(table[codes], starts, stops)
-        found += [eight & EVEN, eight >> np.uint64(8) & EVEN]
-    return np.stack(found)
-
-
-@lru_cache(maxsize=1)
-def _letter_tables() -> NDArray[np.uint64]:
-    """Return for each byte a 1 at the place of its group, among eight and eight."""
-    tables = np.zeros((2, 256), np.uint64)
-    for byte in range(256):
-        tables[byte >> 3 & 1, byte] = 1 << 8 * (byte & 7)
-    return tables
+    places = (raw & np.uint8(15)) << np.uint8(2)
+    words = sums(np.left_shift(np.uint64(1), places, dtype=np.uint64), starts, stops)
+    return np.stack([words >> np.uint64(4 * i) & FOURTH for i in range(4)])
 
 
 @lru_cache(maxsize=1)
@@ -210,23 +222,12 @@ def _comparable(joined: str) -> bytes:
     return joined.encode("utf-8", "surrogatepass")
 
 
-def _sums(
-    values: NDArray[np.uint64], starts: Array, stops: Array
-) -> NDArray[np.uint64]:
-    """Return the sums of the values from each start to its stop, on the last axis."""
-    sums = np.empty((*values.shape[:-1], values.shape[-1] + 1), np.uint64)
-    sums[..., 0] = 0
-    np.cumsum(values, axis=-1, out=sums[..., 1:])
-    found: NDArray[np.uint64] = sums[..., stops] - sums[..., starts]
-    return found
-
-
-def _count(raw: Array, where: NDArray[np.bool_], ends: Array) -> NDArray[np.uint64]:
-    """Return for each row a hash of how often it has each of the signs somewhere."""
+def _count(raw: NDArray[np.uint8], where: NDArray[np.bool_], ends: Indices) -> Hashes:
+    """Return for each text a hash of how often it has each of the signs somewhere."""
     at = np.flatnonzero(where)
     stop = np.searchsorted(at, ends)
     signs = mix(raw[at].astype(np.uint64))
-    return _sums(signs, np.concatenate([[0], stop])[:-1], stop)
+    return sums(signs, np.concatenate([[0], stop])[:-1], stop)
 
 
 def _near_signs(joined: str) -> Iterator[tuple[int, str]]:

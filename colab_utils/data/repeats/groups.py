@@ -37,4 +37,8 @@ class DisjointSets:
 
     def all(self) -> list[int]:
         """Return for each number the smallest number of its set."""
-        return [self.find(number) for number in range(len(self._parents))]
+        parents = self._parents
+        for number, parent in enumerate(parents):
+            if parent != number:  # a smaller number, which has its set by now
+                parents[number] = parents[parent]
+        return [*parents]

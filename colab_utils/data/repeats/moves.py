@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from colab_utils.data.repeats.sentences import Text, Words
@@ -126,7 +127,7 @@ def harmless(
 
 
 def _flat(sentences: list[Words]) -> Words:
-    return tuple(word for words in sentences for word in words)
+    return tuple(itertools.chain.from_iterable(sentences))
 
 
 def _parted(

@@ -44,16 +44,22 @@ CONFUSED = _words(
     conserve converse expect except principal principle personal personnel salon
     saloon martin marten sting strong stain strain stand strand price prince model
     modal mode node noun none boarder border counter encounter crash cash brush bush
-    found fond
+    found fond friction fiction mortality morality infection inflection addition
+    addiction reality realty
     """
 )
 # Ends of terms for which another end is another thing: sulfate and sulfite.
 ENDS = _words("ate ite ide ane ene yne ine ase ose one ole sia gia mia tis sis ous rus")
 # Letters that hardly ever follow each other in English words: "kq", "vr", "jz" ...
 CLASH = re.compile(
-    "b[kqvwxz]|c[bjxz]|dz|f[bjkxz]|g[jkqx]|h[gjqvxz]|j[^aeiou]|k[jqxz]|l[jqx]|"
-    "m[ghjqvxz]|oq|p[jvxz]|q[^nrsu]|r[qz]|sz|tj|u[jqw]|v[bcdghjklqrstvwxz]|"
-    "w[gjqvxz]|x[jknqrvxz]|y[jkqxy]|z[bcdfghjknpqrsvwx]"
+    "b[kqvwxz]|c[bfgjpvwxz]|d[qz]|f[bjkqvxz]|g[jkqvx]|h[gjqvxz]|j[^aeiou]|k[jqvxz]|"
+    "l[jqx]|m[ghjqvxz]|oq|p[jqvxz]|q[^nrsu]|r[qz]|sz|t[jq]|u[jqw]|"
+    "v[bcdfghjklmqstvwxz]|w[gjqvxz]|x[jknqrvxz]|y[jkqxy]|z[bcdfghjknpqrsvwx]"
+)
+# Two consonants with which hardly any word begins.
+ONSET = re.compile(
+    "(?!b[lr]|c[chlrz]|d[hrw]|f[lr]|g[hlnrw]|k[hlnr]|ll|m[cn]|p[hlnrst]|rh|"
+    "s[chklmnpqtvw]|t[hrsw]|v[l]|w[hr]|z[hw])[b-df-hj-np-tv-xz]{2}"
 )
 VOWELS = frozenset("aeiou")
 ROMAN = frozenset("ivxlcdm")
@@ -111,6 +117,8 @@ def is_typo(
     name: bool,
     twice: bool,
     size: int,
+    again: bool = False,
+    code: bool = False,
 ) -> bool:
     """Return whether one of two different words is a typo of the other.
 
@@ -119,21 +127,26 @@ def is_typo(
     differ on purpose. `name` means that one of the words is a name, `twice` that the
     right word is also elsewhere in the two rows. Rows of a large `size`, in words,
     hardly differ in one letter on purpose. It is 0 for a text that is very short.
+    `again` means that the rows differ in another typo, and `code` that the words are
+    of a program.
     """
     edit, shorter = one_edit(one, other), min(len(one), len(other))
     if not edit or not (one + other).isalpha() or max(len(one), len(other)) < 4:
         return False
-    if _other_word(one, other, edit):
-        return False
     rare, common = sorted((count(one), count(other)))
+    if _other_word(one, other, edit, everyday=rare * RATIO <= common):
+        return False
     if rare > 2 and rare * RATIO > common:
         return False  # both are words
-    long = size >= LONG
-    if size == 0 and (rare * RATIO > common or _is_vowel(one, other)):
+    long = again or size >= LONG
+    strict = size == 0 and not (again and code)
+    if strict and (rare * RATIO > common or _is_vowel(one, other)):
         return False
     if {one, other} <= CONFUSED or (edit == "replace" and _is_vowel(one, other)):
-        return long and rare * RATIO <= common
+        return long and rare * (RATIO // 5 if again else RATIO) <= common
     if _clashes(one, other) != _clashes(other, one):
+        return True
+    if common >= COMMON and _opens_oddly(one, other) != _opens_oddly(other, one):
         return True
     filler = one in PHRASES or other in PHRASES
     if name:
@@ -142,14 +155,19 @@ def is_typo(
         return filler or common >= KNOWN
     if edit == "swap" or (edit == "add" and shorter >= 5 and _doubled(one, other)):
         return True
+    if edit == "add" and shorter >= 9 and common >= COMMON:
+        return True
     if long:
-        least = KNOWN if edit == "replace" else COMMON
+        least = KNOWN if edit == "replace" and not (again and code) else COMMON
         return twice or filler or common >= least or (edit == "add" and shorter >= 5)
     return filler or common >= KNOWN
 
 
-def _other_word(one: str, other: str, edit: str) -> bool:
-    """Return whether the edit gives a known word or another term."""
+def _other_word(one: str, other: str, edit: str, *, everyday: bool) -> bool:
+    """Return whether the edit gives a known word or another term.
+
+    An `everyday` word such as "write" is not a term.
+    """
     if {one, other} <= PHRASES:
         return True
     start = _same_start(one, other)
@@ -157,7 +175,7 @@ def _other_word(one: str, other: str, edit: str) -> bool:
     if not letters.isascii() or ROMAN.issuperset(one + other):
         return True
     ends = {one[-3:], other[-3:]}
-    return edit == "replace" and len(ends) == 2 and ends <= ENDS
+    return not everyday and edit == "replace" and len(ends) == 2 and ends <= ENDS
 
 
 def _is_vowel(one: str, other: str) -> bool:
@@ -175,6 +193,11 @@ def _clashes(word: str, other: str) -> bool:
     """Return whether a word can't be English next to the letter that differs."""
     start = max(_same_start(word, other) - 1, 0)
     return CLASH.search(word[start : start + 3]) is not None
+
+
+def _opens_oddly(word: str, other: str) -> bool:
+    """Return whether the letter that differs is in a start that no word has."""
+    return _same_start(word, other) <= 2 and ONSET.match(word) is not None
 
 
 def _doubled(one: str, other: str) -> bool:
