@@ -1,9 +1,9 @@
 """Direct preference optimization (DPO) of a Llama with adapters, on the fast path.
 
-DPO differs from supervised fine-tuning in three ways: a row has two answers, a worse one
-beside the better one; the loss compares how probable the model finds them; and it does
-so relative to a reference, the model before the first step. Source: Rafailov et al.
-2023, "Direct Preference Optimization".
+DPO differs from supervised fine-tuning in three ways. A row has two answers, a better
+and a worse one. The loss compares how probable the model finds them. And it does so
+relative to a reference, the model before the first step. Source: Rafailov et al. 2023,
+"Direct Preference Optimization".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,10 @@ from trl.trainer.sft_config import SFTConfig
 
 from colab_utils import data, runtime
 from colab_utils.training.sft import FastSFTTrainer
+from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 LOSSES = ("sigmoid", "ipo", "orpo")
@@ -93,7 +95,7 @@ def loss_of(
         odds = means - torch.log1p(-means.exp())
         return -means[:, 0] - beta * F.logsigmoid(odds[:, 0] - odds[:, 1])
     if reference is None:
-        raise ValueError(f'The loss "{kind}" needs the log-probabilities of a reference.')
+        raise ValueError(f"The loss {kind!r} needs the reference's log-probabilities.")
     better, worse = (policy - reference).unbind(1)
     if kind == "sigmoid":
         return -F.logsigmoid(beta * (better - worse))
@@ -116,7 +118,7 @@ def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Scores:
     The model must be in training mode for the fast path; otherwise logits are computed.
     """
     labels, mask = batch["labels"], batch["attention_mask"].bool()
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     out = model(**inputs, labels=labels, num_items_in_batch=1)
     if (losses := getattr(out, "token_losses", None)) is None:
         logits, wanted = out.logits[:, :-1].float(), labels[:, 1:]
@@ -155,7 +157,8 @@ class FastDPOTrainer(FastSFTTrainer):
         if isinstance(settings, SFTConfig):
             settings.remove_unused_columns = False
             settings.dataset_kwargs = {"skip_prepare_dataset": True}
-        super().__init__(*args, data_collator=Collator(), **kwargs)
+        kwargs["data_collator"] = Collator()
+        super().__init__(*args, **kwargs)
         # The loss is a mean over pairs: the trainer divides it by the accumulation.
         self.model_accepts_loss_kwargs = False
 
@@ -173,7 +176,7 @@ class FastDPOTrainer(FastSFTTrainer):
         key = self._key()
         found = _read(file, key) if file else None
         if found is None:
-            found = self.log_probs(self.train_dataset)
+            found = self.log_probs(self.pairs)
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 part = file.with_name(f".{file.name}")
@@ -182,19 +185,24 @@ class FastDPOTrainer(FastSFTTrainer):
         self.reference = found
         return found
 
+    @property
+    def pairs(self) -> Dataset:
+        """The rows that the trainer trains on."""
+        return cast("Dataset", self.train_dataset)
+
     @torch.no_grad()
     def log_probs(self, pairs: Any) -> torch.Tensor:
         """Return the model's log-probabilities (pairs, 2) of rows of `tokenize`."""
-        assert self.model is not None
-        was, size = self.model.training, self.args.per_device_train_batch_size
-        self.model.train()
+        model, size = model_of(self), self.args.per_device_train_batch_size
+        was = model.training
+        model.train()
         parts = []
         for start in runtime.progress(range(0, len(pairs), size), "scoring pairs"):
             some = [pairs[i] for i in range(start, min(start + size, len(pairs)))]
             batch = self._prepare_inputs(Collator()(some))
             with self.compute_loss_context_manager():
-                parts.append(scores(self.model, batch).log_probs.float().cpu())
-        self.model.train(was)
+                parts.append(scores(model, batch).log_probs.float().cpu())
+        model.train(was)
         return torch.cat(parts)
 
     def compute_loss(
@@ -209,7 +217,7 @@ class FastDPOTrainer(FastSFTTrainer):
         reference = None
         if self.loss != "orpo":
             if self.reference is None:
-                raise ValueError("Call trainer.score_reference() before trainer.train().")
+                raise ValueError("Call trainer.score_reference() before the training.")
             reference = self.reference[inputs["index"].cpu()].to(policy)
         loss = loss_of(self.loss, policy, reference, lengths, self.beta).mean()
         if self.sft:
@@ -233,11 +241,11 @@ class FastDPOTrainer(FastSFTTrainer):
         metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
 
     def _key(self) -> str:
-        """Return a hash of the rows, the base model's name and the adapter's weights."""
-        assert self.model is not None
-        digest = hashlib.sha256(str(self.model.config.name_or_path).encode())
-        digest.update(json.dumps(list(self.train_dataset)).encode())
-        for name, weight in self.model.named_parameters():
+        """Return a hash of the rows, the base model's name and the trained weights."""
+        model = model_of(self)
+        digest = hashlib.sha256(str(model.config.name_or_path).encode())
+        digest.update(json.dumps(list(self.pairs)).encode())
+        for name, weight in model.named_parameters():
             if weight.requires_grad:
                 digest.update(name.encode())
                 digest.update(weight.detach().float().cpu().numpy().tobytes())
