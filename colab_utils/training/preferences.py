@@ -200,7 +200,7 @@ class FastDPOTrainer(FastSFTTrainer):
         for start in runtime.progress(range(0, len(pairs), size), "scoring pairs"):
             some = [pairs[i] for i in range(start, min(start + size, len(pairs)))]
             batch = self._prepare_inputs(Collator()(some))
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():  # as in training
                 parts.append(scores(model, batch).log_probs.float().cpu())
         model.train(was)
         return torch.cat(parts)
