@@ -10,13 +10,13 @@ from colab_utils.fast import ops
 
 
 class NormedCrossEntropy(torch.autograd.Function):
-    """Sum the losses of rows x (T, width) without a tensor of all their logits.
+    """The losses of rows x (T, width) without a tensor of all their logits.
 
     `apply` takes x, the weight and epsilon of the last RMSNorm, the head (vocabulary,
     width), the targets (T,), -100 where a row has none, and the rows of a chunk. It
-    returns the sum and the number of correct predictions. Norm and head are frozen, so
-    `forward` computes a chunk's gradient while its logits exist. Sources: Wijmans et
-    al. 2024 and Liger's fused linear cross-entropy.
+    returns the losses (T,), 0 without a target, and the number of correct predictions.
+    Norm and head are frozen, so `forward` computes a chunk's gradient while its logits
+    exist. Sources: Wijmans et al. 2024 and Liger's fused linear cross-entropy.
     """
 
     @staticmethod
@@ -29,17 +29,16 @@ class NormedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum, and keep the gradient of the norm's output."""
+        """Return the losses, and keep the gradient of the norm's output."""
         trained = (targets != -100).nonzero().squeeze(1)
         grad = torch.zeros_like(x)
         precise = torch.promote_types(x.dtype, torch.float32)
-        total = x.new_zeros((), dtype=precise)
+        losses = x.new_zeros(len(x), dtype=precise)
         correct = torch.zeros((), dtype=torch.long, device=x.device)
         for rows in trained.split(chunk):
             normal = ops.norm(x[rows], weight, eps)
             logits = normal @ head.T
-            losses, hits = ops.cross_entropy(logits, targets[rows])
-            total += losses.sum()
+            losses[rows], hits = ops.cross_entropy(logits, targets[rows])
             correct += hits.sum()
             # The logits have become their gradient.
             grad[rows] = torch.mm(logits, head, out=normal)
@@ -47,16 +46,16 @@ class NormedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(x, weight, grad)
         ctx.trained, ctx.eps, ctx.chunk = trained, eps, chunk
         ctx.mark_non_differentiable(correct)
-        return total, correct
+        return losses, correct
 
     @staticmethod
     def backward(
-        ctx: Any, scale: torch.Tensor, _: torch.Tensor
+        ctx: Any, scales: torch.Tensor, _: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        """Scale the gradient that `forward` kept, and take it through the norm."""
+        """Scale the gradients that `forward` kept, and take them through the norm."""
         x, weight, grad = ctx.saved_tensors
         for rows in ctx.trained.split(ctx.chunk):
-            part = (grad[rows] * scale).to(grad.dtype)
+            part = (grad[rows] * scales[rows, None]).to(grad.dtype)
             none = torch.zeros_like(part)
             grad[rows] = ops.norm_backward(part, x[rows], weight, none, ctx.eps)
         return grad, None, None, None, None, None

@@ -40,9 +40,14 @@ LIGER_INPUTS = {"skip_logits", "return_token_accuracy", "use_token_scaling"}
 
 @dataclass
 class Output(CausalLMOutputWithPast):
-    """The loss, and the share of correct predictions, which trainers log."""
+    """The loss, its parts, and the share of correct predictions, which trainers log.
+
+    `token_losses` (T,) has the loss of each label of the batch, row after row without
+    padding, at the place of the token before it; 0 where no label is.
+    """
 
     token_accuracy: torch.Tensor | None = None
+    token_losses: torch.Tensor | None = None
 
 
 @dataclass
@@ -137,14 +142,17 @@ def _forward(
         )
     x = hidden_states(self, fast, input_ids, mask, tokens)
     norm, trained = self.model.norm, (tokens.targets != -100).sum()
-    total, correct = NormedCrossEntropy.apply(
+    losses, correct = NormedCrossEntropy.apply(
         *(x, norm.weight, norm.variance_epsilon),
         *(self.lm_head.weight, tokens.targets, LOGIT_ROWS),
     )
     count = kwargs.get("num_items_in_batch")
     count = torch.as_tensor(trained if count is None else count)
-    loss = total / count.clamp(min=1)
-    return Output(loss=loss, token_accuracy=correct / trained.clamp(min=1))
+    loss = losses.sum() / count.clamp(min=1)
+    if tokens.order is not None:
+        losses = losses[tokens.order.argsort()]
+    accuracy = correct / trained.clamp(min=1)
+    return Output(loss=loss, token_accuracy=accuracy, token_losses=losses)
 
 
 def _check(inner: LlamaForCausalLM, inputs: dict[str, Any]) -> None:

@@ -1,0 +1,178 @@
+"""DPO on the fast path against TRL's trainer, and the losses against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import set_seed
+from trl import DPOConfig, DPOTrainer, SFTConfig
+
+from colab_utils import data, demo, memory, models, training
+from colab_utils.training.preferences import FastDPOTrainer, loss_of, tokenize
+
+PLAN = memory.Plan(256, 1, 2, False, True, memory.Memory())
+SETTINGS = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 3,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "optim": "adamw_torch",
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "disable_tqdm": True,
+    "seed": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[data.Row]:
+    """Short right answers against long ones that ramble."""
+    asked = [data.to_row(raw, 1) for raw in demo.questions(wordings=1)[:24]]
+    found = []
+    for line, (row, other) in enumerate(zip(asked, asked[7:] + asked[:7], strict=True)):
+        pair = {"prompt": data.prompt_of(row), "chosen": data.answer_of(row)}
+        pair["rejected"] = f"Well, it could be {data.answer_of(other)}, who knows."
+        found.append(data.to_row(pair, line + 1))
+    return found
+
+
+@pytest.fixture(scope="module")
+def make(rows, tokenizer, tmp_path_factory):
+    """Return a function that builds our trainer or TRL's on the same rows."""
+    folder = str(tmp_path_factory.mktemp("dpo"))
+
+    def trainer(kind, config, fast=False, given=None, **more):
+        set_seed(0)
+        lora = LoraConfig(
+            r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        dataset = Dataset.from_list(
+            tokenize(rows, tokenizer)
+            if kind is FastDPOTrainer
+            else [{x: row[x] for x in ("prompt", "chosen", "rejected")} for row in rows]
+        )
+        found = kind(
+            model=models.load_model("demo", models.quantization_config()),
+            args=config(
+                **SETTINGS
+                | training.precision()
+                | {"output_dir": folder}
+                | (given or {}),
+            ),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=lora,
+            **more,
+        )
+        training.float32_adapters(found)
+        if kind is FastDPOTrainer:
+            (training.use_fast_path if fast else _slow)(found, PLAN)
+        return found
+
+    def _slow(found, plan):
+        training.use_reference_path(found)
+
+    return trainer
+
+
+def history(trainer) -> list[tuple[float, float, float]]:
+    """Return loss, margin and gradient norm of each step."""
+    names = ("loss", "rewards/margins", "grad_norm")
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [tuple(entry[name] for name in names) for entry in log]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ours", "trls"),
+    [
+        ({}, {}),
+        ({"loss": "ipo"}, {"loss_type": ["ipo"]}),
+        ({"sft": 0.2}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}),
+    ],
+    ids=["dpo", "ipo", "dpo-and-sft"],
+)
+def test_fast_dpo_trainer_learns_what_trls_does(make, ours, trls):
+    trl = make(DPOTrainer, DPOConfig, given={**trls, "max_length": None})
+    trl.train()
+    expected = history(trl)
+    assert len(expected) == 3
+    for fast in (False, True):
+        trainer = make(FastDPOTrainer, SFTConfig, fast=fast, **ours)
+        trainer.score_reference()
+        trainer.train()
+        for found, wanted in zip(history(trainer), expected, strict=True):
+            assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+def test_loss_of_at_the_start_is_ln_2():
+    same = torch.tensor([[-3.0, -9.0], [-2.0, -2.0]])
+    found = loss_of("sigmoid", same, same, torch.ones(2, 2), 0.1)
+    assert found.tolist() == pytest.approx([math.log(2)] * 2)
+
+
+def test_loss_of_orpo_is_that_of_its_paper():
+    policy, lengths = torch.tensor([[-2.0, -6.0]]), torch.tensor([[4, 3]])
+    p, q = math.exp(-0.5), math.exp(-2.0)  # means of tokens
+    ratio = math.log(p / (1 - p)) - math.log(q / (1 - q))
+    expected = 0.5 - 0.1 * math.log(1 / (1 + math.exp(-ratio)))
+    assert loss_of("orpo", policy, None, lengths, 0.1).item() == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_reference_is_computed_in_the_precision_of_training(make):
+    """So the first step has no margin, as the model is its own reference then."""
+    trainer = make(FastDPOTrainer, SFTConfig, given={"max_steps": 1, "bf16": True})
+    trainer.score_reference()
+    trainer.train()
+    # 3e-5 is seen: batches of other rows. Without autocast it is 8e-3.
+    assert history(trainer)[0][1] == pytest.approx(0, abs=5e-4)
+
+
+@pytest.mark.slow
+def test_reference_is_kept_for_the_same_rows_and_adapter(make, tmp_path, capsys):
+    file = tmp_path / "reference.safetensors"
+    first = make(FastDPOTrainer, SFTConfig, fast=True)
+    found = first.score_reference(file)
+    assert found.shape == (24, 2) and (found < 0).all()
+    again = make(FastDPOTrainer, SFTConfig, fast=True).score_reference(file)
+    assert torch.equal(again, found)
+    assert "reference: read from" in capsys.readouterr().out
+    other = make(FastDPOTrainer, SFTConfig, fast=True)
+    weight = next(w for n, w in other.model.named_parameters() if "lora_B" in n)
+    weight.data += 0.1
+    assert not torch.equal(other.score_reference(file), found)
+    first.train()
+    with pytest.raises(ValueError, match="no longer its own reference"):
+        first.score_reference(file)
+
+
+@pytest.mark.slow
+def test_training_without_a_reference_is_refused(make):
+    trainer = make(FastDPOTrainer, SFTConfig, fast=True)
+    with pytest.raises(ValueError, match="score_reference"):
+        trainer.train()
+    with pytest.raises(ValueError, match="'dpo'; it can be sigmoid, ipo, orpo"):
+        make(FastDPOTrainer, SFTConfig, loss="dpo")
+
+
+@pytest.mark.slow
+def test_orpo_needs_no_reference_and_lowers_its_loss(make):
+    trainer = make(FastDPOTrainer, SFTConfig, fast=True, loss="orpo")
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_tokenize_refuses_rows_of_another_kind(tokenizer):
+    with pytest.raises(ValueError, match="Line 3 is a completion row"):
+        tokenize([data.to_row({"text": "Lima is a town in Peru."}, 3)], tokenizer)
