@@ -121,7 +121,7 @@ def main() -> None:
         folder = Path(name, "model")
         emulate.random_model(config, folder)
         for embeddings in (False, True):
-            torch.cuda.empty_cache()
+            nb["memory"].release()
             found.append(measure(nb, folder, embeddings, length))
             print(json.dumps(found[-1], indent=1), flush=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
