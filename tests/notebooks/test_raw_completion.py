@@ -181,8 +181,12 @@ def quick(jobs: list, workspace: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_07_reads_own_documents_and_04_can_merge_its_adapter(documents, tmp_path):
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_07_reads_own_documents_and_04_can_merge_its_adapter(
+    documents, tmp_path, embeddings
+):
     given = {"DOCUMENTS": str(documents), "ADAPTER_NAME": "pumps", "RANK": 4}
+    given["TRAIN_EMBEDDINGS"] = embeddings
     ((error, printed),) = quick([["07_raw_completion", given]], tmp_path)
     assert error == "", printed[-2000:]
     assert "rejected: picture.png: .png is not one of" in printed
@@ -196,7 +200,11 @@ def test_07_reads_own_documents_and_04_can_merge_its_adapter(documents, tmp_path
     assert made["dataset"]["name"] == "pumps-text"
     assert next(iter(made["results"])) == "loss"  # what 04 measures
     weights.merge(models.download("demo"), adapter, tmp_path / "merged")
-    assert (tmp_path / "merged/model.safetensors").exists()
+    whole = models.load_model(str(tmp_path / "merged")).state_dict()
+    base = models.load_model("demo").state_dict()
+    changed = {n for n, weight in whole.items() if not torch.equal(weight, base[n])}
+    assert "model.layers.0.mlp.up_proj.weight" in changed
+    assert ("model.embed_tokens.weight" in changed) == embeddings
     assert not list(adapter.parent.glob(".*"))
 
 
