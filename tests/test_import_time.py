@@ -17,7 +17,7 @@ HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hu
 # for repeats computes with numpy.
 LATE = {"data.repeats.candidates", "data.repeats.engine", "data.repeats.fingerprints"}
 LATE |= {"data.repeats.hashes"}
-LATE |= {"training.callbacks", "training.sft", "fast.attention"}
+LATE |= {"training.callbacks", "training.sft", "training.preferences", "fast.attention"}
 LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
 LATE |= {"fast.documents"}
 LATE |= {"fast.loss_kernels"}
