@@ -90,6 +90,7 @@ def model():
 def make_trainer(tokenizer, demo_rows, tmp_path_factory):
     """Build TRL's trainer as the notebook does, for a base model and a method."""
     from datasets import Dataset
+    from helpers.training import ON_CPU
     from peft import LoraConfig
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
@@ -113,21 +114,13 @@ def make_trainer(tokenizer, demo_rows, tmp_path_factory):
             task_type="CAUSAL_LM",
             trainable_token_indices=trained_rows,
         )
-        usual = {
+        usual = ON_CPU | {
             "output_dir": str(tmp_path_factory.mktemp("checkpoints")),
             "per_device_train_batch_size": 4,
             "max_steps": 2,
             "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
             "assistant_only_loss": True,
-            "gradient_checkpointing": False,
             "optim": "adamw_torch",
-            "use_cpu": True,
-            "dataloader_pin_memory": False,
-            "disable_tqdm": True,
-            "seed": 0,
         }
         set_seed(0)
         return kind(

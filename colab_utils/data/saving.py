@@ -142,7 +142,8 @@ def save(
     `files` has the rows of each file: {"train": [...], "test": [...]}. The card shows
     statistics of them; `tokens` are the lengths of a file's rows in tokens, if they are
     known. Without a `license`, the card has that of the Hub dataset `source`, or says
-    that it is unknown. `fields` go into the recipe.
+    that it is unknown. `fields` go into the recipe. Its `rows` always count rows in,
+    kept, rejected and of each file; a count in `fields["rows"]` comes before that.
 
     All files are written to a temporary folder, which then replaces `folder`: an older
     dataset stays complete until then. Raises ValueError when a file would be empty or
@@ -157,6 +158,10 @@ def save(
             "rejected rows, and relax the step that drops most of them."
         )
     facts = describing.facts(files, rejected, tokens or {})
+    sizes = {name: len(rows) for name, rows in files.items()}
+    kept, lost = sum(sizes.values()), len(rejected)
+    counts = {"in": kept + lost, "kept": kept, "rejected": lost, **sizes}
+    fields["rows"] = counts | fields.get("rows", {})
     with replacing(folder) as part:
         for name, rows in files.items():
             write_jsonl(part / f"{name}.jsonl", map(to_text, rows))

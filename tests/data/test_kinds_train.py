@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.training import ON_CPU
 from peft import LoraConfig
 
 from colab_utils import data, models, training
@@ -40,19 +41,11 @@ RAW = {
         {"prompt": "And of Italy?", "chosen": "Rome", "rejected": "Lima"},
     ],
 }
-SETTINGS = {
+SETTINGS = ON_CPU | {
     "per_device_train_batch_size": 2,
     "max_steps": 1,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "gradient_checkpointing": False,
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "seed": 0,
 }
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from colab_utils import data, demo, recipe
 from colab_utils.data import saving
 from colab_utils.data.schema import Rejected
+from colab_utils.hub import cards
 from colab_utils.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,19 @@ def test_save_then_read(headless, tmp_path, capsys):
     assert "replacing the older dataset mine" in capsys.readouterr().out
     assert sorted(p.name for p in folder.parent.iterdir()) == ["mine"]
     assert not (folder / "test.jsonl").exists()
+
+
+def test_save_counts_what_cards_and_summaries_read(headless, tmp_path):
+    """A dataset that gave other counts stopped 02 at its end, when it wrote a card."""
+    files = {"train": [ROW, ROW], "test": [ROW]}
+    given = {"in": 9, "kept": 2}
+    made = data.save(tmp_path / "a", files, [BAD], "A card.", source="demo", rows=given)
+    counts = {"in": 9, "kept": 2, "rejected": 1, "train": 2, "test": 1}
+    assert made["rows"] == recipe.read(tmp_path / "a")["rows"] == counts
+    bare = data.save(tmp_path / "b", files, [BAD], "A card.", source="demo")
+    assert bare["rows"] == counts | {"in": 4, "kept": 3}
+    trained = cards.Trained("adapter", "demo", "qlora", {"loss": {"base": 2.0}})
+    assert "1 held-out" in cards.card_text(trained, "mine", made)
 
 
 def test_save_can_be_loaded_by_datasets(tmp_path):

@@ -1,8 +1,19 @@
-"""Callbacks for tests of training."""
+"""Settings and callbacks for tests of training."""
 
 from __future__ import annotations
 
 from transformers import TrainerCallback
+
+ON_CPU = {
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "disable_tqdm": True,
+    "seed": 0,
+}
 
 
 class StopAt(TrainerCallback):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from colab_utils import data, generation, models, recipe, weights
 from colab_utils.data.shapes import holes
-from colab_utils.evaluation.claims import MIME
+from tools.course_report import claims as read_claims
 from tools.execute import run_notebook, use_this_interpreter
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks/08_fill_in_the_middle.ipynb"
@@ -93,8 +93,7 @@ def done(tmp_path_factory) -> tuple[Path, dict[str, float], str]:
     assert result["failure"] is None
     cells = json.loads((folder / "done.ipynb").read_text())["cells"]
     outputs = [out for cell in cells for out in cell.get("outputs", [])]
-    records = [out["data"][MIME] for out in outputs if MIME in out.get("data", {})]
-    claims = {record["claim"]: record["value"] for record in records}
+    claims = {one["claim"]: one["value"] for one in read_claims(folder / "done.ipynb")}
     printed = "".join("".join(out.get("text", "")) for out in outputs)
     return folder / "workspace/adapters/my-middle-adapter", claims, printed
 

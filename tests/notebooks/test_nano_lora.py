@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from colab_utils import data, demo, evaluation, models, recipe
-from colab_utils.evaluation.claims import MIME
+from tools.course_report import claims as read_claims
 from tools.execute import run_notebook, use_this_interpreter
 
 pytestmark = pytest.mark.slow
@@ -50,8 +50,7 @@ def done(tmp_path_factory) -> tuple[Path, str, dict[str, float]]:
     cells = json.loads((folder / "done.ipynb").read_text())["cells"]
     outputs = [out for cell in cells for out in cell.get("outputs", [])]
     printed = "".join("".join(out.get("text", "")) for out in outputs)
-    records = [out["data"][MIME] for out in outputs if MIME in out.get("data", {})]
-    claims = {record["claim"]: record["value"] for record in records}
+    claims = {one["claim"]: one["value"] for one in read_claims(folder / "done.ipynb")}
     return folder / "workspace/adapters/my-nano-adapter", printed, claims
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data, demo, models, recipe, weights
-from colab_utils.evaluation.claims import MIME
+from tools.course_report import claims as read_claims
 from tools.execute import run_notebook, use_this_interpreter
 
 ROOT = Path(__file__).parents[2]
@@ -233,21 +233,15 @@ def test_07_refuses_other_rows_and_an_empty_folder(tmp_path):
 
 @pytest.mark.slow
 def test_07_text_teaches_answers(tmp_path):
-    """Seen with seeds 0 to 2: 0.73 to 0.85, -0.04 to 0.09, 0.89 to 0.93."""
+    """Seen with seeds 0 to 4: 0.64 to 0.81, -0.03 to 0.09, 0.88 to 0.94."""
     with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
         patch.setenv("WORKSPACE", str(tmp_path / "workspace"))
         patch.setenv("HEADLESS", "1")
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         done = run_notebook(NOTEBOOK, tmp_path / "done.ipynb", {})
     assert done["failure"] is None
-    found = json.loads((tmp_path / "done.ipynb").read_text())["cells"]
-    outputs = [
-        out["data"]
-        for cell in found
-        for out in cell.get("outputs", [])
-        if "data" in out
-    ]
-    claims = {d[MIME]["claim"]: d[MIME]["value"] for d in outputs if MIME in d}
+    found = read_claims(tmp_path / "done.ipynb")
+    claims = {one["claim"]: one["value"] for one in found}
     assert claims["packing changes the loss by"] < 1e-4
     assert claims["reading the text teaches answers:"] > 0.5
     assert claims["accuracy lost on real countries:"] < 0.15

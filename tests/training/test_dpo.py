@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from helpers.training import ON_CPU
 from peft import LoraConfig
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig
@@ -15,21 +16,13 @@ from colab_utils import data, demo, memory, models, training
 from colab_utils.training.preferences import FastDPOTrainer, loss_of, tokenize
 
 PLAN = memory.Plan(256, 1, 2, False, True, memory.Memory())
-SETTINGS = {
+SETTINGS = ON_CPU | {
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
     "max_steps": 3,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "gradient_checkpointing": False,
     "optim": "adamw_torch",
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "seed": 0,
 }
 
 
