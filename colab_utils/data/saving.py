@@ -18,6 +18,7 @@ from colab_utils.data.schema import COLUMNS, Message, Rejected, Row, kind_of
 # The notebook that trains on the rows of a kind.
 NOTEBOOKS = {"instruction": "02_finetune_qlora"}
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
+_ASCII = json.JSONEncoder(check_circular=False)
 
 
 def read(folder: Path, name: str) -> list[Row]:
@@ -51,7 +52,10 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 def to_line(row: Mapping[str, object]) -> str:
     """Return a row as one line of a JSONL file."""
-    return _ENCODER.encode(row) + "\n"
+    # The encoder for ASCII is twice as fast. Without \u, both write the same.
+    line = _ASCII.encode(row)
+    escaped = "\\" in line and "\\u" in line
+    return (_ENCODER.encode(row) if escaped else line) + "\n"
 
 
 def row_kind(folder: Path) -> str:

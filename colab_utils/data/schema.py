@@ -99,6 +99,8 @@ def escape(text: str) -> str:
 
 def kind_of(row: Mapping[str, Any]) -> str:
     """Return the kind of a row in the schema; raises ValueError if it is of none."""
+    if "messages" in row:
+        return INSTRUCTION  # saves time: most rows are of this kind
     for kind, columns in _SETS.items():
         if columns <= row.keys():
             return kind
@@ -129,7 +131,7 @@ def prompt_of(row: Row) -> str:
     if kind == COMPLETION:
         return ""
     turns = row["prompt"] if kind == PREFERENCE else row["messages"][:-1]
-    return "\n".join(map(said, turns))
+    return said(turns[0]) if len(turns) == 1 else "\n".join(map(said, turns))
 
 
 def answer_of(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -51,42 +52,44 @@ def shared_texts(rows: Sequence[Row]) -> NDArray[np.uint64]:
     """
     import numpy as np
 
-    found = []
-    for place, row in enumerate(rows):
-        keys = _keys(row)
-        for number, key in enumerate(keys, start=1):
-            found.append((place, key, number == len(keys)))
-    return np.array(found, np.uint64).reshape(-1, 3)
+    keys = [_keys(row) for row in rows]
+    counts = np.array([*map(len, keys)], np.int64)
+    found = np.zeros((counts.sum(), 3), np.uint64)
+    found[:, 0] = np.repeat(np.arange(len(keys)), counts)
+    found[:, 1] = np.frombuffer(b"".join(itertools.chain.from_iterable(keys)), ">u8")
+    found[np.cumsum(counts)[counts > 0] - 1, 2] = 1
+    return found
 
 
-def _keys(row: Row) -> list[int]:
+def _keys(row: Row) -> list[bytes]:
     """Return hashes of the texts of a row that others may share; the last is the whole.
 
     Spaces do not count.
     """
     kind, begun = schema.kind_of(row), blake2b(digest_size=8)
     if kind == schema.MIDDLE:
-        return [_add(begun, row["prefix"] + row["middle"] + row["suffix"])]
+        begun.update(_dense(row["prefix"] + row["middle"] + row["suffix"]))
+        return [begun.digest()]
     if kind not in (schema.INSTRUCTION, schema.PREFERENCE):
         return []
     keys = []
     for turn in row["messages"] if kind == schema.INSTRUCTION else row["prompt"]:
-        key = _add(begun, f"{turn['role']}: {schema.said(turn)}")
+        begun.update(_dense(f"{turn['role']}: {schema.said(turn)}"))
         if turn["role"] == "assistant":
-            keys.append(key)
+            keys.append(begun.digest())
     if kind == schema.PREFERENCE:
-        answers = (row[name][-1] for name in ("rejected", "chosen"))
-        keys += [_add(begun.copy(), f"assistant: {schema.said(t)}") for t in answers]
+        for answer in (row["rejected"][-1], row["chosen"][-1]):
+            whole = begun.copy()
+            whole.update(_dense(f"assistant: {schema.said(answer)}"))
+            keys.append(whole.digest())
     return keys
 
 
-def _add(begun: blake2b, text: str) -> int:
-    """Add a text without its spaces; return the hash of all that was added."""
+def _dense(text: str) -> bytes:
+    """Return a text without its spaces."""
     if text.isascii():
-        begun.update(text.encode().translate(None, SPACES))
-    else:
-        begun.update("".join(text.split()).encode("utf-8", "surrogatepass"))
-    return int.from_bytes(begun.digest(), "big")
+        return text.encode().translate(None, SPACES)
+    return "".join(text.split()).encode("utf-8", "surrogatepass")
 
 
 def related(

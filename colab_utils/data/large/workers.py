@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -122,6 +123,7 @@ def _end_with_parent(folder: str) -> None:
     import multiprocessing
     from multiprocessing.connection import wait
 
+    gc.freeze()  # no search for garbage among the modules
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -17,23 +17,21 @@ def exact_key(row: Row) -> bytes:
 
     The line, the group and the category do not count.
     """
-    columns = (*schema.COLUMNS[schema.kind_of(row)], "tools")
-    content = [row.get(name) for name in columns]
-    turns = [turn for value in content if isinstance(value, list) for turn in value]
-    if "tools" in row or any("tool_calls" in turn for turn in turns):
-        encoded = json.dumps(content, sort_keys=True).encode()
-    else:
-        # Several times as fast as JSON. Version 2 writes equal values as equal bytes.
-        flat = [_flat(value) for value in content]
-        encoded = marshal.dumps(flat, 2)
-    return blake2b(encoded, digest_size=16).digest()
+    content = [row.get(name) for name in schema.COLUMNS[schema.kind_of(row)]]
+    flat = [
+        [(turn["role"], turn["content"], _more(turn)) for turn in value]
+        if value.__class__ is list
+        else value
+        for value in content
+    ]
+    tools = json.dumps(row["tools"], sort_keys=True) if "tools" in row else None
+    # Several times as fast as JSON. Version 2 writes equal values as equal bytes.
+    return blake2b(marshal.dumps([flat, tools], 2), digest_size=16).digest()
 
 
-def _flat(value: object) -> object:
-    """Return the keys and values of messages in their order; other values stay."""
-    if not isinstance(value, list):
-        return value
-    return [sorted(turn.items()) for turn in value]
+def _more(turn: schema.Message) -> str | None:
+    """Return the keys of a message apart from its role and content, as JSON."""
+    return json.dumps(turn, sort_keys=True) if len(turn) > 2 else None
 
 
 def drop_exact(rows: list[Row]) -> tuple[list[Row], list[Rejected]]:

@@ -33,11 +33,11 @@ from colab_utils.data.repeats.words import MARKS, UNSPACED, text_hash
 
 END = "\x1e"  # ends a text in the batch
 PIECE = 2**17  # characters whose fingerprints are computed at once
-WORD, DIGIT, OPERATOR = 1, 2, 4  # kinds of bytes; a digit is a part of a word
+WORD, DIGIT, OPERATOR, BETWEEN = 1, 2, 4, 8  # kinds of bytes; a digit is of a word
 _KINDS = bytes(
     WORD | DIGIT * (byte in b"0123456789")
     if byte >= 128 or chr(byte).isalnum() or byte == ord("_")
-    else OPERATOR * (byte in b"+*/<>=%^")
+    else OPERATOR * (byte in b"+*/<>=%^") | BETWEEN * (byte == ord(END))
     for byte in range(256)
 )
 FOURTH = np.uint64(0x000F000F000F000F)
@@ -102,41 +102,36 @@ def with_prompts(batch: list[tuple[str, str]]) -> tuple[Fingerprints, Fingerprin
 
 @dataclass
 class _Scan:
-    """Numbers of texts and of their words; text 0 is a prompt, text 1 its answer."""
+    """Numbers of texts; text 0 is a prompt, text 1 its answer, text 2 a prompt ..."""
 
-    hashes: Hashes  # of each word
-    letters: Hashes  # of each word, see `_letters`
-    starts: Indices  # the first word of each text
-    stops: Indices
-    texts: Hashes  # the hash of each text
-    digits: Hashes  # of each text: how often it has each digit
+    hashes: Hashes
+    letters: Hashes  # see `_letters`
+    totals: Hashes  # the sum of `mix` of all words
+    digits: Hashes  # a hash of how often a text has each digit
     operators: Hashes
+    words: Hashes  # words that tell something: row << 33 | word << 1 | text, sorted
 
     def prints(self, *, answers: bool = True) -> Fingerprints:
         """Return the fingerprints of the rows, with or without their answers."""
-        end = 1 if answers else 0
-        start, stop = self.starts[::2], self.stops[end::2]
-        texts, digits, operators = self.texts, self.digits[::2], self.operators[::2]
-        second = texts[1::2] * np.uint64(end)
-        if answers:
-            digits = digits + self.digits[1::2]
-            operators = operators + self.operators[1::2]
-        text = np.repeat(np.arange(len(texts)), self.stops - self.starts)
-        tells = ~_phrases()[self.hashes >> np.uint64(48)]
-        telling = tells if answers else tells & (text % 2 == 0)
-        row = (text[telling] // 2).astype(np.uint64)
-        words = row << np.uint64(32) | self.hashes[telling] >> np.uint64(32)
-        distinct = np.unique(words)
-        letters = sums(self.letters * tells, start, stop)
+
+        def of_rows(numbers: Hashes) -> Hashes:
+            prompts: Hashes = numbers[..., ::2]
+            return prompts + numbers[..., 1::2] if answers else prompts
+
+        second = self.hashes[1::2] * np.uint64(answers)
+        first = np.diff(self.words >> np.uint64(1), prepend=~self.words[:1]) != 0
+        if not answers:
+            first &= self.words & np.uint64(1) == 0  # a word of a prompt comes first
+        distinct = self.words[first]
+        row = (distinct >> np.uint64(33)).view(np.int64)
+        exact = mix(self.hashes[::2]) + (mix(~second) << np.uint64(1))
         return Fingerprints(
-            mix(mix(texts[::2]) + (mix(~second) << np.uint64(1)) + operators),
-            letters.T.copy().view(np.uint8)[:, ::2],
-            (digits >> np.uint64(32)).astype(np.uint32),
-            sums(mix(self.hashes >> np.uint64(32)), start, stop),
-            np.bincount(
-                (distinct >> np.uint64(32)).astype(np.int64), minlength=len(start)
-            ),
-            distinct.astype(np.uint32),
+            mix(exact + of_rows(self.operators)),
+            of_rows(self.letters).T.copy().view(np.uint8)[:, ::2],
+            (of_rows(self.digits) >> np.uint64(32)).astype(np.uint32),
+            of_rows(self.totals),
+            np.bincount(row, minlength=len(exact)),
+            (distinct >> np.uint64(1)).astype(np.uint32),
         )
 
 
@@ -146,31 +141,45 @@ def _scan(batch: list[tuple[str, str]]) -> _Scan:
     encoded = _comparable(joined)
     raw = np.frombuffer(encoded, np.uint8)
     kinds = np.frombuffer(encoded.translate(_KINDS), np.uint8)
-    ends = np.flatnonzero(raw == ord(END))[1:]
+    others = np.flatnonzero(kinds > WORD)
+    kind, signs = kinds[others], raw[others]
+    ends = others[kind == BETWEEN][1:]
     is_word = (kinds & WORD).view(bool)
     edges = np.flatnonzero(is_word[1:] != is_word[:-1]) + 1
     starts, stops = edges[::2], edges[1::2]
     hashes = word_hashes(encoded, starts, stops)
-    # A polynomial over the words of a text gives the hash of the text.
     stop = np.searchsorted(starts, ends)
     start = np.concatenate([[0], stop])[:-1]
+    tells = _telling()[(hashes >> np.uint64(48)).view(np.int64)]
+    words = hashes >> np.uint64(32)
+    text = np.arange(len(texts), dtype=np.uint64)
+    text = text >> np.uint64(1) << np.uint64(33) | text & np.uint64(1)
+    pairs = np.repeat(text, stop - start) | words << np.uint64(1)
+    return _Scan(
+        _of_texts(texts, joined, hashes, start, stop),
+        sums(_letters(raw, starts, stops, tells), start, stop),
+        sums(mix(words), start, stop),
+        *(
+            _count(signs[kind == one], np.searchsorted(others[kind == one], ends))
+            for one in (DIGIT | WORD, OPERATOR)
+        ),
+        np.sort(pairs[tells]),
+    )
+
+
+def _of_texts(
+    texts: list[str], joined: str, hashes: Hashes, start: Indices, stop: Indices
+) -> Hashes:
+    """Return the hash of each text: a polynomial over its words, and its signs."""
     bits = len(hashes).bit_length()
-    texts_hash = sums(hashes * powers(BASE, bits)[: len(hashes)], start, stop)
-    texts_hash *= powers(INVERSE, bits)[start]
+    found = sums(hashes * powers(BASE, bits)[: len(hashes)], start, stop)
+    found *= powers(INVERSE, bits)[start]
     for i in np.flatnonzero(start == stop):
-        texts_hash[i] = _hash_of_signs(texts[i])
+        found[i] = _hash_of_signs(texts[i])
     for i, text in _near_signs(joined):
         if signs := marks_of(text) + "".join(BRACKETS.findall(text)):
-            texts_hash[i : i + 1] += np.uint64(_hash_of_signs(signs))  # no overflow
-    return _Scan(
-        hashes,
-        _letters(raw, starts, stops),
-        start,
-        stop,
-        texts_hash,
-        _count(raw, kinds == DIGIT | WORD, ends),
-        _count(raw, kinds == OPERATOR, ends),
-    )
+            found[i : i + 1] += np.uint64(_hash_of_signs(signs))  # no overflow
+    return found
 
 
 def pieces(batch: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -186,22 +195,26 @@ def pieces(batch: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
         yield piece
 
 
-def _letters(raw: NDArray[np.uint8], starts: Indices, stops: Indices) -> Hashes:
+def _letters(
+    raw: NDArray[np.uint8], starts: Indices, stops: Indices, tells: NDArray[np.bool_]
+) -> Hashes:
     """Return how often each word has letters of 16 groups, as 4 x 4 numbers of 16 bits.
 
     A letter adds 1 to one of 16 numbers of 4 bits, of which prefix sums add up those of
-    a word. Of 16 letters of one group, it counts one of the next group.
+    a word. Of 16 letters of one group, it counts one of the next group. The numbers of
+    words that tell nothing are 0.
     """
     places = (raw & np.uint8(15)) << np.uint8(2)
     words = sums(np.left_shift(np.uint64(1), places, dtype=np.uint64), starts, stops)
+    words *= tells
     return np.stack([words >> np.uint64(4 * i) & FOURTH for i in range(4)])
 
 
 @lru_cache(maxsize=1)
-def _phrases() -> NDArray[np.bool_]:
-    """Return which upper halves of `word_hash` belong to words that tell nothing."""
-    table = np.zeros(2**16, bool)
-    table[[word_hash(word) >> 16 for word in PHRASES]] = True
+def _telling() -> NDArray[np.bool_]:
+    """Return which upper 16 bits of `word_hash` belong to no word of `PHRASES`."""
+    table = np.ones(2**16, bool)
+    table[[word_hash(word) >> 16 for word in PHRASES]] = False
     return table
 
 
@@ -222,12 +235,10 @@ def _comparable(joined: str) -> bytes:
     return joined.encode("utf-8", "surrogatepass")
 
 
-def _count(raw: NDArray[np.uint8], where: NDArray[np.bool_], ends: Indices) -> Hashes:
-    """Return for each text a hash of how often it has each of the signs somewhere."""
-    at = np.flatnonzero(where)
-    stop = np.searchsorted(at, ends)
-    signs = mix(raw[at].astype(np.uint64))
-    return sums(signs, np.concatenate([[0], stop])[:-1], stop)
+def _count(signs: NDArray[np.uint8], stop: Indices) -> Hashes:
+    """Return for each text a hash of how often it has each sign, up to its stop."""
+    start = np.concatenate([[0], stop])[:-1]
+    return sums(mix(signs.astype(np.uint64)), start, stop)
 
 
 def _near_signs(joined: str) -> Iterator[tuple[int, str]]:
@@ -237,22 +248,25 @@ def _near_signs(joined: str) -> Iterator[tuple[int, str]]:
     nor is a stop between a word and a space.
     """
     ascii = joined.isascii()
-    codes: NDArray[Any] = np.frombuffer(
-        joined.encode("ascii" if ascii else "utf-32-le", "surrogatepass"),
-        np.uint8 if ascii else np.uint32,
-    )
-    kinds = _signs()[codes if ascii else np.minimum(codes, LAST_SIGN + 1)]
-    after, before = np.roll(codes, -1), np.roll(kinds, 1)
-    stops = (kinds == STOP) & (after <= ord(" ")) & (before == 0)
-    signs = (kinds > 0) & ~stops
-    if not signs.any():
-        return
-    near = signs | (codes == ord(END))
-    for distance in (1, 2):
-        near[distance:] |= signs[:-distance]
-        near[:-distance] |= signs[distance:]
-    kept = np.where(stops[near], ord(" "), codes[near]).astype(codes.dtype)
     encoding = "ascii" if ascii else "utf-32-le"
+    encoded = joined.encode(encoding, "surrogatepass")
+    codes: NDArray[Any] = np.frombuffer(encoded, np.uint8 if ascii else np.uint32)
+    if ascii:
+        kinds = np.frombuffer(encoded.translate(_signs()[:256].tobytes()), np.uint8)
+    else:
+        kinds = _signs()[np.minimum(codes, LAST_SIGN + 1)]
+    at = np.flatnonzero(kinds)
+    stop = (kinds[at] == STOP) & (codes[at + 1] <= ord(" ")) & (kinds[at - 1] == 0)
+    if stop.all():
+        return
+    near = codes == ord(END)
+    signs = at[~stop]
+    for distance in range(-2, 3):
+        near[np.clip(signs + distance, 0, len(near) - 1)] = True
+    kept = codes[near]
+    stops = np.zeros(len(codes), bool)
+    stops[at[stop]] = True
+    kept = np.where(stops[near], ord(" "), kept).astype(codes.dtype)
     texts = kept.tobytes().decode(encoding, "surrogatepass")
     for i, text in enumerate(texts.split(END)[1:]):
         if text:
