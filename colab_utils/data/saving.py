@@ -112,7 +112,7 @@ def _convert(row: Row, change: Any) -> Row:
         changed["tools"] = change(row["tools"])
     for column in describing.CONVERSATIONS:
         turns = row.get(column)
-        if isinstance(turns, list) and any("tool_calls" in turn for turn in turns):
+        if isinstance(turns, list) and [t for t in turns if "tool_calls" in t]:
             changed[column] = [_convert_calls(turn, change) for turn in turns]
     return cast(Row, {**row, **changed}) if changed else row
 

@@ -149,15 +149,14 @@ def answer_of(row: Row) -> str:
     return row["middle" if kind == MIDDLE else "text"]
 
 
-def texts_of(row: Row) -> Iterator[str]:
-    """Yield the texts of a row: the contents of messages, and columns of text."""
-    for name in ("messages", "prompt", "chosen", "rejected"):
-        for turn in row.get(name, ()):  # type: ignore[attr-defined]
-            if turn["content"]:
-                yield turn["content"]
-    for name in ("text", "prefix", "middle", "suffix"):
-        if name in row:
-            yield str(row[name])  # type: ignore[literal-required]
+def texts_of(row: Row) -> list[str]:
+    """Return the texts of a row: the contents of messages, and columns of text."""
+    cells: dict[str, Any] = {**row}
+    names = ("messages", "prompt", "chosen", "rejected")
+    turns = [turn for name in names if name in cells for turn in cells[name]]
+    found = [turn["content"] for turn in turns if turn["content"]]
+    names = ("text", "prefix", "middle", "suffix")
+    return found + [str(cells[name]) for name in names if name in cells]
 
 
 def map_texts(row: Row, change: Callable[[str], str]) -> Row:

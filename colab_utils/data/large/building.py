@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Indices = NDArray[np.int64]
 
-PART = 500  # rows that a process works on at a time
+PART = 1000  # rows that a process works on at a time
 KEPT, OTHER_KIND, EXACT, NEAR, TEST = range(5)  # where a row goes
 
 

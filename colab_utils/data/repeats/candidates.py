@@ -24,6 +24,7 @@ FAMILY = 4  # if so many words stand in one place of equal rows, it is on purpos
 BUCKET, WINDOW = 32, 8  # in a larger bucket, a row is paired with its next neighbors
 PARTS = 4  # the keys are sorted in parts, which takes less memory
 CHUNK = 20_000
+MATRIX = 2**15  # words that are ranked at once
 
 Words = NDArray[np.uint32]
 Indices = NDArray[np.int64]
@@ -38,18 +39,26 @@ def count_words(table: Words, words: Words) -> None:
 def keep_rarest(
     words: Words, sizes: Indices, table: Words
 ) -> tuple[Words, NDArray[np.uint8]]:
-    """Return the `KEPT` rarest words of each row, and how many they are."""
-    kept = np.minimum(sizes, KEPT)
-    if sizes.max(initial=0) > KEPT:
-        # By row (15 bits), count (17 bits) and word, then by row and word.
-        counts = np.minimum(table[words & np.uint32(TABLE - 1)], np.uint32(2**17 - 1))
-        row = np.arange(len(sizes), dtype=np.uint64) << np.uint64(49)
-        ranked = np.repeat(row, sizes) | counts.astype(np.uint64) << np.uint64(32)
-        ranked = np.sort(ranked | words)
-        place = np.arange(len(words)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        rarest = ranked[place < KEPT].astype(np.uint32)
-        words = np.sort(np.repeat(row, kept) | rarest).astype(np.uint32)
-    return words, kept.astype(np.uint8)
+    """Return the `KEPT` rarest words of each row, and how many they are.
+
+    Of two words that are equally rare, it is the one with the smaller number.
+    """
+    starts, keep = np.cumsum(sizes) - sizes, np.ones(len(words), bool)
+    # Rows of nearly the same size make a matrix, which fits into the cache of the CPU.
+    order = np.argsort(-sizes, kind="stable")
+    long = order[: np.count_nonzero(sizes > KEPT)]
+    while len(long):
+        column = np.arange(sizes[long[0]])
+        part, long = np.split(long, [max(MATRIX // len(column), 1)])
+        inside = column < sizes[part][:, None]
+        at = np.minimum(starts[part][:, None] + column, len(words) - 1)
+        found = words[at]
+        ranked = table[found & np.uint32(TABLE - 1)].astype(np.uint64)
+        ranked = np.minimum(ranked, np.uint64(2**17 - 1)) << np.uint64(32) | found
+        ranked[~inside] = 2**64 - 1
+        last = np.partition(ranked, KEPT - 1, axis=1)[:, KEPT - 1 : KEPT]
+        keep[at[(ranked > last) & inside]] = False
+    return words[keep], np.minimum(sizes, KEPT).astype(np.uint8)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from colab_utils.data.repeats import boilerplate, moves
 from colab_utils.data.repeats.boilerplate import Kind
 from colab_utils.data.repeats.moves import SCOPE
 from colab_utils.data.repeats.sentences import Text, Words
-from colab_utils.data.repeats.typos import FREE, is_typo, may_be_typo
+from colab_utils.data.repeats.typos import FREE, is_typo, may_be_typo, same_start
 from colab_utils.data.repeats.words import text_hash
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
@@ -61,9 +61,7 @@ class Rest:
     def __init__(self, one: Text, other: Text, row: Row) -> None:
         """Compare the words of two texts."""
         self.one, self.other, self.row = one, other, row
-        same = one.words == other.words
-        self.missing = Counter() if same else _less(one.counts, other.counts)
-        self.extra = Counter() if same else _less(other.counts, one.counts)
+        self.missing, self.extra = _differing(one.words, other.words)
         self.typos: Pairs = []  # with the right words for them
 
     def is_short(self) -> bool:
@@ -255,16 +253,25 @@ def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Wo
     return sentences
 
 
-def _less(one: Counter[str], other: Counter[str]) -> Counter[str]:
-    """Return `one - other`; it is fast for counts that hardly differ."""
-    changed = {word for word, _ in one.items() - other.items()}
-    return Counter(
-        {
-            word: count - other[word]
-            for word, count in one.items()
-            if word in changed and count > other[word]
-        }
-    )
+def _differing(one: list[str], other: list[str]) -> tuple[Counter[str], Counter[str]]:
+    """Return the words that one text has more often, and those that the other has.
+
+    They are in the order of the text. The start and the end that both texts have do not
+    count.
+    """
+    missing: Counter[str] = Counter()
+    extra: Counter[str] = Counter()
+    start = same_start(one, other)
+    left, right = one[start:], other[start:]
+    end = same_start(left[::-1], right[::-1])
+    more = Counter(left[: len(left) - end])
+    for word in right[: len(right) - end]:
+        more[word] = more.get(word, 0) - 1
+    for found, text, sign in ((missing, one, 1), (extra, other, -1)):
+        words = [word for word, count in more.items() if count * sign > 0]
+        for word in sorted(words, key=text.index):
+            found[word] = more[word] * sign
+    return missing, extra
 
 
 def _take(words: Counter[str], word: str, times: int) -> None:

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 
 from colab_utils.data.repeats.sentences import Text, Words
-from colab_utils.data.repeats.typos import FILLERS
+from colab_utils.data.repeats.typos import FILLERS, same_start
 
 # What these words say depends on the words next to them.
 SCOPE = frozenset(["not", "no", "never", "only", "even", "almost", "nearly"])
@@ -55,7 +55,7 @@ def walk(one: Words, other: Words, free: Counter[str]) -> list[Exchange] | None:
     Two words may also be written together.
     """
     exchanges = []
-    i = j = 0
+    i = j = same_start(one, other)
     while i < len(one) and j < len(other):
         if one[i] == other[j]:
             i, j = i + 1, j + 1
@@ -71,7 +71,7 @@ def walk(one: Words, other: Words, free: Counter[str]) -> list[Exchange] | None:
             i, j = i + 2, j + 1
         else:
             return None
-    rest = Counter(other[j:]) - free
+    rest = j < len(other) and Counter(other[j:]) - free
     return exchanges if i == len(one) and not rest else None
 
 

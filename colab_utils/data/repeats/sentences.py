@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from functools import cached_property
 
 from colab_utils.data.repeats.marks import BRACKET, SIGN
@@ -18,7 +17,7 @@ THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 DASHES = re.compile("[\u2010-\u2015\u2212]")
 CODE = re.compile(r"[=<>{}\[\];|\\~]")
 CALL = re.compile(r"(?<=\w)\(|[-+*/^%]\s*\(|\)\s*[-+*/^%]")
-FIRST, LAST = re.compile(r"\A\w+"), re.compile(r"\w+\Z")
+FIRST, LAST = re.compile(r"\w+"), re.compile(r"\w+\Z")
 OWNER = re.compile(r"'\w+\Z")  # the end of "Ann's"
 QUOTES = str.maketrans("‘’“”", "''\"\"")
 PLAIN = re.compile(rf"\w+(?:[+#]+(?!\w))?|(?=[^\w\s]){SIGN}", re.ASCII)
@@ -69,11 +68,6 @@ class Text:
         self.signs = "" if self.words else "".join(text.split())
 
     @cached_property
-    def counts(self) -> Counter[str]:
-        """Return how often the text has each word."""
-        return Counter(self.words)
-
-    @cached_property
     def prose(self) -> list[Words]:
         """Return the sentences that end with a full stop."""
         starts = [0, *self.ends]
@@ -84,21 +78,25 @@ class Text:
         ]
 
     @cached_property
-    def _chunks(self) -> list[str]:
-        return self.text.casefold().split()
+    def _spaced(self) -> str:
+        return " ".join(["", *self.text.casefold().split(), ""])
 
     def has_side_by_side(self, one: list[str], other: list[str]) -> bool:
         """Return whether one of some words stands before one of others.
 
         There is nothing but spaces between them.
         """
-        chunks, second = self._chunks, tuple(other)
-        for i in [i for i, chunk in enumerate(chunks) if chunk.startswith(second)]:
-            if i and FIRST.findall(chunks[i])[0] in second:
-                left = chunks[i - 1]
-                ends = LAST.findall(left) + LAST.findall(OWNER.sub("", left))
-                if not set(ends).isdisjoint(one):
-                    return True
+        text = self._spaced
+        for word in other:
+            at = text.find(f" {word}", 1)
+            while at > 0:
+                first = FIRST.match(text, at + 1)
+                if first and first[0] == word:
+                    left = text[text.rfind(" ", 0, at) + 1 : at]
+                    ends = LAST.findall(left) + LAST.findall(OWNER.sub("", left))
+                    if not set(ends).isdisjoint(one):
+                        return True
+                at = text.find(f" {word}", at + 1)
         return False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def _words(text: str) -> frozenset[str]:
@@ -75,7 +75,7 @@ def one_edit(one: str, other: str) -> str:
     """
     if len(one) > len(other):
         one, other = other, one
-    start = _same_start(one, other)
+    start = same_start(one, other)
     if len(one) + 1 == len(other):
         return "add" if one[start:] == other[start + 1 :] else ""
     if len(one) != len(other) or one == other:
@@ -86,14 +86,12 @@ def one_edit(one: str, other: str) -> str:
     return "swap" if swapped and one[start + 2 :] == other[start + 2 :] else ""
 
 
-def _same_start(one: str, other: str) -> int:
-    """Return how many letters two words share at their start."""
-    start = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        start += 1
-    return start
+def same_start(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many letters two words share at their start, or words two texts."""
+    size = min(len(one), len(other))
+    if one[:size] == other[:size]:
+        return size
+    return next(i for i, a in enumerate(one) if a != other[i])
 
 
 def may_be_typo(one: str, other: str) -> bool:
@@ -170,7 +168,7 @@ def _other_word(one: str, other: str, edit: str, *, everyday: bool) -> bool:
     """
     if {one, other} <= PHRASES:
         return True
-    start = _same_start(one, other)
+    start = same_start(one, other)
     letters = one[start : start + 1] + other[start : start + 1]
     if not letters.isascii() or ROMAN.issuperset(one + other):
         return True
@@ -183,7 +181,7 @@ def _is_vowel(one: str, other: str) -> bool:
 
     "lactose" and "lactase" are two words, and so are "proscribe" and "prescribe".
     """
-    start = _same_start(one, other)
+    start = same_start(one, other)
     near_an_end = start < 3 or start >= len(one) - 4
     letters = {one[start : start + 1], other[start : start + 1]}
     return near_an_end and letters <= VOWELS
@@ -191,17 +189,17 @@ def _is_vowel(one: str, other: str) -> bool:
 
 def _clashes(word: str, other: str) -> bool:
     """Return whether a word can't be English next to the letter that differs."""
-    start = max(_same_start(word, other) - 1, 0)
+    start = max(same_start(word, other) - 1, 0)
     return CLASH.search(word[start : start + 3]) is not None
 
 
 def _opens_oddly(word: str, other: str) -> bool:
     """Return whether the letter that differs is in a start that no word has."""
-    return _same_start(word, other) <= 2 and ONSET.match(word) is not None
+    return same_start(word, other) <= 2 and ONSET.match(word) is not None
 
 
 def _doubled(one: str, other: str) -> bool:
     """Return whether the longer word has a letter twice that the other has once."""
     longer = max(one, other, key=len)
-    start = _same_start(one, other)
+    start = same_start(one, other)
     return longer[start] == longer[start - 1]
