@@ -66,13 +66,15 @@ def test_totals_count_the_other_words_of_rows():
     assert made.totals[1] == mix(made.words[2:].astype(np.uint64)).sum()
 
 
-def test_keep_rarest_keeps_the_rarest_words_in_their_order():
+@pytest.mark.parametrize("matrix", [1, 200, candidates.MATRIX])
+def test_keep_rarest_keeps_the_rarest_words_in_their_order(monkeypatch, matrix):
+    monkeypatch.setattr(candidates, "MATRIX", matrix)
     draw = np.random.default_rng(0)
-    sizes = np.array([120, 3, 0, 60])
+    sizes = np.array([120, 3, 0, 60, 70, 49])
     table = draw.integers(0, 9, candidates.TABLE).astype(np.uint32)
     rows = [np.unique(draw.integers(0, 2**32, n, np.uint32)) for n in sizes]
     words, kept = candidates.keep_rarest(np.concatenate(rows), sizes, table)
-    assert kept.tolist() == [48, 3, 0, 48]
+    assert kept.tolist() == [48, 3, 0, 48, 48, 48]
     expected: list[int] = []
     for row in rows:
         rank = sorted(row.tolist(), key=lambda w: (table[w % candidates.TABLE], w))

@@ -76,6 +76,23 @@ def test_exact_key_is_the_content(content):
         assert key != dedup.exact_key({**content, name: "other"})
 
 
+def test_exact_key_has_all_of_a_message_but_the_order_of_its_keys():
+    turns = [
+        {"role": "assistant", "content": "x"},
+        {"role": "assistant", "content": "x", "weight": 0},
+        {"role": "assistant", "content": "x", "weight": 1},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "b": 1}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "b": 2}]},
+    ]
+    keys = [dedup.exact_key({"messages": [turn]}) for turn in turns]
+    assert len({*keys}) == len(turns)
+    for turn, key in zip(turns, keys, strict=True):
+        moved = dict(reversed(turn.items()))
+        if calls := turn.get("tool_calls"):
+            moved["tool_calls"] = [dict(reversed(call.items())) for call in calls]
+        assert dedup.exact_key({"messages": [moved]}) == key
+
+
 TREES = (
     "Name a tree of the river valley and say why people like it.",
     "The oak, for shade.",

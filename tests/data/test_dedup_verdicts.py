@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from helpers import planting
@@ -15,7 +16,7 @@ from helpers.verdicts import LONG, OTHERS, REPEATS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from colab_utils.data.repeats.comparing import Comparer
+from colab_utils.data.repeats.comparing import Comparer, _differing
 from colab_utils.data.repeats.engine import Repeats
 from colab_utils.data.repeats.typos import is_typo, may_be_typo
 
@@ -34,6 +35,18 @@ def known(one: Texts) -> list[Texts]:
         (f"Entry {n}: {question} ({n * 7})", f"{answer} See entry {n + 3}.")
         for n, (question, answer) in enumerate([one] * 4, start=11)
     ]
+
+
+WORDS = st.lists(st.sampled_from("abcd"), max_size=9)
+
+
+@given(WORDS, WORDS, WORDS, WORDS)
+@settings(deadline=None, max_examples=150)
+def test_differing_counts_the_words_that_one_text_has_more_often(start, a, b, end):
+    one, other = start + a + end, start + b + end
+    missing, extra = _differing(one, other)
+    assert [*missing.items()] == [*(Counter(one) - Counter(other)).items()]
+    assert [*extra.items()] == [*(Counter(other) - Counter(one)).items()]
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from colab_utils.data.repeats import fingerprints
 from colab_utils.data.repeats.hashes import word_hash
-from colab_utils.data.repeats.marks import BRACKETS, marks_of
+from colab_utils.data.repeats.marks import BRACKETS, MARK, START, marks_of
 
 SIGNED = st.text(
     st.one_of(
@@ -35,6 +37,13 @@ def test_what_is_next_to_signs_has_the_signs_of_the_text(texts):
     whole = joined.split(fingerprints.END)[1:-1]
     for i, text in enumerate(whole):
         assert signs_of(near.get(i, "")) == signs_of(text)
+
+
+@given(SIGNED)
+@settings(deadline=None, max_examples=300)
+def test_the_first_characters_of_marks_are_all_that_a_mark_begins_with(text):
+    slow = re.compile(MARK.pattern.removeprefix(START))
+    assert MARK.findall(text) == slow.findall(text)
 
 
 @given(st.lists(st.tuples(SIGNED, SIGNED), min_size=1, max_size=5))

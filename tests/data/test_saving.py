@@ -36,6 +36,12 @@ def test_write_jsonl_read_jsonl_round_trip(tmp_path, rows):
     assert data.read_jsonl(tmp_path / "a.jsonl") == rows
 
 
+@given(st.dictionaries(st.text('aé\\u0\x7f\n"\u2028😀'), st.text("aé\\u0\x7f\n\t")))
+@settings(deadline=None, max_examples=150)
+def test_to_line_writes_no_escapes_that_json_does_not_need(row):
+    assert saving.to_line(row) == json.dumps(row, ensure_ascii=False) + "\n"
+
+
 def test_read_jsonl_names_broken_line(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: Expecting"):

@@ -22,7 +22,7 @@ RARE = 2  # a typo is in so many rows at most
 TABLE = 2**24  # the size of the table that counts the rows of each word
 FAMILY = 4  # if so many words stand in one place of equal rows, it is on purpose
 BUCKET, WINDOW = 32, 8  # in a larger bucket, a row is paired with its next neighbors
-PARTS = 4  # the keys are sorted in parts, which takes less memory
+PART = 2**18  # rows whose keys are sorted at once: all keys take more memory
 CHUNK = 20_000
 MATRIX = 2**15  # words that are ranked at once
 
@@ -110,7 +110,8 @@ def candidate_pairs(rows: Rows) -> tuple[Indices, Indices]:
     if not len(rows.words):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     prefixes = np.concatenate([_prefixes(rows, chunk) for chunk in rows.chunks()])
-    found = [_same_keys(rows, prefixes, part) for part in range(PARTS)]
+    parts = -(-len(prefixes) // PART)
+    found = [_same_keys(rows, prefixes, part, parts) for part in range(parts)]
     pairs = np.unique(np.concatenate(found))
     first = (pairs >> np.uint64(32)).astype(np.int64)
     second = (pairs & np.uint64(2**32 - 1)).astype(np.int64)
@@ -157,8 +158,11 @@ def _prefixes(rows: Rows, chunk: Indices) -> Words:
     return np.where(absent, numbered, ranked.astype(np.uint32))
 
 
-def _same_keys(rows: Rows, prefixes: Words, part: int) -> Keys:
-    """Return the pairs of rows with an equal key, as first << 32 | second."""
+def _same_keys(rows: Rows, prefixes: Words, part: int, parts: int) -> Keys:
+    """Return the pairs of rows with an equal key, as first << 32 | second.
+
+    It looks at one of several parts of the keys.
+    """
     keys: list[Keys] = []
     owners: list[Keys] = []
     hashes = mix(prefixes.astype(np.uint64))
@@ -168,7 +172,7 @@ def _same_keys(rows: Rows, prefixes: Words, part: int) -> Keys:
         if other - one > (2 if other < 6 else 1):
             continue
         key = mix(hashes[:, one] + hashes[:, other] + digits)
-        here = key % np.uint64(PARTS) == part
+        here = key % np.uint64(parts) == part
         # Two numbers in place of words say nothing, unless a row has no others.
         here &= (prefixes[:, one] > RAREST) | (prefixes[:, 1] <= RAREST)
         owner = np.flatnonzero(here)

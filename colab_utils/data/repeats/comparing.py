@@ -259,8 +259,9 @@ def _differing(one: list[str], other: list[str]) -> tuple[Counter[str], Counter[
     They are in the order of the text. The start and the end that both texts have do not
     count.
     """
-    missing: Counter[str] = Counter()
-    extra: Counter[str] = Counter()
+    missing, extra = Counter[str](), Counter[str]()
+    if one == other:
+        return missing, extra
     start = same_start(one, other)
     left, right = one[start:], other[start:]
     end = same_start(left[::-1], right[::-1])

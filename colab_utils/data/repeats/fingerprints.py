@@ -6,6 +6,7 @@ hashes of its words, modulo 2^64. Prefix sums give the polynomials of all texts 
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -136,7 +137,7 @@ class _Scan:
 
 
 def _scan(batch: list[tuple[str, str]]) -> _Scan:
-    texts = [text for pair in batch for text in pair]
+    texts = [*itertools.chain.from_iterable(batch)]
     joined = _join(texts)
     encoded = _comparable(joined)
     raw = np.frombuffer(encoded, np.uint8)
@@ -155,14 +156,16 @@ def _scan(batch: list[tuple[str, str]]) -> _Scan:
     text = np.arange(len(texts), dtype=np.uint64)
     text = text >> np.uint64(1) << np.uint64(33) | text & np.uint64(1)
     pairs = np.repeat(text, stop - start) | words << np.uint64(1)
+    digits, operators = (
+        _count(signs[kind == one], np.searchsorted(others[kind == one], ends))
+        for one in (DIGIT | WORD, OPERATOR)
+    )
     return _Scan(
         _of_texts(texts, joined, hashes, start, stop),
         sums(_letters(raw, starts, stops, tells), start, stop),
         sums(mix(words), start, stop),
-        *(
-            _count(signs[kind == one], np.searchsorted(others[kind == one], ends))
-            for one in (DIGIT | WORD, OPERATOR)
-        ),
+        digits,
+        operators,
         np.sort(pairs[tells]),
     )
 
@@ -257,20 +260,16 @@ def _near_signs(joined: str) -> Iterator[tuple[int, str]]:
         kinds = _signs()[np.minimum(codes, LAST_SIGN + 1)]
     at = np.flatnonzero(kinds)
     stop = (kinds[at] == STOP) & (codes[at + 1] <= ord(" ")) & (kinds[at - 1] == 0)
-    if stop.all():
-        return
+    signs, stops = at[~stop], at[stop]
     near = codes == ord(END)
-    signs = at[~stop]
+    numbers = np.searchsorted(np.flatnonzero(near), signs) - 1
     for distance in range(-2, 3):
         near[np.clip(signs + distance, 0, len(near) - 1)] = True
-    kept = codes[near]
-    stops = np.zeros(len(codes), bool)
-    stops[at[stop]] = True
-    kept = np.where(stops[near], ord(" "), kept).astype(codes.dtype)
-    texts = kept.tobytes().decode(encoding, "surrogatepass")
-    for i, text in enumerate(texts.split(END)[1:]):
-        if text:
-            yield i, text
+    codes = codes.copy()
+    codes[stops] = ord(" ")
+    texts = codes[near].tobytes().decode(encoding, "surrogatepass").split(END)[1:]
+    for i in np.unique(numbers).tolist():
+        yield i, texts[i]
 
 
 @lru_cache(maxsize=1)

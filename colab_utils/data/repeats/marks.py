@@ -18,7 +18,10 @@ SIGN = (
 # The brackets and quotation marks of programs; an apostrophe within a word is none.
 BRACKET = r"""[()\[\]{}]|["`]|(?<!\w)'|'(?!\w)"""
 # A lookahead for the first character makes the search five times as fast.
-START = r"""(?=[-<>=!+*/%&|^~#@.:\\\[\](){}"'`$€£¥₹\u2600-\u27bf\U0001f300-\U0001faff])"""
+START = (
+    r"""(?=[-<>=!+*/%&|^~#@.:\\\[\](){}"'`$€£¥₹"""
+    r"\u2600-\u27bf\U0001f300-\U0001faff])"
+)
 MARK = re.compile(rf"{START}(?:(?<=[A-Za-z])[+#]+(?!\w)|{SIGN}|{BRACKET})")
 BRACKETS = re.compile(r"[(\[{]")
 

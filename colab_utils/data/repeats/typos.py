@@ -88,10 +88,10 @@ def one_edit(one: str, other: str) -> str:
 
 def same_start(one: Sequence[str], other: Sequence[str]) -> int:
     """Return how many letters two words share at their start, or words two texts."""
-    size = min(len(one), len(other))
-    if one[:size] == other[:size]:
-        return size
-    return next(i for i, a in enumerate(one) if a != other[i])
+    for start, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return start
+    return min(len(one), len(other))
 
 
 def may_be_typo(one: str, other: str) -> bool:
