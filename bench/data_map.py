@@ -51,7 +51,9 @@ def read(batch: dict, indices: list[int]) -> dict:
     lines += [saving.to_line(row.as_dict()) for row in rejected]
     kept = np.arange(len(lines)) < len(made.lines)
     found = np.zeros(len(lines), [(n, COLUMNS[n]) for n in ("key", "key2", "line")])
-    found[kept] = stages.numbers(made.rows, made.lines)[[*found.dtype.names]]
+    compared = [*map(texts_of, made.rows)]
+    numbers = stages.numbers(made.rows, made.lines, compared)
+    found[kept] = numbers[[*found.dtype.names]]
     found["line"][~kept] = [row.line for row in rejected]
     columns = {name: found[name] for name in found.dtype.names}
     return {"row": lines, "kept": kept, **columns}

@@ -7,6 +7,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -213,12 +214,14 @@ def describe(
     fields: dict[str, Any],
 ) -> dict[str, Any]:
     """Write figure, card and recipe next to the row files in `part`."""
-    hashes = {path.name: recipe.sha256(path) for path in sorted(part.glob("*.jsonl"))}
     named = str(fields.get("source", ""))
     sources = describing.source_files(named)
+    files = {path.name: path for path in sorted(part.glob("*.jsonl"))}
     for path in sources:
-        key = "source" if len(sources) == 1 else f"source: {path.name}"
-        hashes[key] = recipe.sha256(path)
+        files["source" if len(sources) == 1 else f"source: {path.name}"] = path
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(recipe.sha256, files.values())
+        hashes = dict(zip(files, found, strict=True))
     license = license or describing.license_of(named)
     describing.draw_lengths(facts, part / describing.FIGURE)
     text = describing.text(facts, card, named, license, hashes.get("source"))

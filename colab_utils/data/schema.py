@@ -151,9 +151,11 @@ def answer_of(row: Row) -> str:
 
 def texts_of(row: Row) -> list[str]:
     """Return the texts of a row: the contents of messages, and columns of text."""
+    if "messages" in row:
+        return [turn["content"] for turn in row["messages"] if turn["content"]]
     cells: dict[str, Any] = {**row}
-    names = ("messages", "prompt", "chosen", "rejected")
-    turns = [turn for name in names if name in cells for turn in cells[name]]
+    answers = ("prompt", "chosen", "rejected")
+    turns = [turn for name in answers if name in cells for turn in cells[name]]
     found = [turn["content"] for turn in turns if turn["content"]]
     names = ("text", "prefix", "middle", "suffix")
     return found + [str(cells[name]) for name in names if name in cells]

@@ -212,10 +212,11 @@ def echo(row: Row) -> str | None:
 def refusal(_: str, answer: str) -> str | None:
     """Reject an answer that refuses, or that speaks of itself as an AI."""
     text = answer.casefold()
-    if not any(word in text for word in patterns.REFUSAL_HINTS):
-        return None
-    found = patterns.REFUSAL.search(answer)
-    return found[0] if found else None
+    for word in patterns.REFUSAL_HINTS:
+        if word in text:
+            found = patterns.REFUSAL.search(answer)
+            return found[0] if found else None
+    return None
 
 
 @Check

@@ -11,7 +11,7 @@ from colab_utils.data.curation.quality import Rule, filter_rows
 from colab_utils.data.files.readers import Numbered
 from colab_utils.data.large.spool import COLUMNS, LABELS, parse
 from colab_utils.data.repeats.dedup import exact_key, texts_of
-from colab_utils.data.schema import Rejected, Row, answer_of, prompt_of
+from colab_utils.data.schema import Rejected, Row, prompt_of
 from colab_utils.data.shapes.formats import Tally
 
 if TYPE_CHECKING:
@@ -61,8 +61,13 @@ def read(kind: str, rules: Sequence[Rule], items: list[Numbered | Rejected]) -> 
     return made
 
 
-def numbers(rows: list[Row], lines: list[bytes]) -> NDArray[Any]:
-    """Return `spool.COLUMNS` of rows, without what was found for them."""
+def numbers(
+    rows: list[Row], lines: list[bytes], texts: list[tuple[str, str]]
+) -> NDArray[Any]:
+    """Return `spool.COLUMNS` of rows, without what was found for them.
+
+    `texts` are those by which the rows are compared: each has the answer.
+    """
     import numpy as np
 
     made = np.zeros(len(rows), np.dtype([*COLUMNS.items()]))
@@ -70,7 +75,7 @@ def numbers(rows: list[Row], lines: list[bytes]) -> NDArray[Any]:
     made["key"], made["key2"] = keys.T
     made["line"] = [row["line"] for row in rows]
     made["size"] = [*map(len, lines)]
-    made["answer"] = [len(answer_of(row)) for row in rows]
+    made["answer"] = [len(answer) for _, answer in texts]
     made["characters"] = [len(prompt_of(row)) for row in rows]
     made["characters"] += made["answer"]
     for i, name in enumerate(LABELS):
@@ -102,10 +107,12 @@ def read_and_compare(
     keep_freed_memory()
     made = read(kind, rules, items)
     rows, made.rows = made.rows, []
-    prints = fingerprints([*map(texts_of, rows)], [*map(splitting.split_texts, rows)])
+    texts = [*map(texts_of, rows)]
+    prints = fingerprints(texts, [*map(splitting.split_texts, rows)])
     groups = [row.get("group", "") for row in rows]
     shared = splitting.shared_texts(rows)
-    return made, Compared(numbers(rows, made.lines), groups, shared, *prints)
+    found = numbers(rows, made.lines, texts)
+    return made, Compared(found, groups, shared, *prints)
 
 
 def fingerprints(
