@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from colab_utils.data.repeats.comparing import Comparer, _differing
 from colab_utils.data.repeats.engine import Repeats
-from colab_utils.data.repeats.typos import is_typo, may_be_typo
+from colab_utils.data.repeats.typos import are_several, is_typo, may_be_typo
 
 Texts = tuple[str, str]
 
@@ -147,6 +147,38 @@ def test_a_second_typo_is_judged_less_strictly():
     assert judge("numbers", "nurbers", again=True, code=True)
     assert judge("numbers", "numbaers", again=True) and not judge("numbers", "numbaers")
     assert not judge("lipase", "ligase", again=True)
+
+
+def test_next_to_a_typo_a_known_word_may_be_one():
+    def judge(
+        right: str, rows: int, wrong: str, others: int, again: bool, code: bool = False
+    ) -> bool:
+        counts = {right: rows, wrong: others}
+        options = {"name": False, "twice": False, "size": 40, "code": code}
+        return is_typo(right, wrong, counts.__getitem__, again=again, **options)
+
+    assert judge("list", 90, "lst", 8, True) and not judge("list", 90, "lst", 8, False)
+    assert judge("latest", 2, "latwst", 1, True, code=True)
+    assert not judge("latest", 2, "latwst", 1, True)
+    assert not judge("latest", 2, "latwst", 1, False, code=True)
+    assert not judge("latest", 1, "latwst", 1, True, code=True)  # which one is right?
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([("latest", "latwst"), ("generic", "generwc")], True),
+        ([("latest", "latwst"), ("articles", "artful")], False),
+        ([("latest", "latwst"), ("latest", "latqst")], False),
+        ([("latest", "latwst"), ("mean", "moan")], False),  # both are known
+        ([("latest", "latwst"), ("zymase", "zytase")], False),  # both are unknown
+    ],
+)
+def test_two_unknown_words_in_place_of_known_ones_are_several(pairs, expected):
+    counts = dict.fromkeys(("latest", "generic", "articles", "mean", "moan"), 5)
+    assert are_several(pairs, lambda word: counts.get(word, 1)) == expected
+    swapped = [(other, one) for one, other in pairs]
+    assert are_several(swapped, lambda word: counts.get(word, 1)) == expected
 
 
 PARTS = [

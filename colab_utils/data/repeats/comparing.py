@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from colab_utils.data.repeats import boilerplate, moves
+from colab_utils.data.repeats import boilerplate, moves, typos
 from colab_utils.data.repeats.boilerplate import Kind
 from colab_utils.data.repeats.moves import SCOPE
 from colab_utils.data.repeats.sentences import Text, Words
-from colab_utils.data.repeats.typos import FREE, is_typo, may_be_typo, same_start
 from colab_utils.data.repeats.words import text_hash
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
@@ -69,6 +68,13 @@ class Rest:
         few = len(self.one.words) < TYPOS and self.row.answer < moves.LONG
         return few and not (self.one.code and self.other.code)
 
+    def alike(self) -> Pairs:
+        """Return the words of which one may be the other with a typo."""
+        if len(self.missing) * len(self.extra) > MANY or len(self.one.words) < FEW:
+            return []
+        pairs = itertools.product(self.missing, self.extra)
+        return [pair for pair in pairs if typos.may_be_typo(*pair)]
+
 
 class Difference(NamedTuple):
     """In what two texts differ that may repeat each other."""
@@ -110,9 +116,9 @@ class Comparer:
             c, d = pairs[1 - k]
             row = Row(size, c.vocabulary & d.vocabulary, 0 if k else answer)
             rests.append(Rest(a, b, row))
-        for rest in rests:
-            self._take_typos(rest)
-        if any(rest.typos for rest in rests):
+            self._take_typos(rests[-1])
+        left = [pair for rest in rests for pair in rest.alike()]
+        if any(rest.typos for rest in rests) or typos.are_several(left, self._count):
             # Where one typo is, a second one is likelier than another word.
             for rest in rests:
                 self._take_typos(rest, again=True)
@@ -138,36 +144,30 @@ class Comparer:
     def _take_typos(self, rest: Rest, *, again: bool = False) -> None:
         """Move typos, with the right words for them, to `rest.typos`."""
         one, other, missing, extra = rest.one, rest.other, rest.missing, rest.extra
-        size = 0 if rest.is_short() else rest.row.size
-        if len(missing) * len(extra) > MANY or len(one.words) < FEW:
-            return
         names = one.names | other.names
-        for word in list(missing):
-            for by in list(extra):
-                if not may_be_typo(word, by):
-                    continue
-                twice = by in one.vocabulary or word in other.vocabulary
-                gone, come = missing[word], extra[by]
-                if gone > 1 and come > 1 and not twice:
-                    continue  # replaced everywhere: on purpose
-                also = (word in rest.row.others) != (by in rest.row.others)
-                if is_typo(
-                    word,
-                    by,
-                    self._count,
-                    name=word in names or by in names,
-                    twice=twice or also,
-                    size=size,
-                    again=again,
-                    code=one.code and other.code,
-                ):
-                    changed = min(gone, come)
-                    right = by in one.vocabulary or self._count(word) < self._count(by)
-                    rest.typos += [(word, by) if right else (by, word)] * changed
-                    _take(missing, word, changed)
-                    _take(extra, by, changed)
-                    if word not in missing:
-                        break
+        for word, by in rest.alike():
+            if word not in missing or by not in extra:
+                continue
+            twice = by in one.vocabulary or word in other.vocabulary
+            gone, come = missing[word], extra[by]
+            if gone > 1 and come > 1 and not twice:
+                continue  # replaced everywhere: on purpose
+            also = (word in rest.row.others) != (by in rest.row.others)
+            if typos.is_typo(
+                word,
+                by,
+                self._count,
+                name=word in names or by in names,
+                twice=twice or also,
+                size=0 if rest.is_short() else rest.row.size,
+                again=again,
+                code=one.code and other.code,
+            ):
+                changed = min(gone, come)
+                right = by in one.vocabulary or self._count(word) < self._count(by)
+                rest.typos += [(word, by) if right else (by, word)] * changed
+                _take(missing, word, changed)
+                _take(extra, by, changed)
 
 
 def _difference(rest: Rest) -> Difference | None:
@@ -211,7 +211,7 @@ def _may_repeat(missing: frozenset[str], extra: frozenset[str]) -> bool:
     """
     if not missing or not extra or len(missing) != len(extra):
         return True
-    return any(may_be_typo(a, b) for a in missing for b in extra)
+    return any(typos.may_be_typo(a, b) for a in missing for b in extra)
 
 
 def _slot(
@@ -234,7 +234,7 @@ def _is_free(words: Counter[str], one: Text, other: Text) -> bool:
         return True
     names = one.names | other.names
     text = not other.code and min(len(one.words), len(other.words)) >= FEW
-    return text and FREE.issuperset(words) and names.isdisjoint(words)
+    return text and typos.FREE.issuperset(words) and names.isdisjoint(words)
 
 
 def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Words]:
@@ -262,9 +262,9 @@ def _differing(one: list[str], other: list[str]) -> tuple[Counter[str], Counter[
     missing, extra = Counter[str](), Counter[str]()
     if one == other:
         return missing, extra
-    start = same_start(one, other)
+    start = typos.same_start(one, other)
     left, right = one[start:], other[start:]
-    end = same_start(left[::-1], right[::-1])
+    end = typos.same_start(left[::-1], right[::-1])
     more = Counter(left[: len(left) - end])
     for word in right[: len(right) - end]:
         more[word] = more.get(word, 0) - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 def _words(text: str) -> frozenset[str]:
@@ -134,7 +134,7 @@ def is_typo(
     rare, common = sorted((count(one), count(other)))
     if _other_word(one, other, edit, everyday=rare * RATIO <= common):
         return False
-    if rare > 2 and rare * RATIO > common:
+    if rare > 2 and rare * RATIO > common and not again:
         return False  # both are words
     long = again or size >= LONG
     strict = size == 0 and not (again and code)
@@ -157,8 +157,22 @@ def is_typo(
         return True
     if long:
         least = KNOWN if edit == "replace" and not (again and code) else COMMON
-        return twice or filler or common >= least or (edit == "add" and shorter >= 5)
+        unknown = edit == "add" or (again and code and rare < 2 <= common)
+        return twice or filler or common >= least or (unknown and shorter >= 5)
     return filler or common >= KNOWN
+
+
+def are_several(words: Iterable[tuple[str, str]], count: Callable[[str], int]) -> bool:
+    """Return whether two or more of the pairs are a word and an unknown typo of it.
+
+    One letter may differ on purpose, but hardly ever in two words at once.
+    """
+    alike = {
+        pair
+        for pair in words
+        if one_edit(*pair) and min(map(count, pair)) < 2 <= max(map(count, pair))
+    }
+    return len({one for one, _ in alike}) > 1 < len({other for _, other in alike})
 
 
 def _other_word(one: str, other: str, edit: str, *, everyday: bool) -> bool:
