@@ -9,6 +9,7 @@ relative to a reference, the model before the first step. Source: Rafailov et al
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from colab_utils.training.trainer import model_of
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from colab_utils.memory import Plan
 
 LOSSES = ("sigmoid", "ipo", "orpo")
 ANSWERS = ("chosen", "rejected")
@@ -56,6 +59,28 @@ def tokenize(rows: Sequence[data.Row], tokenizer: Tokenizer) -> list[dict[str, A
                 )
         found.append({"index": index, **pair})
     return found
+
+
+def batches(
+    pairs: Sequence[dict[str, Any]], plan: Plan, update: int
+) -> tuple[int, int]:
+    """Return the pairs of a micro-batch and the micro-batches of an update.
+
+    Any pairs that a micro-batch may draw fit the plan's tokens: with padding on the
+    reference path, without it on the fast path. An update has at least `update` pairs.
+    Raises ValueError if the longest pair has more tokens than the plan.
+    """
+    lengths = [[len(pair[name]["input_ids"]) for name in ANSWERS] for pair in pairs]
+    padded = [2 * max(map(max, lengths))] * len(lengths)
+    sizes = sorted(map(sum, lengths), reverse=True) if plan.fast else padded
+    fitting = sum(total <= plan.tokens for total in itertools.accumulate(sizes))
+    if not fitting:
+        raise ValueError(
+            f"The longest pair has {sizes[0]:,} tokens, but the plan is for "
+            f"{plan.tokens:,}: plan with `longest` = {sizes[0]:,}."
+        )
+    accumulation = -(-update // min(fitting, update))
+    return -(-update // accumulation), accumulation
 
 
 class Collator:
@@ -166,7 +191,9 @@ class FastDPOTrainer(FastSFTTrainer):
         """Compute the reference's log-probabilities (pairs, 2) of all answers, once.
 
         With a `file` they are kept there, and read if the file has those of the same
-        rows and the same adapter. Raises ValueError after the first step.
+        rows and the same reference. So a resumed training reads them: build the trainer
+        as before, call this, then `train`, which loads the checkpoint's adapter. Raises
+        ValueError after the first step.
         """
         if self.state.global_step:
             raise ValueError(
@@ -241,12 +268,16 @@ class FastDPOTrainer(FastSFTTrainer):
         metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
 
     def _key(self) -> str:
-        """Return a hash of the rows, the base model's name and the trained weights."""
+        """Return a hash of the rows, the base model's name and the trained weights.
+
+        An A whose B is 0 changes nothing, and another GPU draws another one.
+        """
         model = model_of(self)
         digest = hashlib.sha256(str(model.config.name_or_path).encode())
         digest.update(json.dumps(list(self.pairs)).encode())
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
+        trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
+        for name, weight in trained.items():
+            if trained.get(name.replace("lora_A", "lora_B"), weight).any():
                 digest.update(name.encode())
                 digest.update(weight.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
