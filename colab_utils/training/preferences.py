@@ -1,9 +1,8 @@
 """Direct preference optimization (DPO) of a Llama with adapters, on the fast path.
 
-DPO differs from supervised fine-tuning in three ways. A row has two answers, a better
-and a worse one. The loss compares how probable the model finds them. And it does so
-relative to a reference, the model before the first step. Source: Rafailov et al. 2023,
-"Direct Preference Optimization".
+A row has two answers, a better and a worse one. The loss compares their probabilities,
+relative to those of a reference, the model before the first step. Source: Rafailov et
+al. 2023, "Direct Preference Optimization".
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.sft_config import SFTConfig
 
-from colab_utils import data, runtime
+from colab_utils import data, models, runtime
 from colab_utils.training.sft import FastSFTTrainer
 from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from colab_utils.memory import Plan
@@ -40,7 +40,7 @@ def tokenize(rows: Sequence[data.Row], tokenizer: Tokenizer) -> list[dict[str, A
     """Return each preference row's two sequences of tokens, to train on.
 
     {"index": 0, "chosen": {"input_ids": [...], "assistant_masks": [...]}, "rejected":
-    {...}}; the masks are 1 for the tokens of the answers. Raises ValueError for rows of
+    ...}; the masks are 1 for the tokens of the answers. Raises ValueError for rows of
     another kind, and for an answer without tokens.
     """
     found = []
@@ -160,9 +160,8 @@ class FastDPOTrainer(FastSFTTrainer):
 
     `loss` is one of `LOSSES`, and `sft` the weight of the chosen answers' own loss that
     is added. The dataset is made of `tokenize`. Call `score_reference` before `train`.
-    The reference is the model as the trainer gets it: a new adapter changes nothing
-    (B = 0), so that the reference is the base model, and an adapter of supervised
-    fine-tuning is the reference that DPO starts from. So no second model is loaded.
+    The reference is the model as the trainer gets it: the base model with a new adapter
+    (B = 0), or with that of supervised fine-tuning. So no second model is loaded.
     """
 
     def __init__(
@@ -183,7 +182,11 @@ class FastDPOTrainer(FastSFTTrainer):
             settings.remove_unused_columns = False
             settings.dataset_kwargs = {"skip_prepare_dataset": True}
         kwargs["data_collator"] = Collator()
+        model = kwargs.get("model", args[0] if args else None)
+        kept = _trainable(model) if isinstance(model, torch.nn.Module) else {}
         super().__init__(*args, **kwargs)
+        for name, weight in kept.items():  # TRL has rounded them to bfloat16
+            cast("PreTrainedModel", model).get_parameter(name).data = weight
         # The loss is a mean over pairs: the trainer divides it by the accumulation.
         self.model_accepts_loss_kwargs = False
 
@@ -200,7 +203,7 @@ class FastDPOTrainer(FastSFTTrainer):
                 "The model was trained already, so it is no longer its own reference. "
                 "Build the trainer again."
             )
-        key = self._key()
+        key = self.reference_key()
         found = _read(file, key) if file else None
         if found is None:
             found = self.log_probs(self.pairs)
@@ -221,16 +224,27 @@ class FastDPOTrainer(FastSFTTrainer):
     def log_probs(self, pairs: Any) -> torch.Tensor:
         """Return the model's log-probabilities (pairs, 2) of rows of `tokenize`."""
         model, size = model_of(self), self.args.per_device_train_batch_size
-        was = model.training
-        model.train()
         parts = []
         for start in runtime.progress(range(0, len(pairs), size), "scoring pairs"):
             some = [pairs[i] for i in range(start, min(start + size, len(pairs)))]
             batch = self._prepare_inputs(Collator()(some))
-            with self.accelerator.autocast():  # as in training
+            with models.in_mode(model, training=True), self.accelerator.autocast():
                 parts.append(scores(model, batch).log_probs.float().cpu())
-        model.train(was)
         return torch.cat(parts)
+
+    def reference_key(self) -> str:
+        """Return a hash of the rows, the base model's name and the trained weights.
+
+        An A whose B is 0 changes nothing, and another GPU draws another one.
+        """
+        model, trained = model_of(self), _trainable(model_of(self))
+        digest = hashlib.sha256(str(model.config.name_or_path).encode())
+        digest.update(json.dumps(list(self.pairs)).encode())
+        for name, weight in trained.items():
+            if trained.get(name.replace("lora_A", "lora_B"), weight).any():
+                digest.update(name.encode())
+                digest.update(weight.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def compute_loss(
         self,
@@ -267,20 +281,11 @@ class FastDPOTrainer(FastSFTTrainer):
         metrics["rewards/margins"].append(margins.mean().item())
         metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
 
-    def _key(self) -> str:
-        """Return a hash of the rows, the base model's name and the trained weights.
 
-        An A whose B is 0 changes nothing, and another GPU draws another one.
-        """
-        model = model_of(self)
-        digest = hashlib.sha256(str(model.config.name_or_path).encode())
-        digest.update(json.dumps(list(self.pairs)).encode())
-        trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
-        for name, weight in trained.items():
-            if trained.get(name.replace("lora_A", "lora_B"), weight).any():
-                digest.update(name.encode())
-                digest.update(weight.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trainable weights by name."""
+    named = model.named_parameters()
+    return {name: p.detach() for name, p in named if p.requires_grad}
 
 
 def _read(file: Path, key: str) -> torch.Tensor | None:
