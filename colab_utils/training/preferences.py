@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.sft_config import SFTConfig
 
 from colab_utils import data, runtime
+from colab_utils.training.log_probs import pad, token_log_probs
 from colab_utils.training.sft import FastSFTTrainer
 from colab_utils.training.trainer import model_of
 
@@ -64,16 +64,10 @@ class Collator:
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return ids, mask and labels (2 x pairs, tokens), and the pairs' indices."""
         rows = [pair[name] for name in ANSWERS for pair in pairs]
-        ids = [torch.tensor(row["input_ids"]) for row in rows]
-        asked = [torch.tensor(row["assistant_masks"]).bool() for row in rows]
-        labels = [i.where(mask, -100) for i, mask in zip(ids, asked, strict=True)]
-        whole = [torch.ones_like(row) for row in ids]
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True),
-            "attention_mask": pad_sequence(whole, batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-            "index": torch.tensor([pair["index"] for pair in pairs]),
-        }
+        found = pad(
+            [row["input_ids"] for row in rows], [row["assistant_masks"] for row in rows]
+        )
+        return found | {"index": torch.tensor([pair["index"] for pair in pairs])}
 
 
 def loss_of(
@@ -117,17 +111,9 @@ def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Scores:
 
     The model must be in training mode for the fast path; otherwise logits are computed.
     """
-    labels, mask = batch["labels"], batch["attention_mask"].bool()
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    out = model(**inputs, labels=labels, num_items_in_batch=1)
-    if (losses := getattr(out, "token_losses", None)) is None:
-        logits, wanted = out.logits[:, :-1].float(), labels[:, 1:]
-        sums = F.cross_entropy(logits.mT, wanted, reduction="none").sum(1)
-    else:
-        row = mask.nonzero()[:, 0]
-        sums = losses.new_zeros(len(labels)).index_add(0, row, losses)
-    counts = (labels[:, 1:] != -100).sum(1)
-    return Scores(*(half.view(2, -1).T for half in (-sums, counts)))
+    losses = token_log_probs(model, batch)
+    counts = (batch["labels"][:, 1:] != -100).sum(1)
+    return Scores(*(half.view(2, -1).T for half in (losses.sum(1), counts)))
 
 
 class FastDPOTrainer(FastSFTTrainer):
