@@ -132,14 +132,7 @@ def _forward(
         return type(self).forward(self, input_ids=input_ids, labels=labels, **rest)
     _check(self, kwargs)
     mask = kwargs.get("attention_mask")
-    tokens = flatten(labels, mask, kwargs.get("position_ids"))
-    window, longest = Shape.from_config(self.config).window, tokens.longest
-    if window and longest > window:
-        raise ValueError(
-            f"A row has {longest:,} tokens, but this model's attention has a "
-            f"sliding window of {window:,}, and the fast path computes none: remove "
-            "longer rows, or call training.use_reference_path(trainer)."
-        )
+    tokens = _tokens(self, labels, mask, kwargs.get("position_ids"))
     x = hidden_states(self, fast, input_ids, mask, tokens)
     norm, trained = self.model.norm, (tokens.targets != -100).sum()
     losses, correct = NormedCrossEntropy.apply(
@@ -153,6 +146,24 @@ def _forward(
         losses = losses[tokens.order.argsort()]
     accuracy = correct / trained.clamp(min=1)
     return Output(loss=loss, token_accuracy=accuracy, token_losses=losses)
+
+
+def _tokens(
+    inner: LlamaForCausalLM,
+    labels: torch.Tensor,
+    mask: torch.Tensor | None,
+    positions: torch.Tensor | None = None,
+) -> Tokens:
+    """Return the tokens of a batch; raise ValueError beyond the sliding window."""
+    tokens = flatten(labels, mask, positions)
+    window, longest = Shape.from_config(inner.config).window, tokens.longest
+    if window and longest > window:
+        raise ValueError(
+            f"A row has {longest:,} tokens, but this model's attention has a "
+            f"sliding window of {window:,}, and the fast path computes none: remove "
+            "longer rows, or call training.use_reference_path(trainer)."
+        )
+    return tokens
 
 
 def _check(inner: LlamaForCausalLM, inputs: dict[str, Any]) -> None:
@@ -216,3 +227,24 @@ def hidden_states(
         )
         x = LayerFunction.apply(x, layer, *layer.parameters())
     return x
+
+
+def final_states(
+    model: LlamaForCausalLM,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    places: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the normed output of the last layer (T, width), for a head of its own.
+
+    `apply` must have been called. The T tokens are those in `mask`, row after row; with
+    `places` only the tokens at these positions among the T.
+    """
+    fast = vars(model)["_fast_path"]
+    _check(model, {})
+    tokens = _tokens(model, ids, mask)
+    x = hidden_states(model, fast, ids, mask, tokens)
+    if tokens.order is not None:
+        back = tokens.order.argsort()
+        places = back if places is None else back[places]
+    return model.model.norm(x if places is None else x[places])

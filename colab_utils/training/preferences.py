@@ -116,7 +116,24 @@ def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Scores:
     return Scores(*(half.view(2, -1).T for half in (losses.sum(1), counts)))
 
 
-class FastDPOTrainer(FastSFTTrainer):
+class PairTrainer(FastSFTTrainer):
+    """The part of a trainer on pairs that does not depend on the loss.
+
+    The dataset is made of `tokenize`, and the loss is a mean over pairs.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = kwargs.get("args")
+        if isinstance(settings, SFTConfig):
+            settings.remove_unused_columns = False
+            settings.dataset_kwargs = {"skip_prepare_dataset": True}
+        kwargs["data_collator"] = Collator()
+        super().__init__(*args, **kwargs)
+        # The trainer divides the mean over pairs by the accumulation.
+        self.model_accepts_loss_kwargs = False
+
+
+class FastDPOTrainer(PairTrainer):
     """Train on pairs of answers with DPO, or a loss like it, on the fast path.
 
     `loss` is one of `LOSSES`, and `sft` the weight of the chosen answers' own loss that
@@ -139,14 +156,7 @@ class FastDPOTrainer(FastSFTTrainer):
             raise ValueError(f"The loss is {loss!r}; it can be {', '.join(LOSSES)}.")
         self.beta, self.loss, self.sft = beta, loss, sft
         self.reference: torch.Tensor | None = None
-        settings = kwargs.get("args")
-        if isinstance(settings, SFTConfig):
-            settings.remove_unused_columns = False
-            settings.dataset_kwargs = {"skip_prepare_dataset": True}
-        kwargs["data_collator"] = Collator()
         super().__init__(*args, **kwargs)
-        # The loss is a mean over pairs: the trainer divides it by the accumulation.
-        self.model_accepts_loss_kwargs = False
 
     def score_reference(self, file: Path | None = None) -> torch.Tensor:
         """Compute the reference's log-probabilities (pairs, 2) of all answers, once.

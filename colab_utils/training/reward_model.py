@@ -1,0 +1,220 @@
+"""A reward model: one number for an answer, learned from pairs of answers.
+
+It is a Llama with an adapter and a head, which reads the last token of the answer. The
+loss is that of Bradley and Terry (1952): the probability that the first of two answers
+is the better one is the sigmoid of the difference of their scores. Source for language
+models: Stiennon et al. 2020, "Learning to summarize from human feedback".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
+
+from colab_utils import models, runtime
+from colab_utils.fast import lora, patch
+from colab_utils.training.preferences import PairTrainer
+from colab_utils.training.trainer import model_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FILE = "score_head.safetensors"
+WEIGHT = "score.weight"  # as transformers' AutoModelForSequenceClassification names it
+
+
+class ScoreHead(torch.nn.Module):
+    """A linear layer from hidden states to scores, always float32 and never quantized.
+
+    It has no bias, which no difference of two scores depends on. It begins with zeros:
+    an untrained head gives every answer the score 0.
+    """
+
+    def __init__(self, width: int, outputs: int = 1) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(outputs, width))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the scores (..., outputs) of hidden states (..., width)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.weight.float())
+
+
+def hidden_states(
+    model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Return the normed output of the last layer (rows, tokens, width).
+
+    On the fast path, padding gets zeros. Like `model(...)` in training, this runs on
+    the fast path if that is on and the model is in training mode. No logits are
+    computed.
+    """
+    if not _is_fast(model):
+        return _reference_states(model, ids, mask)
+    flat = patch.final_states(lora.llama(model), ids, mask)
+    blank = flat.new_zeros(*ids.shape, flat.shape[-1])
+    return blank.masked_scatter(mask.bool()[..., None], flat)
+
+
+def last_hidden(
+    model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Return the hidden states (rows, width) of each row's last token.
+
+    Padding may stand before or after a row's tokens.
+    """
+    if _is_fast(model):
+        places = mask.sum(1).cumsum(0) - 1
+        return patch.final_states(lora.llama(model), ids, mask, places)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    last = (places * mask.bool()).argmax(1)
+    rows = torch.arange(len(ids), device=ids.device)
+    return _reference_states(model, ids, mask)[rows, last]
+
+
+def _is_fast(model: torch.nn.Module) -> bool:
+    inner = lora.find_llama(model)
+    return inner is not None and inner.training and bool(patch.FastPath.of(inner))
+
+
+def _reference_states(
+    model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    # without the head of the vocabulary
+    output = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return cast("torch.Tensor", output.last_hidden_state)
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    head: ScoreHead,
+    rows: Sequence[Sequence[int]],
+    batch_size: int = 32,
+) -> torch.Tensor:
+    """Return the scores (rows,) of prompts with answers, as lists of token ids.
+
+    With a head of several outputs they are (rows, outputs). Raises ValueError for a row
+    without tokens.
+    """
+    if empty := [number for number, row in enumerate(rows, 1) if not len(row)]:
+        raise ValueError(
+            f"Row {empty[0]} has no token, so there is no last one to score: "
+            "give each row its prompt and the EOS token."
+        )
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found = torch.zeros(len(rows), len(head.weight))
+    fast = (inner := lora.find_llama(model)) is not None and patch.FastPath.of(inner)
+    with models.in_mode(model, training=bool(fast)):
+        for start in runtime.progress(range(0, len(rows), batch_size), "scoring"):
+            batch = order[start : start + batch_size]
+            parts = [torch.tensor(rows[i]) for i in batch]
+            whole = [torch.ones_like(part) for part in parts]
+            ids, mask = (
+                pad_sequence(some, batch_first=True).to(model.device)
+                for some in (parts, whole)
+            )
+            found[batch] = head(last_hidden(model, ids, mask)).cpu()
+    return found[:, 0] if len(head.weight) == 1 else found
+
+
+def save_head(head: ScoreHead, folder: Path) -> None:
+    """Write the head to a file next to the adapter."""
+    weight = head.weight.detach().cpu().contiguous()
+    save_file({WEIGHT: weight}, folder / FILE, {"format": "pt"})
+
+
+def load_head(folder: Path) -> ScoreHead:
+    """Return the head of a folder; raises FileNotFoundError if it has none."""
+    if not (file := folder / FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {FILE}, so it holds no reward model: train one, or choose "
+            "another folder."
+        )
+    weight = load_file(file)[WEIGHT]
+    head = ScoreHead(weight.shape[1], len(weight))
+    head.weight.data = weight.float()
+    return head
+
+
+@contextmanager
+def use_adapter(model: PeftModel, name: str) -> Iterator[None]:
+    """Compute with the adapter `name` in this block, then with the earlier one again.
+
+    As with PEFT's `set_adapter`, only the active adapter has trainable parameters.
+    """
+    before = model.active_adapter
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(before)
+
+
+def pair_loss(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+    """Return the losses (pairs,) of the scores of better and worse answers."""
+    return -F.logsigmoid(better - worse)
+
+
+class FastRewardTrainer(PairTrainer):
+    """Train an adapter and a `ScoreHead` on pairs of answers, on the fast path.
+
+    The dataset is made of `preferences.tokenize`. The head is a part of the model only
+    during `train`, so that the optimizer, the clipping of gradients and the checks know
+    it. Checkpoints and `save_model` have it next to the adapter.
+    """
+
+    def __init__(self, *args: Any, head: ScoreHead, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.head = head.to(model_of(self).device)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as TRL's trainers do; resume with `resume_from_checkpoint`."""
+        model = model_of(self)
+        model.add_module("score_head", self.head)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            del model.score_head
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss of a batch's pairs, and log what TRL logs."""
+        with self.accelerator.autocast():
+            hidden = last_hidden(model, inputs["input_ids"], inputs["attention_mask"])
+        better, worse = self.head(hidden)[:, 0].chunk(2)
+        loss, margins = pair_loss(better, worse).mean(), (better - worse).detach()
+        metrics = self._metrics["train" if model.training else "eval"]
+        metrics["mean_reward"].append((better + worse).mean().item() / 2)
+        metrics["accuracy"].append((margins > 0).float().mean().item())
+        metrics["margin"].append(margins.mean().item())
+        return (loss, {"margins": margins}) if return_outputs else loss
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        save_head(self.head, Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint, model)
+        self.head.load_state_dict(load_head(Path(checkpoint)).state_dict())
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = Path(str(self.state.best_model_checkpoint))
+        self.head.load_state_dict(load_head(best).state_dict())
