@@ -25,9 +25,9 @@ class FastSFTTrainer(SFTTrainer):
       from which TRL computes its metrics after each step. This class then logs
       `num_tokens` and `mean_token_accuracy` from the fast path's own output, and no
       `entropy`.
-    - An adapter is saved without embeddings. Otherwise PEFT asks the Hub, at each
-      checkpoint, whether the base model's vocabulary has another size, and the Hub's
-      library looks for a token and asks Colab's secrets.
+    - The active adapter is saved, without embeddings. Otherwise PEFT asks the Hub, at
+      each checkpoint, whether the base model's vocabulary has another size, and the
+      Hub's library looks for a token and asks Colab's secrets.
     """
 
     fast_path = False  # `training.use_fast_path` sets it
@@ -114,7 +114,11 @@ class FastSFTTrainer(SFTTrainer):
         if not isinstance(model, PeftModel):
             super()._save(output_dir, state_dict)
             return
-        save = functools.partial(model.save_pretrained, save_embedding_layers=False)
+        save = functools.partial(
+            model.save_pretrained,
+            save_embedding_layers=False,
+            selected_adapters=[model.active_adapter],
+        )
         vars(model)["save_pretrained"] = save  # before the method of the class
         try:
             super()._save(output_dir, state_dict)
