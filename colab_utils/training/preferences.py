@@ -1,14 +1,14 @@
 """Direct preference optimization (DPO) of a Llama with adapters, on the fast path.
 
-DPO differs from supervised fine-tuning in three ways. A row has two answers, a better
-and a worse one. The loss compares how probable the model finds them. And it does so
-relative to a reference, the model before the first step. Source: Rafailov et al. 2023,
-"Direct Preference Optimization".
+A row has two answers, a better and a worse one. The loss compares their probabilities,
+relative to those of a reference, the model before the first step. Source: Rafailov et
+al. 2023, "Direct Preference Optimization".
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from trl.trainer.sft_config import SFTConfig
 
-from colab_utils import data, runtime
+from colab_utils import data, models, runtime
 from colab_utils.training.log_probs import pad, token_log_probs
 from colab_utils.training.sft import FastSFTTrainer
 from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from colab_utils.memory import Plan
 
 LOSSES = ("sigmoid", "ipo", "orpo")
 ANSWERS = ("chosen", "rejected")
@@ -37,7 +40,7 @@ def tokenize(rows: Sequence[data.Row], tokenizer: Tokenizer) -> list[dict[str, A
     """Return each preference row's two sequences of tokens, to train on.
 
     {"index": 0, "chosen": {"input_ids": [...], "assistant_masks": [...]}, "rejected":
-    {...}}; the masks are 1 for the tokens of the answers. Raises ValueError for rows of
+    ...}; the masks are 1 for the tokens of the answers. Raises ValueError for rows of
     another kind, and for an answer without tokens.
     """
     found = []
@@ -56,6 +59,28 @@ def tokenize(rows: Sequence[data.Row], tokenizer: Tokenizer) -> list[dict[str, A
                 )
         found.append({"index": index, **pair})
     return found
+
+
+def batches(
+    pairs: Sequence[dict[str, Any]], plan: Plan, update: int
+) -> tuple[int, int]:
+    """Return the pairs of a micro-batch and the micro-batches of an update.
+
+    Any pairs that a micro-batch may draw fit the plan's tokens: with padding on the
+    reference path, without it on the fast path. An update has at least `update` pairs.
+    Raises ValueError if the longest pair has more tokens than the plan.
+    """
+    lengths = [[len(pair[name]["input_ids"]) for name in ANSWERS] for pair in pairs]
+    padded = [2 * max(map(max, lengths))] * len(lengths)
+    sizes = sorted(map(sum, lengths), reverse=True) if plan.fast else padded
+    fitting = sum(total <= plan.tokens for total in itertools.accumulate(sizes))
+    if not fitting:
+        raise ValueError(
+            f"The longest pair has {sizes[0]:,} tokens, but the plan is for "
+            f"{plan.tokens:,}: plan with `longest` = {sizes[0]:,}."
+        )
+    accumulation = -(-update // min(fitting, update))
+    return -(-update // accumulation), accumulation
 
 
 class Collator:
@@ -128,7 +153,11 @@ class PairTrainer(FastSFTTrainer):
             settings.remove_unused_columns = False
             settings.dataset_kwargs = {"skip_prepare_dataset": True}
         kwargs["data_collator"] = Collator()
+        model = kwargs.get("model", args[0] if args else None)
+        kept = _trainable(model) if isinstance(model, torch.nn.Module) else {}
         super().__init__(*args, **kwargs)
+        for name, weight in kept.items():  # TRL has rounded them to bfloat16
+            cast("PreTrainedModel", model).get_parameter(name).data = weight
         # The trainer divides the mean over pairs by the accumulation.
         self.model_accepts_loss_kwargs = False
 
@@ -138,9 +167,8 @@ class FastDPOTrainer(PairTrainer):
 
     `loss` is one of `LOSSES`, and `sft` the weight of the chosen answers' own loss that
     is added. The dataset is made of `tokenize`. Call `score_reference` before `train`.
-    The reference is the model as the trainer gets it: a new adapter changes nothing
-    (B = 0), so that the reference is the base model, and an adapter of supervised
-    fine-tuning is the reference that DPO starts from. So no second model is loaded.
+    The reference is the model as the trainer gets it: the base model with a new adapter
+    (B = 0), or with that of supervised fine-tuning. So no second model is loaded.
     """
 
     def __init__(
@@ -162,14 +190,16 @@ class FastDPOTrainer(PairTrainer):
         """Compute the reference's log-probabilities (pairs, 2) of all answers, once.
 
         With a `file` they are kept there, and read if the file has those of the same
-        rows and the same adapter. Raises ValueError after the first step.
+        rows and the same reference. So a resumed training reads them: build the trainer
+        as before, call this, then `train`, which loads the checkpoint's adapter. Raises
+        ValueError after the first step.
         """
         if self.state.global_step:
             raise ValueError(
                 "The model was trained already, so it is no longer its own reference. "
                 "Build the trainer again."
             )
-        key = self._key()
+        key = self.reference_key()
         found = _read(file, key) if file else None
         if found is None:
             found = self.log_probs(self.pairs)
@@ -190,16 +220,27 @@ class FastDPOTrainer(PairTrainer):
     def log_probs(self, pairs: Any) -> torch.Tensor:
         """Return the model's log-probabilities (pairs, 2) of rows of `tokenize`."""
         model, size = model_of(self), self.args.per_device_train_batch_size
-        was = model.training
-        model.train()
         parts = []
         for start in runtime.progress(range(0, len(pairs), size), "scoring pairs"):
             some = [pairs[i] for i in range(start, min(start + size, len(pairs)))]
             batch = self._prepare_inputs(Collator()(some))
-            with self.accelerator.autocast():  # as in training
+            with models.in_mode(model, training=True), self.accelerator.autocast():
                 parts.append(scores(model, batch).log_probs.float().cpu())
-        model.train(was)
         return torch.cat(parts)
+
+    def reference_key(self) -> str:
+        """Return a hash of the rows, the base model's name and the trained weights.
+
+        An A whose B is 0 changes nothing, and another GPU draws another one.
+        """
+        model, trained = model_of(self), _trainable(model_of(self))
+        digest = hashlib.sha256(str(model.config.name_or_path).encode())
+        digest.update(json.dumps(list(self.pairs)).encode())
+        for name, weight in trained.items():
+            if trained.get(name.replace("lora_A", "lora_B"), weight).any():
+                digest.update(name.encode())
+                digest.update(weight.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def compute_loss(
         self,
@@ -236,16 +277,11 @@ class FastDPOTrainer(PairTrainer):
         metrics["rewards/margins"].append(margins.mean().item())
         metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
 
-    def _key(self) -> str:
-        """Return a hash of the rows, the base model's name and the trained weights."""
-        model = model_of(self)
-        digest = hashlib.sha256(str(model.config.name_or_path).encode())
-        digest.update(json.dumps(list(self.pairs)).encode())
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                digest.update(name.encode())
-                digest.update(weight.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+
+def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trainable weights by name."""
+    named = model.named_parameters()
+    return {name: p.detach() for name, p in named if p.requires_grad}
 
 
 def _read(file: Path, key: str) -> torch.Tensor | None:

@@ -57,7 +57,7 @@ def hidden_states(
     the fast path if that is on and the model is in training mode. No logits are
     computed.
     """
-    if not _is_fast(model):
+    if not (model.training and _has_fast_path(model)):
         return _reference_states(model, ids, mask)
     flat = patch.final_states(lora.llama(model), ids, mask)
     blank = flat.new_zeros(*ids.shape, flat.shape[-1])
@@ -71,7 +71,7 @@ def last_hidden(
 
     Padding may stand before or after a row's tokens.
     """
-    if _is_fast(model):
+    if model.training and _has_fast_path(model):
         places = mask.sum(1).cumsum(0) - 1
         return patch.final_states(lora.llama(model), ids, mask, places)
     places = torch.arange(ids.shape[1], device=ids.device)
@@ -80,9 +80,9 @@ def last_hidden(
     return _reference_states(model, ids, mask)[rows, last]
 
 
-def _is_fast(model: torch.nn.Module) -> bool:
+def _has_fast_path(model: torch.nn.Module) -> bool:
     inner = lora.find_llama(model)
-    return inner is not None and inner.training and bool(patch.FastPath.of(inner))
+    return inner is not None and patch.FastPath.of(inner) is not None
 
 
 def _reference_states(
@@ -108,22 +108,18 @@ def score(
     """
     if empty := [number for number, row in enumerate(rows, 1) if not len(row)]:
         raise ValueError(
-            f"Row {empty[0]} has no token, so there is no last one to score: "
-            "give each row its prompt and the EOS token."
+            f"Row {empty[0]} has no token, so there is no last one to read: give each "
+            "row its prompt and the EOS token."
         )
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = torch.zeros(len(rows), len(head.weight))
-    fast = (inner := lora.find_llama(model)) is not None and patch.FastPath.of(inner)
-    with models.in_mode(model, training=bool(fast)):
+    with models.in_mode(model, training=_has_fast_path(model)):
         for start in runtime.progress(range(0, len(rows), batch_size), "scoring"):
             batch = order[start : start + batch_size]
-            parts = [torch.tensor(rows[i]) for i in batch]
-            whole = [torch.ones_like(part) for part in parts]
-            ids, mask = (
-                pad_sequence(some, batch_first=True).to(model.device)
-                for some in (parts, whole)
-            )
-            found[batch] = head(last_hidden(model, ids, mask)).cpu()
+            parts = [torch.tensor(rows[i], device=model.device) for i in batch]
+            ids = pad_sequence(parts, batch_first=True, padding_value=-1)
+            mask = ids != -1
+            found[batch] = head(last_hidden(model, ids * mask, mask)).cpu()
     return found[:, 0] if len(head.weight) == 1 else found
 
 
@@ -137,8 +133,8 @@ def load_head(folder: Path) -> ScoreHead:
     """Return the head of a folder; raises FileNotFoundError if it has none."""
     if not (file := folder / FILE).is_file():
         raise FileNotFoundError(
-            f"{folder} has no {FILE}, so it holds no reward model: train one, or choose "
-            "another folder."
+            f"{folder} has no {FILE}, so it is not a reward model: train one, or "
+            "choose another folder."
         )
     weight = load_file(file)[WEIGHT]
     head = ScoreHead(weight.shape[1], len(weight))
