@@ -53,15 +53,17 @@ def hidden_states(
 ) -> torch.Tensor:
     """Return the normed output of the last layer (rows, tokens, width).
 
-    On the fast path, padding gets zeros. Like `model(...)` in training, this runs on
-    the fast path if that is on and the model is in training mode. No logits are
-    computed.
+    Like `model(...)` in training, this runs on the fast path if that is on and the
+    model is in training mode; padding gets zeros then. No logits are computed.
     """
-    if not (model.training and _has_fast_path(model)):
-        return _reference_states(model, ids, mask)
-    flat = patch.final_states(lora.llama(model), ids, mask)
-    blank = flat.new_zeros(*ids.shape, flat.shape[-1])
-    return blank.masked_scatter(mask.bool()[..., None], flat)
+    if model.training and _has_fast_path(model):
+        flat = patch.final_states(lora.llama(model), ids, mask)
+        blank = flat.new_zeros(*ids.shape, flat.shape[-1])
+        return blank.masked_scatter(mask.bool()[..., None], flat)
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    # without the head of the vocabulary
+    output = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return cast("torch.Tensor", output.last_hidden_state)
 
 
 def last_hidden(
@@ -74,24 +76,13 @@ def last_hidden(
     if model.training and _has_fast_path(model):
         places = mask.sum(1).cumsum(0) - 1
         return patch.final_states(lora.llama(model), ids, mask, places)
-    places = torch.arange(ids.shape[1], device=ids.device)
-    last = (places * mask.bool()).argmax(1)
-    rows = torch.arange(len(ids), device=ids.device)
-    return _reference_states(model, ids, mask)[rows, last]
+    last = (torch.arange(ids.shape[1], device=ids.device) * mask.bool()).argmax(1)
+    return hidden_states(model, ids, mask)[torch.arange(len(ids)), last]
 
 
 def _has_fast_path(model: torch.nn.Module) -> bool:
     inner = lora.find_llama(model)
     return inner is not None and patch.FastPath.of(inner) is not None
-
-
-def _reference_states(
-    model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    # without the head of the vocabulary
-    output = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return cast("torch.Tensor", output.last_hidden_state)
 
 
 @torch.no_grad()
@@ -165,8 +156,8 @@ class FastRewardTrainer(PairTrainer):
     """Train an adapter and a `ScoreHead` on pairs of answers, on the fast path.
 
     The dataset is made of `preferences.tokenize`. The head is a part of the model only
-    during `train`, so that the optimizer, the clipping of gradients and the checks know
-    it. Checkpoints and `save_model` have it next to the adapter.
+    during `train`, for the optimizer, the clipping of gradients and the checks.
+    Checkpoints and `save_model` have it next to the adapter.
     """
 
     def __init__(self, *args: Any, head: ScoreHead, **kwargs: Any) -> None:
@@ -208,9 +199,11 @@ class FastRewardTrainer(PairTrainer):
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(checkpoint, model)
-        self.head.load_state_dict(load_head(Path(checkpoint)).state_dict())
+        self._read_head(checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        best = Path(str(self.state.best_model_checkpoint))
-        self.head.load_state_dict(load_head(best).state_dict())
+        self._read_head(str(self.state.best_model_checkpoint))
+
+    def _read_head(self, checkpoint: str) -> None:
+        self.head.load_state_dict(load_head(Path(checkpoint)).state_dict())
