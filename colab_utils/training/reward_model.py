@@ -1,9 +1,7 @@
-"""A reward model: one number for an answer, learned from pairs of answers.
+"""A reward model: a Llama with an adapter and a head that scores answers.
 
-It is a Llama with an adapter and a head, which reads the last token of the answer. The
-loss is that of Bradley and Terry (1952): the probability that the first of two answers
-is the better one is the sigmoid of the difference of their scores. Source for language
-models: Stiennon et al. 2020, "Learning to summarize from human feedback".
+It learns from pairs with the loss of Bradley and Terry (1952): the first of two answers
+is the better one with the probability sigmoid(difference of their scores).
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +32,7 @@ WEIGHT = "score.weight"  # as transformers' AutoModelForSequenceClassification n
 class ScoreHead(torch.nn.Module):
     """A linear layer from hidden states to scores, always float32 and never quantized.
 
-    It has no bias, which no difference of two scores depends on. It begins with zeros:
-    an untrained head gives every answer the score 0.
+    It has no bias, which no difference of two scores depends on, and begins with zeros.
     """
 
     def __init__(self, width: int, outputs: int = 1) -> None:
@@ -61,18 +58,15 @@ def hidden_states(
         blank = flat.new_zeros(*ids.shape, flat.shape[-1])
         return blank.masked_scatter(mask.bool()[..., None], flat)
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    # without the head of the vocabulary
     output = inner.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return cast("torch.Tensor", output.last_hidden_state)
+    states: torch.Tensor = output.last_hidden_state
+    return states
 
 
 def last_hidden(
     model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Return the hidden states (rows, width) of each row's last token.
-
-    Padding may stand before or after a row's tokens.
-    """
+    """Return the hidden states (rows, width) of each row's last token in the mask."""
     if model.training and _has_fast_path(model):
         places = mask.sum(1).cumsum(0) - 1
         return patch.final_states(lora.llama(model), ids, mask, places)
@@ -135,10 +129,7 @@ def load_head(folder: Path) -> ScoreHead:
 
 @contextmanager
 def use_adapter(model: PeftModel, name: str) -> Iterator[None]:
-    """Compute with the adapter `name` in this block, then with the earlier one again.
-
-    As with PEFT's `set_adapter`, only the active adapter has trainable parameters.
-    """
+    """Make the adapter `name` the active one, which is trainable, in this block."""
     before = model.active_adapter
     model.set_adapter(name)
     try:
