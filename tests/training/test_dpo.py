@@ -292,3 +292,27 @@ def test_training_that_changes_nothing_is_an_error(make):
     trainer.score_reference()
     with pytest.raises(RuntimeError, match="No trainable weight has changed in 3"):
         trainer.train()
+
+
+@pytest.mark.slow
+def test_a_given_adapter_is_not_rounded(make, tokenizer, rows, tmp_path):
+    """TRL rounds it to bfloat16, so the reference would be another model."""
+    model = make(FastDPOTrainer, SFTConfig, fast=True).model
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data.normal_()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = FastDPOTrainer(
+        model=model,
+        args=SFTConfig(
+            **SETTINGS | training.precision() | {"output_dir": str(tmp_path)}
+        ),
+        train_dataset=Dataset.from_list(tokenize(rows, tokenizer)),
+        processing_class=tokenizer,
+    )
+    training.float32_adapters(trainer)
+    found = weights_of(trainer)
+    assert len(found) == 84
+    for name, weight in found.items():
+        assert torch.equal(weight, before[name])
