@@ -131,12 +131,13 @@ def ours(pairs: list[dict[str, Any]], folder: str, found: dict[str, Any]) -> Any
     from trl import SFTConfig
 
     from colab_utils import memory, models, training
+    from colab_utils.training import pairs as made
     from colab_utils.training import preferences
     from colab_utils.training.sft import FastSFTTrainer
 
     emulate.t4()
     plan = plan_of(pairs)
-    bs, _ = preferences.batches(pairs, plan, OPTIONS["pairs"])
+    bs, _ = made.batches(pairs, plan, OPTIONS["pairs"])
     bs = OPTIONS["bs"] or bs
     found |= {"bs": bs, "plan": str(plan)}
     found["planned_gib"] = round(plan.cost.peak / memory.GIB, 2)

@@ -29,7 +29,7 @@ def test_09_loss_by_hand_is_trls(tokenizer, tmp_path):
     from torch.nn import functional
     from trl import DPOConfig, DPOTrainer
 
-    from colab_utils.training import preferences
+    from colab_utils.training import pairs as tokenized
 
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
     (cell,) = [c for c in cells if "by-hand" in c["metadata"].get("tags", [])]
@@ -49,7 +49,7 @@ def test_09_loss_by_hand_is_trls(tokenizer, tmp_path):
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(std=0.05)
-    pairs = preferences.tokenize(rows, tokenizer)
+    pairs = tokenized.tokenize(rows, tokenizer)
     found = [space["dpo_loss"](model.eval(), pair, 0.3) for pair in pairs]
     assert abs(found[0] - found[1]) > 1e-3
     columns = ("prompt", "chosen", "rejected")
