@@ -276,6 +276,8 @@ def kernel_ms(prof: Any) -> float:
 
 def score(trainer: Any, count: int) -> dict[str, float]:
     """Score the reference; return GPU and wall time a pair."""
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     kinds = [ProfilerActivity.CUDA if GPU else ProfilerActivity.CPU]
     with profile(activities=kinds) as prof:
