@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from colab_utils.memory import Plan
 
 ANSWERS = ("chosen", "rejected")
+SAVED = 20  # a prompt is computed once if that saves one of so many tokens
 
 
 def tokenize(rows: Sequence[data.Row], tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -83,13 +84,16 @@ class Collator:
         whole = [torch.ones_like(row) for row in ids]
         both = zip(rows, rows[len(pairs) :], strict=False)
         copies = [0] * len(pairs) + [_same_tokens(one, other) for one, other in both]
-        return {
+        batch = {
             "input_ids": pad_sequence(ids, batch_first=True),
             "attention_mask": pad_sequence(whole, batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
             "index": torch.tensor([pair["index"] for pair in pairs]),
-            "shared": torch.tensor(copies),
         }
+        # Attention expands the copies again, so a few would cost more than they save.
+        if SAVED * sum(copies) >= sum(map(len, ids)):
+            batch["shared"] = torch.tensor(copies)
+        return batch
 
 
 def _same_tokens(one: dict[str, Any], other: dict[str, Any]) -> int:

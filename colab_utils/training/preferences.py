@@ -74,7 +74,7 @@ def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Scores:
     """
     labels, mask = batch["labels"], batch["attention_mask"].bool()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    if patch.is_fast(model):
+    if "shared" in batch and patch.is_fast(model):
         inputs["shared"] = batch["shared"]
     out = model(**inputs, labels=labels, num_items_in_batch=1)
     if (losses := getattr(out, "token_losses", None)) is None:
