@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from colab_utils.fast import patch
+
 
 def pad(
     rows: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]
@@ -37,6 +39,8 @@ def token_log_probs(
     """
     labels, mask = batch["labels"], batch["attention_mask"].bool()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if "shared" in batch and patch.is_fast(model):  # see `pairs.Collator`
+        inputs["shared"] = batch["shared"]
     out = model(**inputs, labels=labels, num_items_in_batch=1)
     if (losses := getattr(out, "token_losses", None)) is None:
         logits, wanted = out.logits[:, :-1].float(), labels[:, 1:]
