@@ -27,7 +27,7 @@ from transformers import AutoConfig
 from trl import SFTConfig
 
 from colab_utils import memory, models, training
-from colab_utils.training.preferences import ANSWERS
+from colab_utils.training.pairs import ANSWERS
 from colab_utils.training.reward_model import FastRewardTrainer, ScoreHead, score
 
 LONGEST, UPDATE, STEPS = 256, 8, 12  # tokens of a sequence, pairs of an update, updates

@@ -18,6 +18,7 @@ HEAVY |= {"matplotlib", "IPython", "ipywidgets", "bitsandbytes", "huggingface_hu
 LATE = {"data.repeats.candidates", "data.repeats.engine", "data.repeats.fingerprints"}
 LATE |= {"data.repeats.hashes"}
 LATE |= {"training.callbacks", "training.sft", "training.preferences", "fast.attention"}
+LATE |= {"training.pairs"}
 LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
 LATE |= {"fast.documents", "training.reward_model"}
 LATE |= {"fast.loss_kernels"}

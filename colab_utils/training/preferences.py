@@ -8,9 +8,7 @@ al. 2023, "Direct Preference Optimization".
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -18,87 +16,18 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.sft_config import SFTConfig
 
-from colab_utils import data, models, runtime
+from colab_utils import models, runtime
+from colab_utils.training.log_probs import token_log_probs
+from colab_utils.training.pairs import ANSWERS, Collator
 from colab_utils.training.sft import FastSFTTrainer
 from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
-    from transformers import PreTrainedTokenizerBase as Tokenizer
-
-    from colab_utils.memory import Plan
 
 LOSSES = ("sigmoid", "ipo", "orpo")
-ANSWERS = ("chosen", "rejected")
-
-
-def tokenize(rows: Sequence[data.Row], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Return each preference row's two sequences of tokens, to train on.
-
-    {"index": 0, "chosen": {"input_ids": [...], "assistant_masks": [...]}, "rejected":
-    ...}; the masks are 1 for the tokens of the answers. Raises ValueError for rows of
-    another kind, and for an answer without tokens.
-    """
-    found = []
-    for index, row in enumerate(runtime.progress(rows, "tokenizing")):
-        if (kind := data.kind_of(row)) != "preference":
-            raise ValueError(
-                f"Line {row.get('line', index + 1)} is a {kind} row, but this trainer "
-                "compares two answers: choose a preference dataset."
-            )
-        pair = dict(zip(ANSWERS, data.encodings(row, tokenizer), strict=True))
-        for name, tokens in pair.items():
-            if not any(tokens["assistant_masks"]):
-                raise ValueError(
-                    f"The {name} answer of line {row.get('line', index + 1)} has no "
-                    "token to train on: remove the row."
-                )
-        found.append({"index": index, **pair})
-    return found
-
-
-def batches(
-    pairs: Sequence[dict[str, Any]], plan: Plan, update: int
-) -> tuple[int, int]:
-    """Return the pairs of a micro-batch and the micro-batches of an update.
-
-    Any pairs that a micro-batch may draw fit the plan's tokens: with padding on the
-    reference path, without it on the fast path. An update has at least `update` pairs.
-    Raises ValueError if the longest pair has more tokens than the plan.
-    """
-    lengths = [[len(pair[name]["input_ids"]) for name in ANSWERS] for pair in pairs]
-    padded = [2 * max(map(max, lengths))] * len(lengths)
-    sizes = sorted(map(sum, lengths), reverse=True) if plan.fast else padded
-    fitting = sum(total <= plan.tokens for total in itertools.accumulate(sizes))
-    if not fitting:
-        raise ValueError(
-            f"The longest pair has {sizes[0]:,} tokens, but the plan is for "
-            f"{plan.tokens:,}: plan with `longest` = {sizes[0]:,}."
-        )
-    accumulation = -(-update // min(fitting, update))
-    return -(-update // accumulation), accumulation
-
-
-class Collator:
-    """Pad pairs into a batch: first the chosen sequences, then the rejected ones."""
-
-    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return ids, mask and labels (2 x pairs, tokens), and the pairs' indices."""
-        rows = [pair[name] for name in ANSWERS for pair in pairs]
-        ids = [torch.tensor(row["input_ids"]) for row in rows]
-        asked = [torch.tensor(row["assistant_masks"]).bool() for row in rows]
-        labels = [i.where(mask, -100) for i, mask in zip(ids, asked, strict=True)]
-        whole = [torch.ones_like(row) for row in ids]
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True),
-            "attention_mask": pad_sequence(whole, batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-            "index": torch.tensor([pair["index"] for pair in pairs]),
-        }
 
 
 def loss_of(
@@ -138,21 +67,13 @@ class Scores(NamedTuple):
 
 
 def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Scores:
-    """Return the scores of a batch of `Collator`, on the fast path if it is on.
+    """Return the scores of a batch of `pairs.Collator`, on the fast path if it is on.
 
     The model must be in training mode for the fast path; otherwise logits are computed.
     """
-    labels, mask = batch["labels"], batch["attention_mask"].bool()
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    out = model(**inputs, labels=labels, num_items_in_batch=1)
-    if (losses := getattr(out, "token_losses", None)) is None:
-        logits, wanted = out.logits[:, :-1].float(), labels[:, 1:]
-        sums = F.cross_entropy(logits.mT, wanted, reduction="none").sum(1)
-    else:
-        row = mask.nonzero()[:, 0]
-        sums = losses.new_zeros(len(labels)).index_add(0, row, losses)
-    counts = (labels[:, 1:] != -100).sum(1)
-    return Scores(*(half.view(2, -1).T for half in (-sums, counts)))
+    losses = token_log_probs(model, batch)
+    counts = (batch["labels"][:, 1:] != -100).sum(1)
+    return Scores(*(half.view(2, -1).T for half in (losses.sum(1), counts)))
 
 
 class PairTrainer(FastSFTTrainer):
@@ -167,11 +88,7 @@ class PairTrainer(FastSFTTrainer):
             settings.remove_unused_columns = False
             settings.dataset_kwargs = {"skip_prepare_dataset": True}
         kwargs["data_collator"] = Collator()
-        model = kwargs.get("model", args[0] if args else None)
-        kept = _trainable(model) if isinstance(model, torch.nn.Module) else {}
         super().__init__(*args, **kwargs)
-        for name, weight in kept.items():  # TRL has rounded them to bfloat16
-            cast("PreTrainedModel", model).get_parameter(name).data = weight
         # The trainer divides the mean over pairs by the accumulation.
         self.model_accepts_loss_kwargs = False
 
@@ -180,7 +97,7 @@ class FastDPOTrainer(PairTrainer):
     """Train on pairs of answers with DPO, or a loss like it, on the fast path.
 
     `loss` is one of `LOSSES`, and `sft` the weight of the chosen answers' own loss that
-    is added. The dataset is made of `tokenize`. Call `score_reference` before `train`.
+    is added. The dataset is made of `pairs.tokenize`. Call `score_reference` first.
     The reference is the model as the trainer gets it: the base model with a new adapter
     (B = 0), or with that of supervised fine-tuning. So no second model is loaded.
     """
@@ -232,7 +149,7 @@ class FastDPOTrainer(PairTrainer):
 
     @torch.no_grad()
     def log_probs(self, pairs: Any) -> torch.Tensor:
-        """Return the model's log-probabilities (pairs, 2) of rows of `tokenize`."""
+        """Return the model's log-probabilities (pairs, 2) of `pairs.tokenize`."""
         model, size = model_of(self), self.args.per_device_train_batch_size
         parts = []
         for start in runtime.progress(range(0, len(pairs), size), "scoring pairs"):

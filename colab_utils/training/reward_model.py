@@ -146,7 +146,7 @@ def pair_loss(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
 class FastRewardTrainer(PairTrainer):
     """Train an adapter and a `ScoreHead` on pairs of answers, on the fast path.
 
-    The dataset is made of `preferences.tokenize`. The head is a part of the model only
+    The dataset is made of `pairs.tokenize`. The head is a part of the model only
     during `train`, for the optimizer, the clipping of gradients and the checks.
     Checkpoints and `save_model` have it next to the adapter.
     """

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
 from colab_utils import data, demo, memory, models, training
-from colab_utils.training.preferences import FastDPOTrainer, batches, loss_of, tokenize
+from colab_utils.training.pairs import Collator, batches, tokenize
+from colab_utils.training.preferences import FastDPOTrainer, loss_of, scores
 
 PLAN = memory.Plan(256, 1, 2, False, True, memory.Memory())
 SETTINGS = ON_CPU | {
@@ -292,3 +293,80 @@ def test_training_that_changes_nothing_is_an_error(make):
     trainer.score_reference()
     with pytest.raises(RuntimeError, match="No trainable weight has changed in 3"):
         trainer.train()
+
+
+@pytest.mark.slow
+def test_a_given_adapter_is_not_rounded(make, tokenizer, rows, tmp_path):
+    """TRL rounds it to bfloat16, so the reference would be another model."""
+    model = make(FastDPOTrainer, SFTConfig, fast=True).model
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data.normal_()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = FastDPOTrainer(
+        model=model,
+        args=SFTConfig(
+            **SETTINGS | training.precision() | {"output_dir": str(tmp_path)}
+        ),
+        train_dataset=Dataset.from_list(tokenize(rows, tokenizer)),
+        processing_class=tokenizer,
+    )
+    training.float32_adapters(trainer)
+    found = weights_of(trainer)
+    assert len(found) == 84
+    for name, weight in found.items():
+        assert torch.equal(weight, before[name])
+
+
+@pytest.mark.slow
+def test_shared_prompts_change_neither_scores_nor_gradients(make, tokenizer):
+    """Pairs of several lengths, so that the documents are in several groups."""
+    rows = [
+        {
+            "prompt": f"Why {word * n}?",
+            "chosen": "Yes. " * (1 + n % 5),
+            "rejected": "No",
+        }
+        for n, word in enumerate(["so ", "is it cold ", "do they go there by train "])
+    ] + [{"prompt": "Where? " * 30, "chosen": "Here, " * 40, "rejected": "There."}]
+    pairs = tokenize([data.to_row(row, 1) for row in rows], tokenizer)
+    trainer = make(FastDPOTrainer, SFTConfig, fast=True)
+    model = trainer.model.train()
+    batch = Collator()(pairs)
+    prompts = [pair["chosen"]["assistant_masks"].index(1) for pair in pairs]
+    assert batch["shared"].tolist() == [0] * 4 + [n - 1 for n in prompts]
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data.normal_(std=0.05)
+    found = []
+    for shared in (batch["shared"], torch.zeros(8, dtype=torch.long)):
+        model.zero_grad()
+        policy = scores(model, batch | {"shared": shared}).log_probs
+        (policy * torch.tensor([1.0, -0.7])).sum().backward()
+        named = model.named_parameters()
+        found.append((policy, {n: p.grad for n, p in named if p.requires_grad}))
+    (policy, grads), (expected, wanted) = found
+    torch.testing.assert_close(policy, expected, rtol=1e-5, atol=1e-4)
+    for name, gradient in wanted.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(grads[name], gradient, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_collator_shares_no_token_with_a_loss_after_it():
+    def sequence(ids: list[int], trained: list[int]) -> dict:
+        return {"input_ids": ids, "assistant_masks": trained}
+
+    shared = []
+    for one, other in (
+        (([1, 5, 6, 7], [0, 0, 0, 1]), ([1, 5, 6, 8], [0, 0, 0, 1])),
+        (([1, 5, 6, 7], [0, 0, 0, 1]), ([1, 4, 6, 8], [0, 0, 0, 1])),
+        (([1, 5, 6, 7], [0, 1, 0, 1]), ([1, 5, 6, 8], [0, 1, 0, 1])),
+        (([5, 7], [0, 1]), ([5, 7, 8], [0, 1, 1])),
+        (([7], [1]), ([8], [1])),
+    ):
+        pair = {"index": 0, "chosen": sequence(*one), "rejected": sequence(*other)}
+        batch = Collator()([pair])
+        shared.append(batch["shared"].tolist() if "shared" in batch else None)
+    assert shared == [[0, 2], None, None, None, None]

@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig
 
 from colab_utils import data, demo, memory, models, training
 from colab_utils.training import reward_model
-from colab_utils.training.preferences import Collator, tokenize
+from colab_utils.training.pairs import Collator, tokenize
 from colab_utils.training.reward_model import FastRewardTrainer, ScoreHead
 
 PLAN = memory.Plan(256, 1, 2, False, True, memory.Memory())
