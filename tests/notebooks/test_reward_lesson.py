@@ -68,11 +68,11 @@ def claims(tmp_path_factory) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_10_reward_model_is_right_on_held_out_pairs(claims):
-    assert claims["reward model, held-out accuracy"] > 0.7
+    assert claims["reward model, held-out accuracy"] > 0.75  # seen: 0.89 to 0.92
     assert abs(claims["calibration: predicted minus right"]) < 0.15
     assert claims["score, difference from by hand"] < 1e-3
 
 
 @pytest.mark.slow
 def test_10_reward_model_is_wrong_outside_of_its_pairs(claims):
-    assert claims["worst probe, loss of accuracy"] > 0.2
+    assert claims["worst probe, loss of accuracy"] > 0.4
