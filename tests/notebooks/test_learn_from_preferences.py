@@ -97,8 +97,8 @@ def test_09_wins_and_keeps_the_facts(done):
 def test_09_leaves_a_whole_adapter_and_no_files_of_the_training(done):
     folder, claims = done
     assert claims["answers that differ after loading"] == 0
-    assert not (folder / "checkpoints").exists()
-    assert not (folder / "reference.safetensors").exists()
+    for name in ("checkpoints", "trials", "reference.safetensors"):
+        assert not (folder / name).exists()
     tensors = load_file(folder / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert all(t.any() for name, t in tensors.items() if "lora_B" in name)
