@@ -41,6 +41,7 @@ PARTS = {  # the scripts of each part; MODEL stands for the checkpoint
         "speed.py unsloth MODEL gc=false r=64",
         "decode.py unsloth MODEL",
         "decode.py unsloth MODEL batch=8",
+        "preferences.py unsloth MODEL",
     ),
     "decode": (
         "decode.py ours MODEL",
@@ -48,6 +49,12 @@ PARTS = {  # the scripts of each part; MODEL stands for the checkpoint
         "decode.py generate MODEL",
         "decode.py generate MODEL batch=8",
         "decode.py static MODEL",
+    ),
+    "preferences": (
+        "preferences.py fast MODEL",
+        "preferences.py sft MODEL",
+        "preferences.py trl MODEL",
+        "preferences.py trl MODEL gc=0",
     ),
     "peaks": ("peaks.py",),
     "loading": ("loading.py MODEL MODEL-4bit", "loading.py MODEL-4bit"),
@@ -76,7 +83,7 @@ def run(script: str, *arguments: str, path: str | None = None) -> bool:
     result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     for line in result.stdout.splitlines():
         if line.startswith(
-            ("SPEED", "DECODE", "PEAK", "LOADING", "SHAPE", "mean", "loss")
+            ("SPEED", "DECODE", "PREF", "PEAK", "LOADING", "SHAPE", "mean", "loss")
         ):
             print(line, flush=True)
     if result.returncode:
@@ -94,7 +101,7 @@ def forget(part: str) -> None:
             return part == "peers"
         return part == ("brim" if row.get("seq", 0) > 2048 else name)
 
-    for name in ("speed", "decode", "loading"):
+    for name in ("speed", "decode", "preferences", "loading"):
         file = RESULTS / f"{name}.json"
         if file.exists():
             rows = json.loads(file.read_text())

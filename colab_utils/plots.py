@@ -1,4 +1,4 @@
-"""The figures of the course: lengths, trained tokens, memory, accuracy, selections."""
+"""The figures of the course: data, memory, accuracy, calibration, selections."""
 
 from __future__ import annotations
 
@@ -188,6 +188,28 @@ def spread(series: dict[str, list[float]]) -> Figure:
         axes.scatter([i] * len(percent), percent, color=ORANGE, s=16, zorder=3)
     axes.set_xticks(range(len(series)), [name.replace(", ", "\n") for name in series])
     axes.set(ylabel="exact match, %", ylim=(0, 100))
+    return figure
+
+
+def calibration(probabilities: list[float], right: list[bool], bins: int = 5) -> Figure:
+    """Return the share of right predictions against their mean probability.
+
+    A point stands for a bin of about as many predictions as the others. A calibrated
+    model's points are on the dashed line: of its predictions with a probability of 0.8,
+    80 % are right.
+    """
+    import numpy as np
+
+    figure, axes = _figure()
+    order = np.argsort(probabilities, kind="stable")
+    points = [
+        (np.mean(np.array(probabilities)[some]), np.mean(np.array(right)[some]))
+        for some in np.array_split(order, bins)
+    ]
+    least = min(probabilities)
+    axes.plot([least, 1], [least, 1], color=GRAY, ls="--")
+    axes.plot(*zip(*points, strict=True), color=BLUE, marker="o")
+    axes.set(xlabel="predicted probability", ylabel="share right", ylim=(0, 1.02))
     return figure
 
 

@@ -179,6 +179,15 @@ def test_spread_shows_means_and_each_share():
     ]
 
 
+def test_calibration_shows_the_share_of_each_bin():
+    sure = [0.9, 0.6, 0.5, 1.0, 0.7, 0.8]  # bins of two, in order of probability
+    figure = plots.calibration(sure, [True, False, True, True, True, False], bins=3)
+    render(figure)
+    points = figure.axes[0].lines[1]
+    assert list(points.get_xdata()) == pytest.approx([0.55, 0.75, 0.95])
+    assert list(points.get_ydata()) == pytest.approx([0.5, 0.5, 1.0])
+
+
 def test_selections_show_all_rows_and_the_selected():
     vectors = np.random.default_rng(0).normal(size=(20, 5))
     figure = plots.selections(vectors, {"a": [1, 2, 3], "b": [4]})

@@ -17,7 +17,7 @@ from colab_utils.data.describing import Facts
 from colab_utils.data.schema import COLUMNS, Message, Rejected, Row, kind_of
 
 # The notebook that trains on the rows of a kind.
-NOTEBOOKS = {"instruction": "02_finetune_qlora"}
+NOTEBOOKS = {"instruction": "02_finetune_qlora", "preference": "09_preferences"}
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 _ASCII = json.JSONEncoder(check_circular=False)
 

@@ -2,10 +2,12 @@
 
 `metrics` has all measures: exact match, loss, agreement of two models, and chance.
 `claims` prints what a lesson claims, with its number, and keeps it with the notebook.
-`reading` reads rows with a base model: vectors of texts, and the loss of answers.
+`intervals` says how sure a share is. `reading` reads rows with a base model: vectors of
+texts, and the loss of answers.
 """
 
 from colab_utils.evaluation.claims import claim
+from colab_utils.evaluation.intervals import Interval, interval
 from colab_utils.evaluation.metrics import (
     Accuracy,
     HeldOut,
@@ -23,6 +25,7 @@ __all__ = [
     "Accuracy",
     "Difficulty",
     "HeldOut",
+    "Interval",
     "Score",
     "accuracy",
     "chance",
@@ -32,5 +35,6 @@ __all__ = [
     "embeddings",
     "exact_match",
     "held_out",
+    "interval",
     "score",
 ]

@@ -32,10 +32,28 @@ class Group(NamedTuple):
     documents: Documents
 
 
+class Shared(NamedTuple):
+    """Documents that begin with the same tokens, of which a batch holds one copy.
+
+    Attention computes them as whole documents: `expand` has the batch's token for each
+    of theirs, and `back` the first copy of each of the batch's tokens.
+    """
+
+    expand: torch.Tensor
+    back: torch.Tensor
+
+
 def grouped_attention(
-    qkv: torch.Tensor, heads: int, kv_heads: int, groups: list[Group]
+    qkv: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    groups: list[Group],
+    shared: Shared | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Return `attention` of all groups, and what the gradients need, in turn."""
+    if shared:
+        out, *saved = grouped_attention(qkv[shared.expand], heads, kv_heads, groups)
+        return out[shared.back], *saved
     if len(groups) == 1:
         return attention(qkv, heads, kv_heads, groups[0].documents)
     width = heads * (qkv.shape[1] // (heads + 2 * kv_heads))
@@ -52,6 +70,7 @@ def grouped_attention_backward(
     heads: int,
     kv_heads: int,
     groups: list[Group],
+    shared: Shared | None,
     out: torch.Tensor,
     *saved: torch.Tensor,
 ) -> torch.Tensor:
@@ -59,6 +78,14 @@ def grouped_attention_backward(
 
     `out` and `saved` are what `grouped_attention` returned.
     """
+    if shared:
+        whole = grad.new_zeros(len(shared.expand), grad.shape[1])
+        whole[shared.back] = grad
+        qkv_of_copies, out = qkv[shared.expand], out[shared.expand]
+        found = grouped_attention_backward(
+            whole, qkv_of_copies, heads, kv_heads, groups, None, out, *saved
+        )
+        return torch.zeros_like(qkv).index_add_(0, shared.expand, found)
     if len(groups) == 1:
         where = (heads, kv_heads, groups[0].documents)
         return attention_backward(grad, qkv, *where, out, *saved)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from colab_utils.fast.attention import Documents, Group
+from colab_utils.fast.attention import Documents, Group, Shared
 from colab_utils.memory.costs import attention_tokens
 
 
@@ -22,13 +22,15 @@ class Tokens(NamedTuple):
     """The T tokens of a batch, document after document.
 
     A target (T,) is the label of the next token, or -100 at a document's end; positions
-    are (T,). `order` (T,) sorts the batch's tokens by document; None if they stay.
+    are (T,). `order` (T,) sorts the batch's tokens by document; None if they stay. With
+    `shared`, T is the number of tokens without copies, and `order` are their places.
     """
 
     targets: torch.Tensor
     positions: torch.Tensor
     order: torch.Tensor | None
     groups: list[Group]
+    shared: Shared | None = None
 
     @property
     def longest(self) -> int:
@@ -86,6 +88,29 @@ def flatten(
     order = ranks.repeat_interleave(ends.diff()).argsort(stable=True)
     groups = group([lengths[i] for i in ranked], limit, labels.device)
     return Tokens(targets[order], positions[order], order, groups)
+
+
+def share(tokens: Tokens, mask: torch.Tensor, shared: torch.Tensor) -> Tokens:
+    """Return the tokens of `flatten` without the copies of those that rows share.
+
+    Row i of the second half begins with the `shared[i]` first tokens of row i of the
+    first half. Those tokens may have no targets in either row.
+    """
+    whole, half = mask.bool(), len(mask) // 2
+    copied = whole.cumsum(-1) <= shared[:, None]
+    copied &= whole
+    first = ~copied
+    first[:half] = True
+    place = (first & whole).view(-1).cumsum(0).view(whole.shape) - 1
+    source = torch.where(first, place, place.roll(half, 0))[whole]
+    keep = first[whole]
+    count = len(source)
+    order = torch.arange(count, device=mask.device)
+    order = order if tokens.order is None else tokens.order
+    ranks = order.argsort()
+    found = Shared(source[order], ranks[keep])
+    in_turn = (tokens.targets[ranks][keep], tokens.positions[ranks][keep])
+    return Tokens(*in_turn, keep.nonzero().squeeze(1), tokens.groups, found)
 
 
 def group(lengths: list[int], limit: int, device: torch.device) -> list[Group]:

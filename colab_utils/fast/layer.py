@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     cos: torch.Tensor
     sin: torch.Tensor
     groups: list[attention.Group]
+    shared: attention.Shared | None = None
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Layer:
     ) -> None:
         self.linears = [TrainingGroup(module, g, like, scratch) for g in lora.GROUPS]
         self.qkv, self.o, self.gate_up, self.down = self.linears
-        self.cos, self.sin, self.groups = batch
+        self.cos, self.sin, self.groups, self.shared = batch
         self.heads, self.kv_heads = shape.heads, shape.kv_heads
         self.rotated = 0 if index in shape.nope else shape.heads + shape.kv_heads
         self.head_norms = lora.head_norms(module)
@@ -122,7 +123,7 @@ class Layer:
         qkv = self.qkv.room(len(x))
         self.qkv.forward(ops.norm(x, self.norm_1, self.eps), qkv_given, qkv)
         attended, *kept = attention.grouped_attention(
-            self._rotated(qkv.y), self.heads, self.kv_heads, self.groups
+            self._rotated(qkv.y), self.heads, self.kv_heads, self.groups, self.shared
         )
         h, gate_up = self.o.room(len(x)), self.gate_up.room(len(x))
         self.o.forward(attended, o_given, h, residual=x)
@@ -203,7 +204,7 @@ class Layer:
         d_attended, d_low = self.o.backward(dh, o_given)
         o_b = self.o.grad_b(dh, saved.o_low)
         o_a = self.o.grad_a(d_low, saved.attended)
-        where = (self.heads, self.kv_heads, self.groups)
+        where = (self.heads, self.kv_heads, self.groups, self.shared)
         qkv = self._rotated(saved.qkv) if self.head_norms else saved.qkv
         d_qkv = attention.grouped_attention_backward(
             d_attended, qkv, *where, saved.attended, *saved.attention

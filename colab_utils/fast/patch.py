@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from colab_utils.fast import decoder, lora, ops, support
 from colab_utils.fast.autograd import LayerFunction
-from colab_utils.fast.documents import Tokens, flatten
+from colab_utils.fast.documents import Tokens, flatten, share
 from colab_utils.fast.layer import Batch, Layer
 from colab_utils.fast.linears import Scratch
 from colab_utils.fast.loss import NormedCrossEntropy
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # The inputs that the fast path accepts, in addition to ids and labels. The lengths of
 # newer collators (cu_seq_lens, max_length) repeat the information of position_ids.
-KNOWN_INPUTS = {"attention_mask", "position_ids", "num_items_in_batch"}
+KNOWN_INPUTS = {"attention_mask", "position_ids", "num_items_in_batch", "shared"}
 KNOWN_INPUTS |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 # Inputs that TRL adds for Liger's kernels, which return no logits. transformers' own
 # forward pass does not accept them.
@@ -105,6 +105,12 @@ def remove(model: torch.nn.Module) -> None:
         fast.scratch.clear()
 
 
+def is_fast(model: torch.nn.Module) -> bool:
+    """Return whether the model's next forward pass with labels is on the fast path."""
+    inner = lora.find_llama(model)
+    return inner is not None and inner.training and FastPath.of(inner) is not None
+
+
 def _train(self: LlamaForCausalLM, mode: bool = True) -> LlamaForCausalLM:
     """Replace `train` and `eval`: `generate` reads the device before `forward` runs."""
     if not mode:
@@ -128,18 +134,13 @@ def _forward(
     if not self.training or labels is None or input_ids is None:
         if fast.offload:
             _return_embeddings(self)
-        rest = {k: v for k, v in kwargs.items() if k not in LIGER_INPUTS}
+        rest = {k: v for k, v in kwargs.items() if k not in LIGER_INPUTS | {"shared"}}
         return type(self).forward(self, input_ids=input_ids, labels=labels, **rest)
     _check(self, kwargs)
     mask = kwargs.get("attention_mask")
-    tokens = flatten(labels, mask, kwargs.get("position_ids"))
-    window, longest = Shape.from_config(self.config).window, tokens.longest
-    if window and longest > window:
-        raise ValueError(
-            f"A row has {longest:,} tokens, but this model's attention has a "
-            f"sliding window of {window:,}, and the fast path computes none: remove "
-            "longer rows, or call training.use_reference_path(trainer)."
-        )
+    tokens = _tokens(self, labels, mask, kwargs.get("position_ids"))
+    if (shared := kwargs.get("shared")) is not None and mask is not None:
+        tokens = share(tokens, mask, shared)
     x = hidden_states(self, fast, input_ids, mask, tokens)
     norm, trained = self.model.norm, (tokens.targets != -100).sum()
     losses, correct = NormedCrossEntropy.apply(
@@ -149,10 +150,32 @@ def _forward(
     count = kwargs.get("num_items_in_batch")
     count = torch.as_tensor(trained if count is None else count)
     loss = losses.sum() / count.clamp(min=1)
-    if tokens.order is not None:
+    if tokens.shared:
+        assert tokens.order is not None
+        every = losses.new_zeros(len(tokens.shared.expand))
+        losses = every.index_copy(0, tokens.order, losses)
+    elif tokens.order is not None:
         losses = losses[tokens.order.argsort()]
     accuracy = correct / trained.clamp(min=1)
     return Output(loss=loss, token_accuracy=accuracy, token_losses=losses)
+
+
+def _tokens(
+    inner: LlamaForCausalLM,
+    labels: torch.Tensor,
+    mask: torch.Tensor | None,
+    positions: torch.Tensor | None = None,
+) -> Tokens:
+    """Return the tokens of a batch; raise ValueError beyond the sliding window."""
+    tokens = flatten(labels, mask, positions)
+    window, longest = Shape.from_config(inner.config).window, tokens.longest
+    if window and longest > window:
+        raise ValueError(
+            f"A row has {longest:,} tokens, but this model's attention has a "
+            f"sliding window of {window:,}, and the fast path computes none: remove "
+            "longer rows, or call training.use_reference_path(trainer)."
+        )
+    return tokens
 
 
 def _check(inner: LlamaForCausalLM, inputs: dict[str, Any]) -> None:
@@ -202,7 +225,7 @@ def hidden_states(
     x = x.flatten(0, 1) if mask is None else x[mask.bool()]
     x = x if tokens.order is None else x[tokens.order]
     cos, sin = (t[0] for t in llama.rotary_emb(x, tokens.positions[None]))
-    batch = Batch(cos, sin, tokens.groups)
+    batch = Batch(cos, sin, tokens.groups, tokens.shared)
     for i, module in enumerate(lora.decoder_layers(model)):
         layer = Layer(
             module,
@@ -216,3 +239,24 @@ def hidden_states(
         )
         x = LayerFunction.apply(x, layer, *layer.parameters())
     return x
+
+
+def final_states(
+    model: LlamaForCausalLM,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    places: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the normed output of the last layer (T, width), for a head of its own.
+
+    `apply` must have been called. The T tokens are those in `mask`, row after row; with
+    `places` only the tokens at these positions among the T.
+    """
+    fast = vars(model)["_fast_path"]
+    _check(model, {})
+    tokens = _tokens(model, ids, mask)
+    x = hidden_states(model, fast, ids, mask, tokens)
+    if tokens.order is not None:
+        back = tokens.order.argsort()
+        places = back if places is None else back[places]
+    return model.model.norm(x if places is None else x[places])

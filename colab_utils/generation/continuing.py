@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from colab_utils import models, runtime
+from colab_utils.generation.sampling import sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from colab_utils.generation.sampling import Sampler
 
 
 def continuations(
@@ -23,31 +26,55 @@ def continuations(
     A text ends at a token of `models.stop_tokens`, or after `max_new_tokens` tokens.
     Spaces at its beginning are kept.
     """
+    ends = models.stop_tokens(model, tokenizer)
+    found = new_tokens(
+        model, prompts, ends, max_new_tokens, batch_size, label="writing"
+    )
+    texts = []
+    for prompt, ids in zip(prompts, found, strict=True):
+        ids = ids[:-1] if ids[-1] in ends else ids
+        texts.append(_text(tokenizer, prompt[-1:], ids))
+    return texts
+
+
+def new_tokens(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    ends: list[int],
+    max_new_tokens: int,
+    batch_size: int,
+    sample: Sampler | None = None,
+    label: str = "",
+) -> list[list[int]]:
+    """Return the token ids that a model writes after each prompt of token ids.
+
+    They include the token of `ends` that ended them. `sample` chooses a token from the
+    logits; without it, decoding is greedy. With a `label` there is a progress bar.
+    """
     from colab_utils.fast.decoder import make_decoder
 
     if not prompts:
         return []
+    sample = sample or sampler()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    ends = models.stop_tokens(model, tokenizer)
-    found = [""] * len(prompts)
+    found: list[list[int]] = [[] for _ in prompts]
     with models.in_mode(model, training=False):
         size = len(prompts[order[-1]]) + max_new_tokens
         decoder = make_decoder(model, min(batch_size, len(prompts)), size)
-        for start in runtime.progress(range(0, len(order), decoder.rows), "writing"):
+        steps = range(0, len(order), decoder.rows)
+        for start in runtime.progress(steps, label) if label else steps:
             rows = order[start : start + decoder.rows]
-            new: list[list[int]] = [[] for _ in rows]
             logits = decoder.start([prompts[i] for i in rows])
             for count in range(max_new_tokens):
-                tokens = logits.argmax(-1)
-                for ids, token in zip(new, tokens.tolist(), strict=True):
-                    if not ids or ids[-1] not in ends:
-                        ids.append(token)
-                if count == max_new_tokens - 1 or all(ids[-1] in ends for ids in new):
+                tokens = sample(logits)
+                for i, token in zip(rows, tokens.tolist(), strict=True):
+                    if not found[i] or found[i][-1] not in ends:
+                        found[i].append(token)
+                if count == max_new_tokens - 1 or all(
+                    found[i][-1] in ends for i in rows
+                ):
                     break
                 logits = decoder.step(tokens)
-            for i, ids in zip(rows, new, strict=True):
-                ids = ids[:-1] if ids[-1] in ends else ids
-                found[i] = _text(tokenizer, prompts[i][-1:], ids)
     return found
 
 

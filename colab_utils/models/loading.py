@@ -143,22 +143,31 @@ def _reset_generation(model: PreTrainedModel) -> None:
     )
 
 
-def load_adapter(folder: Path) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
+def load_adapter(
+    folder: Path, trainable: bool = False
+) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
     """Load a model that `02_finetune_qlora` trained, and its tokenizer.
 
     The base model is loaded as in training: in NF4 for QLoRA, in the compute dtype for
-    LoRA. After full fine-tuning the folder holds a whole model.
+    LoRA. After full fine-tuning the folder holds a whole model. A `trainable` adapter
+    stays in float32, to be trained further; raises ValueError for a whole model then.
     """
     made = recipe.read(folder)
     tokenizer = load_tokenizer(str(folder))
     if made["method"] == "full":
+        if trainable:
+            raise ValueError(
+                f"{folder.name} is a whole model, not an adapter: set MODEL to {folder}"
+            )
         return load_model(str(folder)).eval(), tokenizer
     from peft import PeftModel
 
     quantization = quantization_config() if made["method"] == "qlora" else None
     base = load_model(made["base_model"], quantization)
     vocabulary.fit(base, folder)
-    model = PeftModel.from_pretrained(base, folder).eval()
+    model = PeftModel.from_pretrained(base, folder, is_trainable=trainable).eval()
+    if trainable:
+        return model, tokenizer
     for name, parameter in model.named_parameters():
         if "lora_" in name:  # trained in float32; inference needs only the base's dtype
             parameter.data = parameter.data.to(base.dtype)

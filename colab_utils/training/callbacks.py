@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
-class CheckFloat32(TrainerCallback):
-    """Stop before the first step when a trainable parameter is not float32."""
+class CheckWeights(TrainerCallback):
+    """Check that training will change the trainable weights, and that it did."""
+
+    def __init__(self) -> None:
+        self.first_step, self.before = 0, torch.empty(0)
 
     def on_train_begin(
         self,
@@ -29,16 +32,49 @@ class CheckFloat32(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Raise TypeError if a trainable parameter is not float32."""
+        """Raise TypeError for a trainable weight that is not float32.
+
+        Raises ValueError if no weight is trainable, or one is not in the optimizer.
+        """
         named = kwargs["model"].named_parameters()
-        trainable = [(name, p.dtype) for name, p in named if p.requires_grad]
-        wrong = [(name, dtype) for name, dtype in trainable if dtype != torch.float32]
+        trainable = {name: p for name, p in named if p.requires_grad}
+        wrong = {n: p.dtype for n, p in trainable.items() if p.dtype != torch.float32}
         if wrong:
-            name, dtype = wrong[0]
+            name = next(iter(wrong))
             raise TypeError(
                 f"{len(wrong)} trainable parameters are not float32 ({name} is "
-                f"{dtype}): call training.float32_adapters(trainer) last."
+                f"{wrong[name]}): call training.float32_adapters(trainer) last."
             )
+        groups = kwargs["optimizer"].param_groups
+        held = {id(p) for group in groups for p in group["params"]}
+        count = sum(id(p) in held for p in trainable.values())
+        if not trainable or count < len(trainable):
+            raise ValueError(
+                f"The optimizer has {count} of {len(trainable)} trainable parameters. "
+                "Load an adapter with is_trainable=True, and build the trainer again."
+            )
+        self.first_step, self.before = state.global_step, sums(kwargs["model"])
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Raise RuntimeError if the steps have changed no weight."""
+        steps = state.global_step - self.first_step
+        if steps and torch.equal(sums(kwargs["model"]), self.before):
+            raise RuntimeError(
+                f"No trainable weight has changed in {steps} steps. Raise the learning "
+                "rate. If float16's loss scaling skipped each step, train for longer."
+            )
+
+
+def sums(model: torch.nn.Module) -> torch.Tensor:
+    """Return the sum of each trainable parameter in float64, which any step changes."""
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    return torch.stack([p.sum(dtype=torch.float64) for p in trained])
 
 
 def check_finite(model: torch.nn.Module, step: int) -> None:

@@ -1,16 +1,14 @@
 """Direct preference optimization (DPO) of a Llama with adapters, on the fast path.
 
-DPO differs from supervised fine-tuning in three ways. A row has two answers, a better
-and a worse one. The loss compares how probable the model finds them. And it does so
-relative to a reference, the model before the first step. Source: Rafailov et al. 2023,
-"Direct Preference Optimization".
+A row has two answers, a better and a worse one. The loss compares their probabilities,
+relative to those of a reference, the model before the first step. Source: Rafailov et
+al. 2023, "Direct Preference Optimization".
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -18,62 +16,18 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.sft_config import SFTConfig
 
-from colab_utils import data, runtime
+from colab_utils import models, runtime
+from colab_utils.training.log_probs import token_log_probs
+from colab_utils.training.pairs import ANSWERS, Collator
 from colab_utils.training.sft import FastSFTTrainer
 from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 LOSSES = ("sigmoid", "ipo", "orpo")
-ANSWERS = ("chosen", "rejected")
-
-
-def tokenize(rows: Sequence[data.Row], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Return each preference row's two sequences of tokens, to train on.
-
-    {"index": 0, "chosen": {"input_ids": [...], "assistant_masks": [...]}, "rejected":
-    {...}}; the masks are 1 for the tokens of the answers. Raises ValueError for rows of
-    another kind, and for an answer without tokens.
-    """
-    found = []
-    for index, row in enumerate(runtime.progress(rows, "tokenizing")):
-        if (kind := data.kind_of(row)) != "preference":
-            raise ValueError(
-                f"Line {row.get('line', index + 1)} is a {kind} row, but this trainer "
-                "compares two answers: choose a preference dataset."
-            )
-        pair = dict(zip(ANSWERS, data.encodings(row, tokenizer), strict=True))
-        for name, tokens in pair.items():
-            if not any(tokens["assistant_masks"]):
-                raise ValueError(
-                    f"The {name} answer of line {row.get('line', index + 1)} has no "
-                    "token to train on: remove the row."
-                )
-        found.append({"index": index, **pair})
-    return found
-
-
-class Collator:
-    """Pad pairs into a batch: first the chosen sequences, then the rejected ones."""
-
-    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return ids, mask and labels (2 x pairs, tokens), and the pairs' indices."""
-        rows = [pair[name] for name in ANSWERS for pair in pairs]
-        ids = [torch.tensor(row["input_ids"]) for row in rows]
-        asked = [torch.tensor(row["assistant_masks"]).bool() for row in rows]
-        labels = [i.where(mask, -100) for i, mask in zip(ids, asked, strict=True)]
-        whole = [torch.ones_like(row) for row in ids]
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True),
-            "attention_mask": pad_sequence(whole, batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
-            "index": torch.tensor([pair["index"] for pair in pairs]),
-        }
 
 
 def loss_of(
@@ -113,31 +67,39 @@ class Scores(NamedTuple):
 
 
 def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Scores:
-    """Return the scores of a batch of `Collator`, on the fast path if it is on.
+    """Return the scores of a batch of `pairs.Collator`, on the fast path if it is on.
 
     The model must be in training mode for the fast path; otherwise logits are computed.
     """
-    labels, mask = batch["labels"], batch["attention_mask"].bool()
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    out = model(**inputs, labels=labels, num_items_in_batch=1)
-    if (losses := getattr(out, "token_losses", None)) is None:
-        logits, wanted = out.logits[:, :-1].float(), labels[:, 1:]
-        sums = F.cross_entropy(logits.mT, wanted, reduction="none").sum(1)
-    else:
-        row = mask.nonzero()[:, 0]
-        sums = losses.new_zeros(len(labels)).index_add(0, row, losses)
-    counts = (labels[:, 1:] != -100).sum(1)
-    return Scores(*(half.view(2, -1).T for half in (-sums, counts)))
+    losses = token_log_probs(model, batch)
+    counts = (batch["labels"][:, 1:] != -100).sum(1)
+    return Scores(*(half.view(2, -1).T for half in (losses.sum(1), counts)))
 
 
-class FastDPOTrainer(FastSFTTrainer):
+class PairTrainer(FastSFTTrainer):
+    """The part of a trainer on pairs that does not depend on the loss.
+
+    The dataset is made of `tokenize`, and the loss is a mean over pairs.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = kwargs.get("args")
+        if isinstance(settings, SFTConfig):
+            settings.remove_unused_columns = False
+            settings.dataset_kwargs = {"skip_prepare_dataset": True}
+        kwargs["data_collator"] = Collator()
+        super().__init__(*args, **kwargs)
+        # The trainer divides the mean over pairs by the accumulation.
+        self.model_accepts_loss_kwargs = False
+
+
+class FastDPOTrainer(PairTrainer):
     """Train on pairs of answers with DPO, or a loss like it, on the fast path.
 
     `loss` is one of `LOSSES`, and `sft` the weight of the chosen answers' own loss that
-    is added. The dataset is made of `tokenize`. Call `score_reference` before `train`.
-    The reference is the model as the trainer gets it: a new adapter changes nothing
-    (B = 0), so that the reference is the base model, and an adapter of supervised
-    fine-tuning is the reference that DPO starts from. So no second model is loaded.
+    is added. The dataset is made of `pairs.tokenize`. Call `score_reference` first.
+    The reference is the model as the trainer gets it: the base model with a new adapter
+    (B = 0), or with that of supervised fine-tuning. So no second model is loaded.
     """
 
     def __init__(
@@ -153,27 +115,22 @@ class FastDPOTrainer(FastSFTTrainer):
             raise ValueError(f"The loss is {loss!r}; it can be {', '.join(LOSSES)}.")
         self.beta, self.loss, self.sft = beta, loss, sft
         self.reference: torch.Tensor | None = None
-        settings = kwargs.get("args")
-        if isinstance(settings, SFTConfig):
-            settings.remove_unused_columns = False
-            settings.dataset_kwargs = {"skip_prepare_dataset": True}
-        kwargs["data_collator"] = Collator()
         super().__init__(*args, **kwargs)
-        # The loss is a mean over pairs: the trainer divides it by the accumulation.
-        self.model_accepts_loss_kwargs = False
 
     def score_reference(self, file: Path | None = None) -> torch.Tensor:
         """Compute the reference's log-probabilities (pairs, 2) of all answers, once.
 
         With a `file` they are kept there, and read if the file has those of the same
-        rows and the same adapter. Raises ValueError after the first step.
+        rows and the same reference. So a resumed training reads them: build the trainer
+        as before, call this, then `train`, which loads the checkpoint's adapter. Raises
+        ValueError after the first step.
         """
         if self.state.global_step:
             raise ValueError(
                 "The model was trained already, so it is no longer its own reference. "
                 "Build the trainer again."
             )
-        key = self._key()
+        key = self.reference_key()
         found = _read(file, key) if file else None
         if found is None:
             found = self.log_probs(self.pairs)
@@ -192,18 +149,29 @@ class FastDPOTrainer(FastSFTTrainer):
 
     @torch.no_grad()
     def log_probs(self, pairs: Any) -> torch.Tensor:
-        """Return the model's log-probabilities (pairs, 2) of rows of `tokenize`."""
+        """Return the model's log-probabilities (pairs, 2) of `pairs.tokenize`."""
         model, size = model_of(self), self.args.per_device_train_batch_size
-        was = model.training
-        model.train()
         parts = []
         for start in runtime.progress(range(0, len(pairs), size), "scoring pairs"):
             some = [pairs[i] for i in range(start, min(start + size, len(pairs)))]
             batch = self._prepare_inputs(Collator()(some))
-            with self.accelerator.autocast():  # as in training
+            with models.in_mode(model, training=True), self.accelerator.autocast():
                 parts.append(scores(model, batch).log_probs.float().cpu())
-        model.train(was)
         return torch.cat(parts)
+
+    def reference_key(self) -> str:
+        """Return a hash of the rows, the base model's name and the trained weights.
+
+        An A whose B is 0 changes nothing, and another GPU draws another one.
+        """
+        model, trained = model_of(self), _trainable(model_of(self))
+        digest = hashlib.sha256(str(model.config.name_or_path).encode())
+        digest.update(json.dumps(list(self.pairs)).encode())
+        for name, weight in trained.items():
+            if trained.get(name.replace("lora_A", "lora_B"), weight).any():
+                digest.update(name.encode())
+                digest.update(weight.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def compute_loss(
         self,
@@ -240,16 +208,11 @@ class FastDPOTrainer(FastSFTTrainer):
         metrics["rewards/margins"].append(margins.mean().item())
         metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
 
-    def _key(self) -> str:
-        """Return a hash of the rows, the base model's name and the trained weights."""
-        model = model_of(self)
-        digest = hashlib.sha256(str(model.config.name_or_path).encode())
-        digest.update(json.dumps(list(self.pairs)).encode())
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                digest.update(name.encode())
-                digest.update(weight.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+
+def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trainable weights by name."""
+    named = model.named_parameters()
+    return {name: p.detach() for name, p in named if p.requires_grad}
 
 
 def _read(file: Path, key: str) -> torch.Tensor | None:

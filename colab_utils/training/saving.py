@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RESULT = (
     "adapter_config.json",
     "adapter_model*",
+    "score_head.safetensors",
     "model*.safetensors*",
     "config.json",
     "generation_config.json",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -14,7 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 
 class FastSFTTrainer(SFTTrainer):
-    """TRL's `SFTTrainer` with four changes; the loss and its gradient are the same.
+    """TRL's `SFTTrainer` with five changes; the loss and its gradient are the same.
 
     - No step has learning rate 0: TRL's warmup begins with one. This class leaves it
       out, so n steps have the learning rates of TRL's steps 2 to n + 1.
@@ -25,12 +25,22 @@ class FastSFTTrainer(SFTTrainer):
       from which TRL computes its metrics after each step. This class then logs
       `num_tokens` and `mean_token_accuracy` from the fast path's own output, and no
       `entropy`.
-    - An adapter is saved without embeddings. Otherwise PEFT asks the Hub, at each
-      checkpoint, whether the base model's vocabulary has another size, and the Hub's
-      library looks for a token and asks Colab's secrets.
+    - The active adapter is saved, without embeddings. Otherwise PEFT asks the Hub, at
+      each checkpoint, whether the base model's vocabulary has another size, and the
+      Hub's library looks for a token and asks Colab's secrets.
+    - The adapter of a `PeftModel` keeps its weights. TRL rounds those of a quantized
+      model to bfloat16 while it builds the trainer.
     """
 
     fast_path = False  # `training.use_fast_path` sets it
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        model = kwargs.get("model", args[0] if args else None)
+        named = model.named_parameters() if isinstance(model, PeftModel) else []
+        kept = {n: p.detach().clone() for n, p in named if p.requires_grad}
+        super().__init__(*args, **kwargs)
+        for name, weight in kept.items():
+            cast("PeftModel", model).get_parameter(name).data = weight
 
     def compute_loss(
         self,
@@ -114,7 +124,11 @@ class FastSFTTrainer(SFTTrainer):
         if not isinstance(model, PeftModel):
             super()._save(output_dir, state_dict)
             return
-        save = functools.partial(model.save_pretrained, save_embedding_layers=False)
+        save = functools.partial(
+            model.save_pretrained,
+            save_embedding_layers=False,
+            selected_adapters=[model.active_adapter],
+        )
         vars(model)["save_pretrained"] = save  # before the method of the class
         try:
             super()._save(output_dir, state_dict)

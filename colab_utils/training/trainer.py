@@ -28,18 +28,20 @@ def precision() -> dict[str, bool]:
 
 
 def float32_adapters(trainer: Trainer) -> None:
-    """Cast every trainable parameter to float32, and check them when training begins.
+    """Cast every trainable parameter to float32, and check them before and after.
 
     TRL casts the adapters of a quantized model to bfloat16 while it builds the trainer;
     float16 loss scaling then fails at the first step. Call this after the trainer is
-    built. The check raises TypeError for a dtype that was changed in between.
+    built. When training begins, it raises TypeError for a dtype that was changed in
+    between, and ValueError if the optimizer lacks a trainable parameter. When it ends,
+    it raises RuntimeError if no weight has changed.
     """
-    from colab_utils.training.callbacks import CheckFloat32
+    from colab_utils.training.callbacks import CheckWeights
 
     for parameter in model_of(trainer).parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    trainer.add_callback(CheckFloat32())
+    trainer.add_callback(CheckWeights())
 
 
 def prepare_fast_path(config: LlamaConfig) -> None:

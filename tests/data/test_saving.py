@@ -264,6 +264,10 @@ def test_check_kind_names_the_notebook(tmp_path):
         ValueError, match="02_finetune_qlora trains on instruction rows"
     ):
         data.check_kind(tmp_path / "mine", "preference")
+    pairs = {"train": [ROWS_OF_KINDS["preference"]]}
+    data.save(tmp_path / "pairs", pairs, [], "")
+    with pytest.raises(ValueError, match="09_preferences trains on preference rows"):
+        data.check_kind(tmp_path / "pairs", "instruction")
 
 
 def test_save_refuses_rows_of_two_kinds(tmp_path):

@@ -38,6 +38,34 @@ def test_flatten_keeps_every_document(lengths, limit):
     assert (found.positions == 0).nonzero().squeeze(1).tolist() == begins
 
 
+@given(
+    st.lists(st.tuples(*[st.integers(1, 12)] * 3), min_size=1, max_size=6),
+    st.integers(1, 200),
+)
+@settings(deadline=None, max_examples=100)
+def test_share_keeps_one_copy_of_each_shared_token(pairs, limit):
+    """Expanded again, the tokens are those of the whole documents."""
+    lengths = [p + a for p, a, _ in pairs] + [p + b for p, _, b in pairs]
+    shared = torch.tensor([0] * len(pairs) + [p - 1 for p, _, _ in pairs])
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    first = torch.tensor([p for p, _, _ in pairs] * 2)
+    ids = 100 * torch.arange(len(lengths))[:, None] + torch.arange(max(lengths))
+    half = len(pairs)
+    for row, (prompt, _, _) in enumerate(pairs):
+        ids[half + row, :prompt] = ids[row, :prompt]
+    labels = torch.where(torch.arange(max(lengths)) < first[:, None], -100, ids)
+    whole = documents.flatten(labels.where(mask, -100), mask, None, limit)
+    found = documents.share(whole, mask, shared)
+    unique = ids[mask][found.order]
+    assert len(unique) == sum(lengths) - int(shared.sum())
+    in_order = ids[mask] if whole.order is None else ids[mask][whole.order]
+    assert torch.equal(unique[found.shared.expand], in_order)
+    assert torch.equal(in_order[found.shared.back], unique)
+    assert torch.equal(found.positions[found.shared.expand], whole.positions)
+    assert torch.equal(whole.targets[found.shared.back], found.targets)
+    assert (found.targets != -100).sum() == (whole.targets != -100).sum()
+
+
 def test_flatten_leaves_short_rows_as_they_are():
     labels = torch.arange(100)[None]
     positions = torch.tensor([*range(10), *range(90)])[None]

@@ -126,6 +126,20 @@ def test_load_adapter_in_the_dtype_of_the_base(trained, monkeypatch):
 
 
 @pytest.mark.slow
+def test_load_adapter_to_train_it_further(trained, monkeypatch):
+    monkeypatch.setattr(loading, "torch_dtype", lambda: torch.bfloat16)
+    trainer, folder = trained["qlora"]
+    model, _ = models.load_adapter(folder, trainable=True)
+    found = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    expected = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys() and len(found) == 84
+    for name, weight in found.items():
+        assert torch.equal(weight, expected[name])  # also in dtype: float32
+    with pytest.raises(ValueError, match="is a whole model, not an adapter"):
+        models.load_adapter(trained["full"][1], trainable=True)
+
+
+@pytest.mark.slow
 def test_load_adapter_in_4_bits_only_for_qlora(trained):
     import bitsandbytes as bnb
 

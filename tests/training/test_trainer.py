@@ -165,7 +165,7 @@ def test_show_progress_replaces_the_trainers_own(make_trainer, headless, capsys)
     training.show_progress(trainer)
     trainer.train()
     kinds = {type(c).__name__ for c in trainer.callback_handler.callbacks}
-    assert {"LivePlot", "SaveEvery", "CheckLoss", "CheckFloat32"} <= kinds
+    assert {"LivePlot", "SaveEvery", "CheckLoss", "CheckWeights"} <= kinds
     assert {"ProgressCallback", "PrinterCallback"}.isdisjoint(kinds)
     out = capsys.readouterr().out.splitlines()
     assert [line[:11] for line in out] == ["step 1 of 2", "step 2 of 2", "Figure(700x"]
