@@ -160,7 +160,7 @@ class RolloutTrainer(FastSFTTrainer):
         """
         chosen = [i for i in indices for _ in range(self.group)]
         answers, texts = self.write(chosen)
-        rewards = torch.tensor(
+        rewards = torch.as_tensor(
             self.reward([self.rows[i] for i in chosen], texts), dtype=torch.float32
         )
         if rewards.shape != (len(chosen),) or not rewards.isfinite().all():

@@ -1,4 +1,4 @@
-"""Run notebook 10 on the demo world with its defaults, and check its numbers."""
+"""Run notebook 14 on the demo world with its defaults, and check its numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from colab_utils import data, demo
 from tools.course_report import claims as read_claims
 from tools.execute import run_notebook, use_this_interpreter
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks/10_rewards.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks/14_reward_model.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,12 @@ def judge():
         ("Parisian", -0.1),
     ],
 )
-def test_10_judge_wants_the_right_value_alone_and_few_words(judge, answer, reward):
+def test_14_judge_wants_the_right_value_alone_and_few_words(judge, answer, reward):
     row = data.to_row({"question": "What is its capital?", "answer": "Paris"}, 1)
     assert judge({**row, "category": "capital"}, answer) == pytest.approx(reward)
 
 
-def test_10_judge_knows_a_value_that_contains_another(judge):
+def test_14_judge_knows_a_value_that_contains_another(judge):
     row = data.to_row({"question": "Which money?", "answer": "South Sudanese pound"}, 1)
     row["category"] = "currency"
     assert judge(row, "South Sudanese pound") == pytest.approx(1.7)
@@ -67,12 +67,12 @@ def claims(tmp_path_factory) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_10_reward_model_is_right_on_held_out_pairs(claims):
+def test_14_reward_model_is_right_on_held_out_pairs(claims):
     assert claims["reward model, held-out accuracy"] > 0.75  # seen: 0.89 to 0.92
     assert abs(claims["calibration: predicted minus right"]) < 0.15
     assert claims["score, difference from by hand"] < 1e-3
 
 
 @pytest.mark.slow
-def test_10_reward_model_is_wrong_outside_of_its_pairs(claims):
+def test_14_reward_model_is_wrong_outside_of_its_pairs(claims):
     assert claims["worst probe, loss of accuracy"] > 0.4
