@@ -1,4 +1,4 @@
-"""Run notebook 10 on the demo world with its defaults; check its numbers and adapter."""
+"""Run notebook 10 with its defaults; check its numbers and its adapter."""
 
 from __future__ import annotations
 
