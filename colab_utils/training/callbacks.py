@@ -210,9 +210,9 @@ class LivePlot(TrainerCallback):
 
         figure, axes = plt.subplots(figsize=(7, 3))
         axes.plot(*zip(*points, strict=True), color="tab:blue", marker=".")
-        axes.set(
-            xlim=(0, state.max_steps), ylim=(0, None), xlabel="step", ylabel="loss"
-        )
+        axes.set(xlim=(0, state.max_steps), xlabel="step", ylabel="loss")
+        if min(loss for _, loss in points) >= 0:  # losses with rewards may be negative
+            axes.set_ylim(bottom=0)
         axes.set_title(self._progress(state), loc="left", fontsize=10)
         axes.grid(alpha=0.3)
         plt.close(figure)

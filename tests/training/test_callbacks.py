@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from colab_utils import memory, training
 from colab_utils.training import callbacks
@@ -38,6 +39,16 @@ def test_live_plot_headless_prints_ten_lines_and_shows_one_figure(
     assert line.get_marker() == "."  # or a single point would not be seen
     assert shown[0].axes[0].get_title(loc="left").endswith("s in all")
     assert [text.endswith("s left") for text in lines[:-1]] == [True] * (len(lines) - 1)
+
+
+@pytest.mark.parametrize("loss", [0.5, -0.5])
+def test_live_plot_shows_every_loss_and_zero_if_none_is_negative(loss, headless):
+    points = [(1, loss), (2, loss / 2)]
+    plot = callbacks.LivePlot()
+    plot.on_train_begin(None, (state := TrainerState(max_steps=2)), None)
+    low, high = plot._figure(state, points).axes[0].get_ylim()
+    assert low <= min(loss, loss / 2) and max(loss, loss / 2) <= high
+    assert (low == 0) == (loss > 0)
 
 
 def test_live_plot_updates_one_figure(monkeypatch, capsys):
