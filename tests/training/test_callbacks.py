@@ -45,7 +45,10 @@ def test_live_plot_headless_prints_ten_lines_and_shows_one_figure(
 def test_live_plot_shows_every_loss_and_zero_if_none_is_negative(loss, headless):
     points = [(1, loss), (2, loss / 2)]
     plot = callbacks.LivePlot()
-    plot.on_train_begin(None, (state := TrainerState(max_steps=2)), None)
+    state = TrainerState(max_steps=2)
+    plot.on_train_begin(None, state, None)
+    state.global_step = 2
+    state.log_history = [{"step": step, "loss": one} for step, one in points]
     low, high = plot._figure(state, points).axes[0].get_ylim()
     assert low <= min(loss, loss / 2) and max(loss, loss / 2) <= high
     assert (low == 0) == (loss > 0)
