@@ -79,7 +79,7 @@ def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Scores:
 class PairTrainer(FastSFTTrainer):
     """The part of a trainer on pairs that does not depend on the loss.
 
-    The dataset is made of `tokenize`, and the loss is a mean over pairs.
+    The dataset is made of `pairs.tokenize`, and the loss is a mean over pairs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

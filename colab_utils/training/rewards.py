@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from colab_utils.training import objectives
 from colab_utils.training.log_probs import token_log_probs
-from colab_utils.training.reward_model import ScoreHead, hidden_states
+from colab_utils.training.reward_model import ScoreHead, hidden_states, use_adapter
 from colab_utils.training.rollouts import Rollout, RolloutTrainer
 from colab_utils.training.trainer import model_of
 
@@ -100,7 +100,7 @@ class FastPPOTrainer(RolloutTrainer):
     def judge(self, rollout: Rollout) -> Rollout:
         """Return the `advantages`, and the `values` and `returns` they came from."""
         mask = rollout["mask"]
-        with self.using(VALUE):
+        with use_adapter(self.peft, VALUE):
             values = self.score(rollout, self.values) * mask
         old = rollout.get("old")
         if old is None:
@@ -124,7 +124,7 @@ class FastPPOTrainer(RolloutTrainer):
         """Compute the gradients of the policy and of the value; return both losses."""
         total = super().gradient(model, rollout, first)
         count, wrong = rollout["mask"].sum(), torch.zeros_like(total)
-        with self.using(VALUE):
+        with use_adapter(self.peft, VALUE):
             for _, part in self.parts(rollout):
                 with self.compute_loss_context_manager():
                     new, old = self.values(model, part), part["values"]

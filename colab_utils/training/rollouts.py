@@ -22,6 +22,7 @@ from colab_utils.generation.prompts import as_messages, context_length, prompt_t
 from colab_utils.generation.sampling import sampler
 from colab_utils.training import objectives
 from colab_utils.training.log_probs import pad, token_log_probs
+from colab_utils.training.reward_model import use_adapter
 from colab_utils.training.sft import FastSFTTrainer
 from colab_utils.training.trainer import model_of
 
@@ -119,15 +120,6 @@ class RolloutTrainer(FastSFTTrainer):
             model.delete_adapter(name)
             model.set_adapter(POLICY)
 
-    @contextmanager
-    def using(self, adapter: str) -> Iterator[None]:
-        """Compute with another adapter; afterward the policy is active again."""
-        self.peft.set_adapter(adapter, inference_mode=adapter == REFERENCE)
-        try:
-            yield
-        finally:
-            self.peft.set_adapter(POLICY)
-
     def training_step(
         self,
         model: torch.nn.Module,
@@ -178,7 +170,7 @@ class RolloutTrainer(FastSFTTrainer):
         rollout["mask"] = rollout["labels"][:, 1:] != -100
         if self.updates > 1:  # else the policy is still the one that wrote
             rollout["old"] = self.score(rollout, token_log_probs)
-        with self.using(REFERENCE):
+        with use_adapter(self.peft, REFERENCE):
             rollout["reference"] = self.score(rollout, token_log_probs)
         self._log_answers(rollout)
         return rollout | self.judge(rollout)

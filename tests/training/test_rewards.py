@@ -159,6 +159,21 @@ def test_policy_begins_with_the_exact_weights_of_its_adapter(make):
         assert torch.equal(model.get_parameter(name), weight), name
 
 
+@pytest.mark.slow
+def test_reference_is_a_copy_of_the_adapter_that_training_begins_with(make):
+    set_seed(3)
+    lora = LoraConfig(
+        r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    base = models.load_model("demo", models.quantization_config())
+    trainer = make(
+        FastGRPOTrainer, settings={"max_steps": 2}, model=get_peft_model(base, lora)
+    )
+    trainer.train()
+    first, second = logged(trainer, "kl")
+    assert first == pytest.approx(0, abs=1e-4) and second > 1e-3
+
+
 @pytest.mark.parametrize(
     "reward", [lambda rows, answers: [1.0], lambda rows, answers: [float("nan")] * 16]
 )
