@@ -193,7 +193,12 @@ WATCHED = {
     "BitsAndBytesConfig": "transformers",
     "DPOConfig": "trl",
     "DPOTrainer": "trl",
+    "FastDPOTrainer": "colab_utils.training.preferences",
+    "FastGRPOTrainer": "colab_utils.training.rewards",
+    "FastPPOTrainer": "colab_utils.training.rewards",
+    "FastRewardTrainer": "colab_utils.training.reward_model",
     "FastSFTTrainer": "colab_utils.training.sft",
+    "RewardConfig": "trl",
     "LoraConfig": "peft",
     "SFTConfig": "trl",
     "SFTTrainer": "trl",
@@ -263,16 +268,21 @@ def sources() -> dict[str, str]:
 
 @cache
 def accepted(name: str) -> frozenset[str]:
-    """Return the keywords in the signature of a class of the installed library."""
-    parameters = inspect.signature(
-        getattr(import_module(WATCHED[name]), name)
-    ).parameters
-    # Keywords that only **kwargs accepts are refused or dropped later.
-    return frozenset(
-        p.name
-        for p in parameters.values()
-        if p.kind is not inspect.Parameter.VAR_KEYWORD
-    )
+    """Return the keywords that a class of the installed library accepts by name.
+
+    A class with `**kwargs` passes them on, so those of its base class count, too.
+    """
+    found = set()
+    for cls in getattr(import_module(WATCHED[name]), name).__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        passed_on = {p.name for p in parameters if p.kind is p.VAR_KEYWORD}
+        # Keywords that only **kwargs accepts in the end are refused or dropped later.
+        found.update({p.name for p in parameters} - passed_on)
+        if not passed_on:
+            break
+    return frozenset(found)
 
 
 def unknown(source: str) -> list[str]:
