@@ -70,7 +70,8 @@ class Rest:
 
     def alike(self) -> Pairs:
         """Return the words of which one may be the other with a typo."""
-        if len(self.missing) * len(self.extra) > MANY or len(self.one.words) < FEW:
+        count = len(self.missing) * len(self.extra)
+        if not 0 < count <= MANY or len(self.one.words) < FEW:
             return []
         pairs = itertools.product(self.missing, self.extra)
         return [pair for pair in pairs if typos.may_be_typo(*pair)]
@@ -256,22 +257,16 @@ def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Wo
 def _differing(one: list[str], other: list[str]) -> tuple[Counter[str], Counter[str]]:
     """Return the words that one text has more often, and those that the other has.
 
-    They are in the order of the text. The start and the end that both texts have do not
-    count.
+    They are in the order of the text.
     """
     missing, extra = Counter[str](), Counter[str]()
     if one == other:
         return missing, extra
-    start = typos.same_start(one, other)
-    left, right = one[start:], other[start:]
-    end = typos.same_start(left[::-1], right[::-1])
-    more = Counter(left[: len(left) - end])
-    for word in right[: len(right) - end]:
-        more[word] = more.get(word, 0) - 1
-    for found, text, sign in ((missing, one, 1), (extra, other, -1)):
-        words = [word for word, count in more.items() if count * sign > 0]
-        for word in sorted(words, key=text.index):
-            found[word] = more[word] * sign
+    left, right = Counter(one), Counter(other)
+    for found, counts, others in ((missing, left, right), (extra, right, left)):
+        for word, count in counts.items():
+            if count > (less := others.get(word, 0)):
+                found[word] = count - less
     return missing, extra
 
 

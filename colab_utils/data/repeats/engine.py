@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +38,7 @@ def compare(
 ) -> list[Verdict]:
     """Compare pairs of texts; `table` counts the rows that have a word."""
 
+    @functools.cache
     def count(word: str) -> int:
         return int(table[word_hash(word) & (candidates.TABLE - 1)])
 

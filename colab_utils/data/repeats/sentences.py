@@ -10,8 +10,11 @@ from colab_utils.data.repeats.marks import BRACKET, SIGN
 from colab_utils.data.repeats.words import WORD
 
 SENTENCE = re.compile(r"[.!?:;]+(?=\s|$)|\n+")
-# A lookahead for the first character makes the search of these several times as fast.
-ENDS = re.compile(r"(?=[.!?:;\n])([.!?]+(?=\s|$)|[:;]+(?=\s|$)|\n+)")
+# The signs that end a sentence. The search is three times as fast as with one of three
+# alternatives, because all matches begin with one set of characters.
+ENDS = re.compile(
+    r"([.!?:;\n](?:(?<=\n)\n*|(?:(?<=[.!?])[.!?]*|(?<=[:;])[:;]*)(?=\s|$)))"
+)
 CLASSES = frozenset(("\\D", "\\W", "\\S", "\\B"))  # not \d, \w, \s, \b
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 DASHES = re.compile("[\u2010-\u2015\u2212]")
@@ -109,7 +112,11 @@ def _is_code(text: str) -> bool:
 
 def _lower(words: list[str]) -> list[str]:
     """Return the words in lower case, except for classes of a regular expression."""
-    lower = " ".join(words).casefold().split(" ")
-    if CLASSES.isdisjoint(words):
+    joined = " ".join(words)
+    folded = joined.casefold()
+    if folded == joined:
+        return words
+    lower = folded.split(" ")
+    if "\\" not in joined:
         return lower
     return [a if a in CLASSES else b for a, b in zip(words, lower, strict=True)]
