@@ -25,6 +25,10 @@ OWNER = re.compile(r"'\w+\Z")  # the end of "Ann's"
 QUOTES = str.maketrans("‘’“”", "''\"\"")
 PLAIN = re.compile(rf"\w+(?:[+#]+(?!\w))?|(?=[^\w\s]){SIGN}", re.ASCII)
 PLAIN_CODE = re.compile(rf"{PLAIN.pattern}|{BRACKET}", re.ASCII)
+# What begins a sign of PLAIN in a text that is no program. Without it, the words are
+# found twice as fast.
+SIGNED = re.compile(r"[-+#!*/%&^@$.](?:(?<![.!])|(?=\w))", re.ASCII)
+WORDS = re.compile(r"\w+", re.ASCII)
 ANY = re.compile(rf"{WORD.pattern}|(?=[^\w\s]){SIGN}")
 ANY_CODE = re.compile(rf"{ANY.pattern}|{BRACKET}")
 
@@ -47,7 +51,12 @@ class Text:
         if "," in text:
             text = THOUSANDS.sub("", text)
         self.text, self.code = text, code
-        find = (PLAIN_CODE if code else PLAIN) if ascii else ANY_CODE if code else ANY
+        if not ascii:
+            find = ANY_CODE if code else ANY
+        elif code:
+            find = PLAIN_CODE
+        else:
+            find = PLAIN if SIGNED.search(text) else WORDS
         self.sentences: list[Words] = []
         self.words: list[str] = []
         self.ends: list[int] = []
