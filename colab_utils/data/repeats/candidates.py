@@ -24,7 +24,7 @@ FAMILY = 4  # if so many words stand in one place of equal rows, it is on purpos
 BUCKET, WINDOW = 32, 8  # in a larger bucket, a row is paired with its next neighbors
 PART = 2**18  # rows whose keys are sorted at once: all keys take more memory
 CHUNK = 20_000
-MATRIX = 2**15  # words that are ranked at once
+MATRIX = 2**14  # words that are ranked at once
 
 Words = NDArray[np.uint32]
 Indices = NDArray[np.int64]
@@ -36,6 +36,12 @@ def count_words(table: Words, words: Words) -> None:
     np.add.at(table, words & np.uint32(TABLE - 1), np.uint32(1))
 
 
+def look_up(table: Words, words: Words) -> Words:
+    """Return how many rows have each of the words."""
+    # Unlike an index in brackets, "clip" does not check the indices first.
+    return table.take(words & np.uint32(TABLE - 1), mode="clip")
+
+
 def keep_rarest(
     words: Words, sizes: Indices, table: Words
 ) -> tuple[Words, NDArray[np.uint8]]:
@@ -43,21 +49,20 @@ def keep_rarest(
 
     Of two words that are equally rare, it is the one with the smaller number.
     """
-    starts, keep = np.cumsum(sizes) - sizes, np.ones(len(words), bool)
+    counts = np.minimum(look_up(table, words), np.uint32(2**17 - 1))
+    ranks = counts.astype(np.uint64) << np.uint64(32) | words
+    starts, last = np.cumsum(sizes) - sizes, np.full(len(sizes), 2**64 - 1, np.uint64)
     # Rows of nearly the same size make a matrix, which fits into the cache of the CPU.
     order = np.argsort(-sizes, kind="stable")
     long = order[: np.count_nonzero(sizes > KEPT)]
     while len(long):
         column = np.arange(sizes[long[0]])
         part, long = np.split(long, [max(MATRIX // len(column), 1)])
-        inside = column < sizes[part][:, None]
-        at = np.minimum(starts[part][:, None] + column, len(words) - 1)
-        found = words[at]
-        ranked = table[found & np.uint32(TABLE - 1)].astype(np.uint64)
-        ranked = np.minimum(ranked, np.uint64(2**17 - 1)) << np.uint64(32) | found
-        ranked[~inside] = 2**64 - 1
-        last = np.partition(ranked, KEPT - 1, axis=1)[:, KEPT - 1 : KEPT]
-        keep[at[(ranked > last) & inside]] = False
+        ranked = ranks.take(starts[part][:, None] + column, mode="clip")
+        ranked[column >= sizes[part][:, None]] = 2**64 - 1
+        ranked.partition(KEPT - 1, axis=1)
+        last[part] = ranked[:, KEPT - 1]
+    keep = ranks <= np.repeat(last, sizes)
     return words[keep], np.minimum(sizes, KEPT).astype(np.uint8)
 
 
@@ -88,12 +93,13 @@ class Rows:
         """Return the words of the rows, filled up with 0."""
         sizes = self.sizes[rows]
         column = np.arange(sizes.max(initial=1))
-        at = np.minimum(self._starts[rows][:, None] + column, len(self.words) - 1)
-        return np.where(column < sizes[:, None], self.words[at], np.uint32(0))
+        words = self.words.take(self._starts[rows][:, None] + column, mode="clip")
+        words[column >= sizes[:, None]] = 0
+        return words
 
     def counts(self, matrix: Words) -> Words:
         """Return how many rows have each of the words; 0 for the fillings."""
-        return np.where(matrix, self.table[matrix & np.uint32(TABLE - 1)], np.uint32(0))
+        return np.where(matrix, look_up(self.table, matrix), np.uint32(0))
 
     def smallest(self) -> Words:
         """Return the smallest of each row's words; similar rows often share it."""
