@@ -6,8 +6,9 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING
+
+import xxhash
 
 from colab_utils.data import schema
 from colab_utils.data.repeats.dedup import first_repeats, question_of
@@ -66,18 +67,21 @@ def _keys(row: Row) -> list[bytes]:
 
     Spaces do not count.
     """
-    kind, begun = schema.kind_of(row), blake2b(digest_size=8)
+    kind, begun = schema.kind_of(row), xxhash.xxh3_64()
     if kind == schema.MIDDLE:
         begun.update(_dense(row["prefix"] + row["middle"] + row["suffix"]))
         return [begun.digest()]
     if kind not in (schema.INSTRUCTION, schema.PREFERENCE):
         return []
-    keys = []
+    keys, text = [], ""
     for turn in row["messages"] if kind == schema.INSTRUCTION else row["prompt"]:
-        begun.update(_dense(f"{turn['role']}: {schema.said(turn)}"))
+        text += f"{turn['role']}: {schema.said(turn)}"
         if turn["role"] == "assistant":
+            begun.update(_dense(text))
             keys.append(begun.digest())
+            text = ""
     if kind == schema.PREFERENCE:
+        begun.update(_dense(text))
         for answer in (row["rejected"][-1], row["chosen"][-1]):
             whole = begun.copy()
             whole.update(_dense(f"assistant: {schema.said(answer)}"))
