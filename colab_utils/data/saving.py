@@ -221,9 +221,9 @@ def describe(
         files["source" if len(sources) == 1 else f"source: {path.name}"] = path
     with ThreadPoolExecutor() as threads:
         found = threads.map(recipe.sha256, files.values())
+        describing.draw_lengths(facts, part / describing.FIGURE)  # meanwhile
         hashes = dict(zip(files, found, strict=True))
     license = license or describing.license_of(named)
-    describing.draw_lengths(facts, part / describing.FIGURE)
     text = describing.text(facts, card, named, license, hashes.get("source"))
     hub.write_card(part, describing.header(facts, license), name, text)
     fields = {"row_kind": facts.kind, "license": license, **fields, "sha256": hashes}

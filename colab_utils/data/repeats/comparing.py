@@ -240,6 +240,8 @@ def _is_free(words: Counter[str], one: Text, other: Text) -> bool:
 
 def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Words]:
     """Return the sentences of prose without some parts, and with words replaced."""
+    if not parts and words.keys().isdisjoint(text.vocabulary):
+        return text.prose
     gone = {i for part in parts for i in part}
     sentences, start = [], 0
     for end in text.ends:
