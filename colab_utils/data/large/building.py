@@ -110,6 +110,9 @@ class _Job:
         """
         import numpy as np
 
+        from colab_utils.data.repeats.hashes import keep_freed_memory
+
+        keep_freed_memory()  # what comes from a worker is received in such arrays
         raw = runtime.progress(loading.raw_rows(source), "reading", rows=1)
         work = functools.partial(stages.read_and_compare, kind, rules)
         for made, by in self.pool.map(work, spool.parts(raw, PART)):
