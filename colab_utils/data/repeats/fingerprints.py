@@ -263,8 +263,8 @@ def _near_signs(joined: str) -> Iterator[tuple[int, str]]:
     signs, stops = at[~stop], at[stop]
     near = codes == ord(END)
     numbers = np.searchsorted(np.flatnonzero(near), signs) - 1
-    for distance in range(-2, 3):
-        near[np.clip(signs + distance, 0, len(near) - 1)] = True
+    for distance in range(-2, 3):  # -1 is the last character, which is an END, too
+        near[np.minimum(signs + distance, len(near) - 1)] = True
     codes = codes.copy()
     codes[stops] = ord(" ")
     texts = codes[near].tobytes().decode(encoding, "surrogatepass").split(END)[1:]

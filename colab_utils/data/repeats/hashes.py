@@ -77,6 +77,8 @@ def word_hashes(encoded: bytes, starts: Indices, stops: Indices) -> Hashes:
         )
         hashes[longer] = mix(hashes[longer] + part)
         longer = longer[sizes[longer] > start + 8]
+        if not len(longer):
+            break
     for i in longer:
         word = encoded[starts[i] : stops[i]].decode("utf-8", "surrogatepass")
         hashes[i] = text_hash(word)
