@@ -69,7 +69,7 @@ def test_05_is_as_good_as_02(done):
     found = recipe.read(folder)["results"]["accuracy"]["tuned"]
     assert found == claims["held-out accuracy"]
     (generated,) = re.findall(r"PEFT: held-out accuracy ([\d.]+)%", printed)
-    assert abs(float(generated) / 100 - found) < 0.04  # on 300 of 990 rows
+    assert abs(float(generated) / 100 - found) < 0.04  # on 150 of 990 rows
 
 
 def test_05_experiments_differ_as_the_text_says(done):
@@ -78,10 +78,10 @@ def test_05_experiments_differ_as_the_text_says(done):
     shares = {
         name: int(value) for name, value in re.findall(r"'([^']+)': '(\d+)%'", summary)
     }
-    # Seen with seeds 0, 1, 2: rank 1 18 to 20 %, rank 16 94 %.
+    # Seen with seeds 0, 1, 2: rank 1 18 to 21 %, rank 16 92 to 94 %.
     assert shares["rank 1"] < shares["rank 16"] - 40
-    assert claims["rank 1 has a loss higher by"] > 0.2  # seen: 0.47 to 0.53
-    assert claims["four times the rate gains"] > 0.1  # seen: 0.26 to 0.48
+    assert claims["rank 1 has a loss higher by"] > 0.2  # seen: 0.51 to 0.53
+    assert claims["four times the rate gains"] > 0.05  # seen: 0.19 to 0.48
 
 
 def test_05_adapter_is_one_of_the_course(done):
