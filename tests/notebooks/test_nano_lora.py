@@ -78,7 +78,7 @@ def test_05_experiments_differ_as_the_text_says(done):
     shares = {
         name: int(value) for name, value in re.findall(r"'([^']+)': '(\d+)%'", summary)
     }
-    # Seen with seeds 0, 1, 2: rank 1 18 to 21 %, rank 16 92 to 94 %.
+    # Seen in the course with seeds 0, 1, 2: rank 1 18 to 21 %, rank 16 92 to 94 %.
     assert shares["rank 1"] < shares["rank 16"] - 40
     assert claims["rank 1 has a loss higher by"] > 0.2  # seen: 0.51 to 0.53
     assert claims["four times the rate gains"] > 0.05  # seen: 0.19 to 0.48
