@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from trl.trainer.sft_config import SFTConfig
 
 from colab_utils import models, runtime
 from colab_utils.training.log_probs import token_log_probs
 from colab_utils.training.pairs import ANSWERS, Collator
-from colab_utils.training.sft import FastSFTTrainer
+from colab_utils.training.sft import OwnBatchesTrainer
 from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
@@ -76,21 +75,15 @@ def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Scores:
     return Scores(*(half.view(2, -1).T for half in (losses.sum(1), counts)))
 
 
-class PairTrainer(FastSFTTrainer):
+class PairTrainer(OwnBatchesTrainer):
     """The part of a trainer on pairs that does not depend on the loss.
 
     The dataset is made of `pairs.tokenize`, and the loss is a mean over pairs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        settings = kwargs.get("args")
-        if isinstance(settings, SFTConfig):
-            settings.remove_unused_columns = False
-            settings.dataset_kwargs = {"skip_prepare_dataset": True}
         kwargs["data_collator"] = Collator()
         super().__init__(*args, **kwargs)
-        # The trainer divides the mean over pairs by the accumulation.
-        self.model_accepts_loss_kwargs = False
 
 
 class FastDPOTrainer(PairTrainer):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
-from trl.trainer.sft_config import SFTConfig
 
 from colab_utils import data, models
 from colab_utils.data.tokens.rendering import Conversations
@@ -23,7 +22,7 @@ from colab_utils.generation.sampling import sampler
 from colab_utils.training import objectives
 from colab_utils.training.log_probs import pad, token_log_probs
 from colab_utils.training.reward_model import use_adapter
-from colab_utils.training.sft import FastSFTTrainer
+from colab_utils.training.sft import OwnBatchesTrainer
 from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ Rollout = dict[str, torch.Tensor]
 POLICY, REFERENCE = "default", "reference"
 
 
-class RolloutTrainer(FastSFTTrainer):
+class RolloutTrainer(OwnBatchesTrainer):
     """The part of GRPO and PPO that writes, scores and updates.
 
     `rows` are the rows of a dataset; only their prompts are read. `reward` returns a
@@ -64,10 +63,6 @@ class RolloutTrainer(FastSFTTrainer):
         self.answer_tokens, self.group, self.updates = answer_tokens, group, updates
         self.beta, self.clip = beta, clip
         self.tokens, self.writers = tokens, writers
-        settings = kwargs.get("args")
-        if isinstance(settings, SFTConfig):
-            settings.remove_unused_columns = False
-            settings.dataset_kwargs = {"skip_prepare_dataset": True}
         numbers = range(len(self.rows))
         kwargs["train_dataset"] = Dataset.from_dict(
             {"index": numbers, "input_ids": [[0] for _ in numbers]}
@@ -75,7 +70,6 @@ class RolloutTrainer(FastSFTTrainer):
         kwargs["data_collator"] = _indices
         super().__init__(*args, **kwargs)
         self.prompts = self._read_prompts()
-        self.model_accepts_loss_kwargs = False
 
     def _read_prompts(self) -> list[list[int]]:
         """Return the token ids of the rows' prompts."""

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
+from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 
@@ -145,6 +146,21 @@ class FastSFTTrainer(SFTTrainer):
         self._total_train_tokens += gather(count).sum().item()
         metrics["num_tokens"] = [self._total_train_tokens]
         metrics["mean_token_accuracy"].append(gather(accuracy).mean().item())
+
+
+class OwnBatchesTrainer(FastSFTTrainer):
+    """A trainer whose `data_collator` reads the rows as they are.
+
+    The loss is a mean over a batch's rows; the trainer divides it by the accumulation.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = kwargs.get("args")
+        if isinstance(settings, SFTConfig):
+            settings.remove_unused_columns = False
+            settings.dataset_kwargs = {"skip_prepare_dataset": True}
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
 
 
 def _one_later(rate: Callable[[int], float]) -> Callable[[int], float]:
