@@ -27,10 +27,13 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-def test_10_policy_gains(finished):
+def test_10_policy_gains_and_an_unpunished_one_cheats(finished):
     found = {one["claim"]: one["value"] for one in read_claims(finished / "done.ipynb")}
     assert found["points gained by GRPO"] > 15
     assert found["points gained by PPO"] > 15
+    assert found["proxy, gain"] > 0.2
+    assert found["points, change"] < -10
+    assert found["points by the penalty"] > 15
 
 
 def test_10_adapter_merges_like_any_other(finished, tmp_path, tokenizer):
