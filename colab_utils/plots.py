@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -191,6 +192,25 @@ def spread(series: dict[str, list[float]]) -> Figure:
     return figure
 
 
+def confusion(truth: list[str], found: list[str]) -> Figure:
+    """Return how often each true label (row) got each predicted label (column)."""
+    names = sorted({*truth, *found})
+    pairs = Counter(zip(truth, found, strict=True))
+    counts = [[pairs[row, column] for column in names] for row in names]
+    figure, axes = _figure(0.5 * len(names) + 1.5)
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            dark = shares[y][x] > 0.5
+            axes.text(x, y, str(count), ha="center", color="white" if dark else "black")
+    short = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
+    axes.set_xticks(range(len(names)), short, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), short)
+    axes.set(xlabel="predicted", ylabel="true")
+    return figure
+
+
 def calibration(probabilities: list[float], right: list[bool], bins: int = 5) -> Figure:
     """Return the share of right predictions against their mean probability.
 
@@ -198,14 +218,10 @@ def calibration(probabilities: list[float], right: list[bool], bins: int = 5) ->
     model's points are on the dashed line: of its predictions with a probability of 0.8,
     80 % are right.
     """
-    import numpy as np
+    from colab_utils import evaluation
 
     figure, axes = _figure()
-    order = np.argsort(probabilities, kind="stable")
-    points = [
-        (np.mean(np.array(probabilities)[some]), np.mean(np.array(right)[some]))
-        for some in np.array_split(order, bins)
-    ]
+    points = evaluation.calibration(probabilities, right, bins)
     least = min(probabilities)
     axes.plot([least, 1], [least, 1], color=GRAY, ls="--")
     axes.plot(*zip(*points, strict=True), color=BLUE, marker="o")

@@ -197,3 +197,16 @@ def test_selections_show_all_rows_and_the_selected():
     ]
     assert counts == [[20, 3], [20, 1]]
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+
+
+def test_confusion_counts_each_pair_and_cuts_long_names():
+    truth = ["a", "a", "b", "a very long name of a label"]
+    figure = plots.confusion(truth, ["a", "b", "b", "b"])
+    render(figure)
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == list("110010010")
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        "a",
+        "a very long name of…",
+        "b",
+    ]
