@@ -204,9 +204,16 @@ def test_confusion_counts_each_pair_and_cuts_long_names():
     figure = plots.confusion(truth, ["a", "b", "b", "b"])
     render(figure)
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.texts] == list("110010010")
+    assert [text.get_text() for text in axes.texts] == list("101001001")
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [
         "a",
         "a very long name of…",
         "b",
     ]
+
+
+def test_decisions_show_each_question_and_its_answer():
+    figure = plots.decisions([("Is it so?", "do this"), ("Or so?", "do that")])
+    render(figure)
+    shown = {text.get_text() for text in figure.axes[0].texts}
+    assert {"Is it so?", "do this", "Or so?", "do that", "yes", "no"} <= shown
