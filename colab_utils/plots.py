@@ -253,19 +253,18 @@ def selections(vectors: Vectors, picks: dict[str, list[int]]) -> Figure:
 def decisions(steps: list[tuple[str, str]]) -> Figure:
     """Return a picture of questions, one below the other, with what a "yes" leads to.
 
-    `steps` are pairs of a question and its answer. The question of the last step is
-    what is left after the "no" of all others.
+    `steps` are pairs of a question and its answer.
     """
     figure, axes = _figure(0.75 * len(steps))
     box = {"boxstyle": "round,pad=0.4", "edgecolor": GRAY}
     arrow = {"arrowstyle": "->", "color": GRAY}
     for number, (question, answer) in enumerate(steps):
-        y, last = -number, number == len(steps) - 1
+        y = -number
         axes.text(0, y, question, va="center", bbox=box | {"facecolor": LIGHT_GRAY})
         axes.text(5.4, y, answer, va="center", bbox=box | {"facecolor": LIGHT_GREEN})
         axes.annotate("", (5.3, y), (4.2, y), arrowprops=arrow)
-        axes.text(4.75, y + 0.12, "" if last else "yes", ha="center", color=GRAY)
-        if not last:
+        axes.text(4.75, y + 0.12, "yes", ha="center", color=GRAY)
+        if number < len(steps) - 1:
             axes.annotate("", (0.3, y - 0.7), (0.3, y - 0.3), arrowprops=arrow)
             axes.text(0.4, y - 0.5, "no", va="center", color=GRAY)
     axes.set(xlim=(-0.2, 9.5), ylim=(-len(steps) + 0.5, 0.5))
