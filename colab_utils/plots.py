@@ -193,13 +193,22 @@ def spread(series: dict[str, list[float]]) -> Figure:
 
 
 def confusion(truth: list[str], found: list[str]) -> Figure:
-    """Return how often each true label (row) got each predicted label (column)."""
+    """Return how often each true label (row) got each predicted label (column).
+
+    More than 25 labels get neither names nor numbers, which would overlap.
+    """
+    if not truth:
+        raise ValueError("There are no predictions: is the test file empty?")
     names = sorted({*truth, *found})
     pairs = Counter(zip(truth, found, strict=True))
     counts = [[pairs[row, column] for column in names] for row in names]
-    figure, axes = _figure(0.5 * len(names) + 1.5)
+    figure, axes = _figure(0.5 * min(len(names), 10) + 1.5)
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(names) > 25:
+        axes.set(xticks=[], yticks=[])
+        return figure
     for y, row in enumerate(counts):
         for x, count in enumerate(row):
             dark = shares[y][x] > 0.5
@@ -207,7 +216,6 @@ def confusion(truth: list[str], found: list[str]) -> Figure:
     short = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
     axes.set_xticks(range(len(names)), short, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), short)
-    axes.set(xlabel="predicted", ylabel="true")
     return figure
 
 

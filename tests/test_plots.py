@@ -217,3 +217,17 @@ def test_decisions_show_each_question_and_its_answer():
     render(figure)
     shown = {text.get_text() for text in figure.axes[0].texts}
     assert {"Is it so?", "do this", "Or so?", "do that", "yes", "no"} <= shown
+
+
+def test_confusion_of_many_labels_is_of_readable_size():
+    names = [str(number) for number in range(200)]
+    figure = plots.confusion(names, names)
+    render(figure)
+    assert figure.get_size_inches()[1] < 8
+    assert not figure.axes[0].texts and not len(figure.axes[0].get_yticks())
+
+
+def test_confusion_and_calibration_without_predictions_are_refused():
+    for draw in (plots.confusion, plots.calibration):
+        with pytest.raises(ValueError, match="no predictions"):
+            draw([], [])

@@ -11,10 +11,18 @@ def calibration(
     """Return the mean probability and the share right of each bin of predictions.
 
     The bins have about as many predictions each, in order of the probability. There
-    are fewer bins than `bins` if there are fewer predictions.
+    are fewer bins than `bins` if there are fewer predictions. Raises ValueError if
+    there are none, or not as many probabilities as values of `right`.
     """
     import numpy as np
 
+    if not len(probabilities):
+        raise ValueError("There are no predictions: is the test file empty?")
+    if len(probabilities) != len(right):
+        raise ValueError(
+            f"There are {len(probabilities):,} probabilities for {len(right):,} "
+            "predictions: give one for each."
+        )
     order = np.argsort(probabilities, kind="stable")
     sure, hit = np.asarray(probabilities, float)[order], np.asarray(right, float)[order]
     parts = np.array_split(np.arange(len(order)), min(bins, len(order)))
@@ -26,12 +34,10 @@ def calibration_error(
 ) -> float:
     """Return the expected calibration error: the bins' mean difference.
 
-    A bin's difference is that of its mean probability and its share right. Raises
-    ValueError if there are no predictions. Source: Nguyen and O'Connor 2015, "Posterior
-    calibration and exploratory analysis for natural language processing models", for
-    bins of equal size; Guo et al. 2017 for the name.
+    A bin's difference is that of its mean probability and its share right. Source:
+    Nguyen and O'Connor 2015, "Posterior calibration and exploratory analysis for
+    natural language processing models", for bins of equal size; Guo et al. 2017 for the
+    name.
     """
-    if not len(probabilities):
-        raise ValueError("There are no predictions: is the test file empty?")
     found = calibration(probabilities, right, bins)
     return sum(abs(sure - hit) for sure, hit in found) / len(found)

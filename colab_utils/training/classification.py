@@ -50,12 +50,19 @@ def tokenize(
 
     {"input_ids": [...], "label": 3}. A text is cut after `longest` tokens. The label is
     -1 if it is not among the names: no prediction is right then. Printed lines count
-    both.
+    both. Raises ValueError for a text without tokens, and if `longest` is below 1.
     """
+    if longest < 1:
+        raise ValueError(f"A text is cut after {longest} tokens: keep 1 or more.")
     numbers = {name: number for number, name in enumerate(names)}
     found, cut = [], 0
     for row in runtime.progress(rows, "tokenizing"):
         ids = data.encodings(row, tokenizer)[0]["input_ids"]
+        if not ids:
+            raise ValueError(
+                f"The text of line {row.get('line', len(found) + 1)} has no token, so "
+                "there is no last one to read: remove the row."
+            )
         cut += len(ids) > longest
         label = numbers.get(row["label"], -1)
         found.append({"input_ids": ids[:longest], "label": label})

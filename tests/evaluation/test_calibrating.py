@@ -29,6 +29,11 @@ def test_calibration_error_without_predictions_is_refused():
         evaluation.calibration_error([], [])
 
 
+def test_calibration_of_lists_of_unequal_length_is_refused():
+    with pytest.raises(ValueError, match="1 probabilities for 2 predictions"):
+        evaluation.calibration([0.5], [True, False])
+
+
 @given(st.lists(PREDICTION, min_size=1, max_size=60))
 def test_calibration_error_is_at_least_that_of_the_mean(predictions):
     """With bins of equal size, the error is at least |mean probability - share|."""

@@ -190,6 +190,26 @@ def test_known_labels_and_short_texts_print_nothing(tokenizer, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("longest", [0, -1])
+def test_texts_that_are_cut_to_nothing_are_refused(longest, tokenizer):
+    with pytest.raises(ValueError, match=f"cut after {longest} tokens"):
+        classification.tokenize([], tokenizer, ["x", "y"], longest)
+
+
+def test_a_text_without_tokens_is_refused(tokenizer, monkeypatch):
+    """As a tokenizer without a BOS token reads an empty text."""
+    monkeypatch.setattr(data, "encodings", lambda *_: [{"input_ids": []}])
+    with pytest.raises(ValueError, match="line 7 has no token"):
+        classification.tokenize(
+            [{"text": "", "label": "x", "line": 7}], tokenizer, [], 4
+        )
+
+
+def test_classes_are_sorted():
+    rows = [{"text": "a", "label": label} for label in ("c", "b", "a", "b")]
+    assert classification.classes(rows) == ["a", "b", "c"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("label", [-1, 6])
 def test_a_label_without_an_output_is_refused(label, tokenizer, tmp_path):
@@ -215,6 +235,10 @@ def test_a_label_without_an_output_is_refused(label, tokenizer, tmp_path):
 def test_rows_that_nothing_can_be_learned_from_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         classification.classes(rows)
+
+
+def test_micro_batches_count_on_the_longest_rows():
+    assert micro_batches([1, 1, 1, 300, 300], 600, 5) == (2, 3)
 
 
 @given(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from colab_utils import demo, models, weights
+from colab_utils.weights import classifier
 
 TEXTS = ["People in Kenya speak Swahili.", "Hello", "The capital of Peru is Lima."]
 NAMES = ["a b", 'é"\n', "c", "", "日本", "LABEL_0"]
@@ -105,3 +106,74 @@ def test_family_without_a_classifier_is_refused(merged, head):
     with pytest.raises(ValueError, match="no classifier for the family mamba"):
         weights.write_classifier(merged, head, NAMES, 0)
     assert not (merged / "score.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "names", "message"),
+    [
+        ({}, ["a", "b", "a"], "3 labels have 2 different names"),
+        ({}, ["a"], "1 labels have 1 different names"),
+        ({"hidden_size": None}, ["a", "b"], "has no hidden_size"),
+        ({"model_type": None}, ["a", "b"], "no classifier for the family None"),
+    ],
+)
+def test_names_and_configs_that_no_classifier_can_have_are_refused(
+    merged, fields, names, message
+):
+    config = json.loads((merged / "config.json").read_text("utf-8"))
+    config = {name: x for name, x in config.items() if name not in fields}
+    (merged / "config.json").write_text(json.dumps(config))
+    before = sorted(merged.iterdir())
+    with pytest.raises(ValueError, match=message):
+        weights.write_classifier(merged, torch.zeros(len(names), 192), names, 0)
+    assert sorted(merged.iterdir()) == before
+
+
+def test_a_folder_with_only_a_head_is_refused(merged, head):
+    (merged / "model.safetensors").rename(merged / "score.safetensors")
+    before = (merged / "score.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"no weights but score\.safetensors"):
+        weights.write_classifier(merged, head, NAMES, 0)
+    assert (merged / "score.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("step", ["write_json", "read_header", "change_json"])
+def test_a_killed_call_loses_nothing(merged, head, shards, step, monkeypatch):
+    if shards == 2:
+        split(merged)
+    before = {
+        n: x for f in weights.find_shards(merged) for n, x in load_file(f).items()
+    }
+
+    def kill(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(classifier, step, kill)
+        with pytest.raises(KeyboardInterrupt):
+            weights.write_classifier(merged, torch.zeros_like(head), NAMES, 0)
+    found = {n: x for f in weights.find_shards(merged) for n, x in load_file(f).items()}
+    assert found.keys() - {"score.weight"} == before.keys()
+    weights.write_classifier(merged, head, NAMES, 0)
+    found = {n: x for f in weights.find_shards(merged) for n, x in load_file(f).items()}
+    assert torch.equal(found.pop("score.weight"), head)
+    assert all(torch.equal(found[name], before[name]) for name in before)
+
+
+def test_an_index_that_is_half_written_when_killed_is_not_seen(
+    merged, head, monkeypatch
+):
+    split(merged)
+    index = merged / "model.safetensors.index.json"
+    before, write = index.read_bytes(), type(index).write_text
+
+    def half(path, text, **kwargs):
+        write(path, text[: len(text) // 2], **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(index), "write_text", half)
+        with pytest.raises(KeyboardInterrupt):
+            weights.write_classifier(merged, head, NAMES, 0)
+    assert index.read_bytes() == before
