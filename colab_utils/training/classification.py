@@ -55,7 +55,8 @@ def tokenize(
     if longest < 1:
         raise ValueError(f"A text is cut after {longest} tokens: keep 1 or more.")
     numbers = {name: number for number, name in enumerate(names)}
-    found, cut = [], 0
+    found: list[dict[str, Any]] = []
+    cut = 0
     for row in runtime.progress(rows, "tokenizing"):
         ids = data.encodings(row, tokenizer)[0]["input_ids"]
         if not ids:
