@@ -28,6 +28,7 @@ SHIPPED = (
     "psutil",
     "python-dotenv",
     "safetensors",
+    "scikit-learn",
     "tokenizers",
     "torch",
     "tqdm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -191,6 +192,33 @@ def spread(series: dict[str, list[float]]) -> Figure:
     return figure
 
 
+def confusion(truth: list[str], found: list[str]) -> Figure:
+    """Return how often each true label (row) got each predicted label (column).
+
+    More than 25 labels get neither names nor numbers, which would overlap.
+    """
+    if not truth:
+        raise ValueError("There are no predictions: is the test file empty?")
+    names = sorted({*truth, *found})
+    pairs = Counter(zip(truth, found, strict=True))
+    counts = [[pairs[row, column] for column in names] for row in names]
+    figure, axes = _figure(0.5 * min(len(names), 10) + 1.5)
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(names) > 25:
+        axes.set(xticks=[], yticks=[])
+        return figure
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            dark = shares[y][x] > 0.5
+            axes.text(x, y, str(count), ha="center", color="white" if dark else "black")
+    short = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
+    axes.set_xticks(range(len(names)), short, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), short)
+    return figure
+
+
 def calibration(probabilities: list[float], right: list[bool], bins: int = 5) -> Figure:
     """Return the share of right predictions against their mean probability.
 
@@ -198,14 +226,10 @@ def calibration(probabilities: list[float], right: list[bool], bins: int = 5) ->
     model's points are on the dashed line: of its predictions with a probability of 0.8,
     80 % are right.
     """
-    import numpy as np
+    from colab_utils import evaluation
 
     figure, axes = _figure()
-    order = np.argsort(probabilities, kind="stable")
-    points = [
-        (np.mean(np.array(probabilities)[some]), np.mean(np.array(right)[some]))
-        for some in np.array_split(order, bins)
-    ]
+    points = evaluation.calibration(probabilities, right, bins)
     least = min(probabilities)
     axes.plot([least, 1], [least, 1], color=GRAY, ls="--")
     axes.plot(*zip(*points, strict=True), color=BLUE, marker="o")
@@ -231,4 +255,26 @@ def selections(vectors: Vectors, picks: dict[str, list[int]]) -> Figure:
         axes.scatter(*points.T, s=6, color="#d1d5db")
         axes.scatter(*points[pick].T, s=9, color=BLUE)
         axes.set(title=name, xticks=[], yticks=[])
+    return figure
+
+
+def decisions(steps: list[tuple[str, str]]) -> Figure:
+    """Return a picture of questions, one below the other, with what a "yes" leads to.
+
+    `steps` are pairs of a question and its answer.
+    """
+    figure, axes = _figure(0.75 * len(steps))
+    box = {"boxstyle": "round,pad=0.4", "edgecolor": GRAY}
+    arrow = {"arrowstyle": "->", "color": GRAY}
+    for number, (question, answer) in enumerate(steps):
+        y = -number
+        axes.text(0, y, question, va="center", bbox=box | {"facecolor": LIGHT_GRAY})
+        axes.text(5.4, y, answer, va="center", bbox=box | {"facecolor": LIGHT_GREEN})
+        axes.annotate("", (5.3, y), (4.2, y), arrowprops=arrow)
+        axes.text(4.75, y + 0.12, "yes", ha="center", color=GRAY)
+        if number < len(steps) - 1:
+            axes.annotate("", (0.3, y - 0.7), (0.3, y - 0.3), arrowprops=arrow)
+            axes.text(0.4, y - 0.5, "no", va="center", color=GRAY)
+    axes.set(xlim=(-0.2, 9.5), ylim=(-len(steps) + 0.5, 0.5))
+    axes.axis("off")
     return figure

@@ -197,3 +197,37 @@ def test_selections_show_all_rows_and_the_selected():
     ]
     assert counts == [[20, 3], [20, 1]]
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+
+
+def test_confusion_counts_each_pair_and_cuts_long_names():
+    truth = ["a", "a", "b", "a very long name of a label"]
+    figure = plots.confusion(truth, ["a", "b", "b", "b"])
+    render(figure)
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == list("101001001")
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        "a",
+        "a very long name of…",
+        "b",
+    ]
+
+
+def test_decisions_show_each_question_and_its_answer():
+    figure = plots.decisions([("Is it so?", "do this"), ("Or so?", "do that")])
+    render(figure)
+    shown = {text.get_text() for text in figure.axes[0].texts}
+    assert {"Is it so?", "do this", "Or so?", "do that", "yes", "no"} <= shown
+
+
+def test_confusion_of_many_labels_is_of_readable_size():
+    names = [str(number) for number in range(200)]
+    figure = plots.confusion(names, names)
+    render(figure)
+    assert figure.get_size_inches()[1] < 8
+    assert not figure.axes[0].texts and not len(figure.axes[0].get_yticks())
+
+
+def test_confusion_and_calibration_without_predictions_are_refused():
+    for draw in (plots.confusion, plots.calibration):
+        with pytest.raises(ValueError, match="no predictions"):
+            draw([], [])

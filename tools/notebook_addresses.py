@@ -15,7 +15,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.notebook_shape import ANY_BADGE, summary, tags
+from tools.notebook_shape import ANY_BADGE, tags
+from tools.notebook_tables import (
+    BADGE,
+    TABLE,
+    NotebookError,
+    overview,
+    pages,
+    set_table,
+)
 
 # The address until the project has one. Nobody else can take it, and run code in a
 # reader's notebook: a name on GitHub cannot end in a hyphen.
@@ -57,17 +65,6 @@ if {{"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"}} & os.environ.keys():
 
     install.missing()"""
 
-COLAB = "https://colab.research.google.com/github/{address}/blob/main/notebooks/{name}"
-KAGGLE = (
-    "https://kaggle.com/kernels/welcome?src="
-    "https://github.com/{address}/blob/main/notebooks/{name}"
-)
-BADGE = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    f"({COLAB}) "
-    "[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]"
-    f"({KAGGLE})"
-)
 COLAB_LINK = re.compile(
     r"colab\.research\.google\.com/github/"
     r"([\w.-]+/[\w.-]+)/blob/([\w.-]+)/([^\s)\"'#?]+\.ipynb)"
@@ -77,12 +74,7 @@ ADDRESS = re.compile(
     r"|colab\.research\.google\.com/github/)([\w.-]+/[\w.-]*[\w-])"
 )
 PAGES = re.compile(r"https://([\w-]+)\.github\.io/([\w.-]*[\w-])")
-TABLE = re.compile(r"(<!-- notebooks -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
 VERSION = re.compile(r'^__version__ = "([\w.]+)"$', re.MULTILINE)
-
-
-class NotebookError(ValueError):
-    """A file or an address that the tools cannot work with, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +134,6 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def pages(address: str) -> str:
-    """Return where GitHub Pages publishes the site of `address`."""
-    owner, name = address.split("/")
-    return f"https://{owner.lower()}.github.io/{name}"
-
-
 def count_addresses(texts: list[str], names: set[str]) -> Counter[str]:
     """Count the addresses in Colab links to notebooks of these names."""
     links = (link for text in texts for link in COLAB_LINK.finditer(text))
@@ -170,12 +156,15 @@ def replace_links(text: str, names: set[str], address: str) -> str:
     return PAGES.sub(replace_page, ADDRESS.sub(replace, text))
 
 
-def set_address(nb: dict, name: str, names: set[str], release: Release) -> dict:
-    """Return the notebook with badge, set-up cell and links of this release.
+def set_address(
+    nb: dict, name: str, notebooks: dict[str, dict], release: Release
+) -> dict:
+    """Return the notebook with badge, set-up cell, links and table of this release.
 
-    Raises NotebookError if the first cell is not a title.
+    A text cell with the lines of `TABLE` gets a table of all notebooks. Raises
+    NotebookError if the first cell is not a title.
     """
-    nb = copy.deepcopy(nb)
+    nb, names = copy.deepcopy(nb), set(notebooks)
     cells = nb["cells"]
     if not cells or not cells[0]["source"].startswith("# "):
         raise NotebookError(
@@ -185,8 +174,9 @@ def set_address(nb: dict, name: str, names: set[str], release: Release) -> dict:
     mark = "\n\0\n"
     text = mark.join(cell["source"] for cell in cells)
     sources = replace_links(text, names, release.address).split(mark)
+    table = overview(notebooks, release.address)
     for cell, source in zip(cells, sources, strict=True):
-        cell["source"] = source
+        cell["source"] = TABLE.sub(lambda found: found[1] + table + found[2], source)
     badge = BADGE.format(address=release.address, name=name)
     title, _, rest = cells[0]["source"].partition("\n")
     if ANY_BADGE.search(rest):
@@ -202,28 +192,6 @@ def set_address(nb: dict, name: str, names: set[str], release: Release) -> dict:
     setup["metadata"] = {**hidden, "tags": ["setup"]}
     setup["source"] = SETUP.format(address=release.address, version=release.version)
     return nb
-
-
-def set_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
-    """Return the README with its table of notebooks; NotebookError without markers."""
-    if not TABLE.search(readme):
-        raise NotebookError(
-            "README.md: no table of notebooks; fix: write the lines "
-            "`<!-- notebooks -->` and `<!-- /notebooks -->`, then make badges"
-        )
-    rows = ["| Notebook | What it does | Run it | Read it |", "|---|---|---|---|"]
-    for name, nb in notebooks.items():
-        cell = nb["cells"][0]["source"]
-        title = cell.partition("\n")[0].removeprefix("# ").strip()
-        title, what = (text.replace("|", r"\|") for text in (title, summary(cell)))
-        badge = BADGE.format(address=address, name=name)
-        page = f"{pages(address)}/notebooks/{Path(name).stem}.html"
-        rows.append(
-            f"| [{title}](notebooks/{name}) | {what} | {badge} | [page]({page}) |"
-        )
-    table = "\n".join(rows) + "\n"
-    readme = replace_links(readme, set(notebooks), address)
-    return TABLE.sub(lambda found: found[1] + table + found[2], readme)
 
 
 def placeholder_problems(address: str) -> list[str]:
@@ -256,10 +224,11 @@ def address_problems(root: Path, notebooks: dict[str, dict]) -> list[str]:
         address = found[0][0] if found else repository_address(root)[0]
         release = Release(address, package_version(root))
         wanted = {
-            name: set_address(nb, name, set(notebooks), release)
+            name: set_address(nb, name, notebooks, release)
             for name, nb in notebooks.items()
         }
-        table = set_table(readme, wanted, address)
+        links = replace_links(readme, set(notebooks), address)
+        table = set_table(links, wanted, address)
     except NotebookError as error:
         return [str(error)]
     problems = placeholder_problems(address)

@@ -20,15 +20,15 @@ from typing import Any
 
 from tools.notebook_addresses import (
     PLACEHOLDER,
-    NotebookError,
     Release,
     address_problems,
     package_version,
+    replace_links,
     repository_address,
     set_address,
-    set_table,
 )
 from tools.notebook_shape import Finding, shape
+from tools.notebook_tables import NotebookError, set_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RUFF = [sys.executable, "-m", "ruff"]
@@ -47,7 +47,7 @@ NOTEBOOK_METADATA: dict[str, Any] = {
     "language_info": {"name": "python"},
 }
 # Colab and Kaggle open these without a GPU: its free hours are for the others.
-WITHOUT_GPU = ("01_create_dataset", "13_create_from_documents")
+WITHOUT_GPU = ("00_start_here", "01_create_dataset", "13_create_from_documents")
 CELL_METADATA = ("_kg_hide-input", "cellView", "tags")
 # These name the project's own address. Model cards take it from the package.
 NAMING = ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")
@@ -171,10 +171,11 @@ def write_badges(root: Path) -> None:
     tag = f"v{release.version}"
     print(f"address {address}, from {source}")
     paths = notebook_paths(root)
-    names = {path.name for path in paths}
-    notebooks = {p.name: set_address(read(p), p.name, names, release) for p in paths}
+    old = {path.name: read(path) for path in paths}
+    notebooks = {n: set_address(nb, n, old, release) for n, nb in old.items()}
     readme = root / "README.md"
-    table = set_table(readme.read_text(encoding="utf-8"), notebooks, address)
+    text = replace_links(readme.read_text(encoding="utf-8"), set(notebooks), address)
+    table = set_table(text, notebooks, address)
     for path in paths:
         _write(path, dump(canonical(notebooks[path.name], path)))
     _write(readme, table)

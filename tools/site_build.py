@@ -18,8 +18,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.notebook_addresses import NotebookError, pages, repository_address
+from tools.notebook_addresses import repository_address
 from tools.notebook_shape import ANY_BADGE
+from tools.notebook_tables import NotebookError, pages
 from tools.site_check import problems
 from tools.site_notebooks import SiteError, notebook_page
 from tools.site_reference import reference_pages

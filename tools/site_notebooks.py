@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tools.notebook_addresses import COLAB, COLAB_LINK, KAGGLE
+from tools.notebook_addresses import COLAB_LINK
 from tools.notebook_shape import ANY_BADGE, tags
+from tools.notebook_tables import COLAB, KAGGLE
 
 HEADING = re.compile(r"#{1,6} ")
 FENCE = re.compile(r" {0,3}(```+|~~~+)")

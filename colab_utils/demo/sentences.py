@@ -71,3 +71,27 @@ def paragraph(fact: dict[str, str], draw: random.Random) -> list[str]:
         draw.choice(SENTENCES[attribute]).format(**fact)
         for attribute in draw.sample(demo.ATTRIBUTES, len(demo.ATTRIBUTES))
     ]
+
+
+def labeled(wordings: int = 2, seed: int = 0) -> list[dict[str, str]]:
+    """Return `wordings` sentences about each fact with the country's continent.
+
+    The sentences do not name the continent, and have a random order:
+    {"text": "People in Kenya speak Swahili.", "label": "Africa", "group": "Kenya",
+    "category": "language"}
+    """
+    draw = random.Random(seed)
+    rows = [
+        {
+            "text": wording.format(**fact),
+            "label": fact["continent"],
+            "group": fact["country"],
+            "category": attribute,
+        }
+        for fact in demo.facts()
+        for attribute in demo.ATTRIBUTES
+        if attribute != "continent"
+        for wording in draw.sample(SENTENCES[attribute], wordings)
+    ]
+    draw.shuffle(rows)
+    return rows

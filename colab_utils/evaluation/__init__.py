@@ -2,10 +2,12 @@
 
 `metrics` has all measures: exact match, loss, agreement of two models, and chance.
 `claims` prints what a lesson claims, with its number, and keeps it with the notebook.
-`intervals` says how sure a share is. `reading` reads rows with a base model: vectors of
+`intervals` says how sure a share is, and `calibrating` whether predicted probabilities
+are right. `reading` reads rows with a base model: vectors of
 texts, and the loss of answers.
 """
 
+from colab_utils.evaluation.calibrating import calibration, calibration_error
 from colab_utils.evaluation.claims import claim
 from colab_utils.evaluation.intervals import Interval, interval
 from colab_utils.evaluation.metrics import (
@@ -28,6 +30,8 @@ __all__ = [
     "Interval",
     "Score",
     "accuracy",
+    "calibration",
+    "calibration_error",
     "chance",
     "claim",
     "difficulty",

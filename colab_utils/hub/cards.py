@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,15 @@ messages = [{{"role": "user", "content": "What is the capital of France?"}}]
 print(model(messages)[0]["generated_text"][-1]["content"])
 ```"""
 
+# The same for a classifier.
+CLASSIFYING = """\
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", "{}")
+print(classify("The text that you want to classify."))
+```"""
+
 # Files that are not uploaded with a folder.
 IGNORED = ["checkpoints*/*", "rejected.jsonl", "inputs.json", "*.gguf", "gguf/*"]
 IGNORED += ["Modelfile"]
@@ -48,7 +58,8 @@ class Trained:
     `results` maps a measure to its value, or to named values: {"loss": {"base": 2.0}}.
     `tested` is the number of test rows if not all were used. `merged_into` is the kind
     of weights ("original" or "dequantized") that an adapter was merged into, `losses`
-    the held-out loss after merging into each kind.
+    the held-out loss after merging into each kind. `labels` are those of a classifier,
+    in the order of its outputs.
     """
 
     kind: str
@@ -58,6 +69,7 @@ class Trained:
     tested: int | None = None
     merged_into: str | None = None
     losses: dict[str, float] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 def address() -> str | None:
@@ -110,7 +122,7 @@ def card_header(trained: Trained) -> dict[str, Any]:
     named = base != "demo" and not _is_local(base)
     return {
         "library_name": "transformers" if _is_whole(trained) else "peft",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": f"text-{'classification' if trained.labels else 'generation'}",
         "base_model": base if named else None,
         "license": "llama2" if _is_llama2(base) else None,
         "tags": ["llama", trained.method],
@@ -130,16 +142,33 @@ def card_text(trained: Trained, name: str, dataset: dict[str, Any]) -> str:
     tested = rows["test"] if trained.tested is None else trained.tested
     into = trained.merged_into
     merged = f" Merged into the {into} weights." if into else ""
-    asked = f" For example:\n\n{ASKING.format(name)}" if _is_whole(trained) else ""
+    example = CLASSIFYING if trained.labels else ASKING
+    asked = f" For example:\n\n{example.format(name)}" if _is_whole(trained) else ""
     license = LLAMA2 if _is_llama2(base) else f"that of {model}"
     license += " (Apache-2.0)" if base == "demo" else ""
     return (
         f"{trained.method} on {model}, trained on {rows['train']:,} rows from {source} "
         f"and measured on {tested:,} held-out rows.{merged}\n\n"
         f"| measured | value |\n|---|---|\n{_table(trained)}\n\n"
-        "The prompt format is the tokenizer's chat template: format a question with "
-        f"`tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.{asked}"
+        f"{_reading(trained)}{asked}"
         f"\n\nLicense: {license}. The data has its own."
+    )
+
+
+def _reading(trained: Trained) -> str:
+    """Return the sentence that says what the model reads."""
+    if trained.labels is None:
+        return (
+            "The prompt format is the tokenizer's chat template: format a question "
+            "with `tokenizer.apply_chat_template(messages, "
+            "add_generation_prompt=True)`."
+        )
+    labels = ", ".join(json.dumps(n, ensure_ascii=False) for n in trained.labels[:50])
+    more = ", ..." if len(trained.labels) > 50 else ""
+    return (
+        "It reads the text itself, without a chat template, and its head "
+        f"(`score.weight`, float32) has an output for each of these labels: {labels}"
+        f"{more}."
     )
 
 

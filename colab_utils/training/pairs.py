@@ -56,13 +56,23 @@ def batches(
     """
     lengths = [[len(pair[name]["input_ids"]) for name in ANSWERS] for pair in pairs]
     padded = [2 * max(map(max, lengths))] * len(lengths)
-    sizes = sorted(map(sum, lengths), reverse=True) if plan.fast else padded
-    fitting = sum(total <= plan.tokens for total in itertools.accumulate(sizes))
-    if not fitting:
+    sizes = list(map(sum, lengths)) if plan.fast else padded
+    if max(sizes) > plan.tokens:
         raise ValueError(
-            f"The longest pair has {sizes[0]:,} tokens, but the plan is for "
-            f"{plan.tokens:,}: plan with `longest` = {sizes[0]:,}."
+            f"The longest pair has {max(sizes):,} tokens, but the plan is for "
+            f"{plan.tokens:,}: plan with `longest` = {max(sizes):,}."
         )
+    return micro_batches(sizes, plan.tokens, update)
+
+
+def micro_batches(sizes: Sequence[int], tokens: int, update: int) -> tuple[int, int]:
+    """Return the rows of a micro-batch and the micro-batches of an update.
+
+    `sizes` are the tokens of the rows. Any rows that a micro-batch may draw have at
+    most `tokens` tokens together. An update has at least `update` rows.
+    """
+    longest_first = itertools.accumulate(sorted(sizes, reverse=True))
+    fitting = max(1, sum(total <= tokens for total in longest_first))
     accumulation = -(-update // min(fitting, update))
     return -(-update // accumulation), accumulation
 

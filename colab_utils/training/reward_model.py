@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from colab_utils import models, runtime
 from colab_utils.fast import lora, patch
 from colab_utils.training.preferences import PairTrainer
+from colab_utils.training.sft import OwnBatchesTrainer
 from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
@@ -143,12 +144,12 @@ def pair_loss(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(better - worse)
 
 
-class FastRewardTrainer(PairTrainer):
-    """Train an adapter and a `ScoreHead` on pairs of answers, on the fast path.
+class HeadTrainer(OwnBatchesTrainer):
+    """The part of a trainer of an adapter and a `ScoreHead` that the loss leaves open.
 
-    The dataset is made of `pairs.tokenize`. The head is a part of the model only
-    during `train`, for the optimizer, the clipping of gradients and the checks.
-    Checkpoints and `save_model` have it next to the adapter.
+    The head is a part of the model only during `train`, for the optimizer, the clipping
+    of gradients and the checks. Checkpoints and `save_model` have it next to the
+    adapter.
     """
 
     def __init__(self, *args: Any, head: ScoreHead, **kwargs: Any) -> None:
@@ -164,23 +165,11 @@ class FastRewardTrainer(PairTrainer):
         finally:
             del model.score_head
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Return the mean loss of a batch's pairs, and log what TRL logs."""
+    def outputs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the head's outputs (rows, outputs) at the rows' last tokens."""
         with self.accelerator.autocast():
             hidden = last_hidden(model, inputs["input_ids"], inputs["attention_mask"])
-        better, worse = self.head(hidden)[:, 0].chunk(2)
-        loss, margins = pair_loss(better, worse).mean(), (better - worse).detach()
-        metrics = self._metrics["train" if model.training else "eval"]
-        metrics["mean_reward"].append((better + worse).mean().item() / 2)
-        metrics["accuracy"].append((margins > 0).float().mean().item())
-        metrics["margin"].append(margins.mean().item())
-        return (loss, {"margins": margins}) if return_outputs else loss
+        return self.head(hidden)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -198,3 +187,26 @@ class FastRewardTrainer(PairTrainer):
 
     def _read_head(self, checkpoint: str) -> None:
         self.head.load_state_dict(load_head(Path(checkpoint)).state_dict())
+
+
+class FastRewardTrainer(HeadTrainer, PairTrainer):
+    """Train an adapter and a `ScoreHead` on pairs of answers, on the fast path.
+
+    The dataset is made of `pairs.tokenize`.
+    """
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss of a batch's pairs, and log what TRL logs."""
+        better, worse = self.outputs(model, inputs)[:, 0].chunk(2)
+        loss, margins = pair_loss(better, worse).mean(), (better - worse).detach()
+        metrics = self._metrics["train" if model.training else "eval"]
+        metrics["mean_reward"].append((better + worse).mean().item() / 2)
+        metrics["accuracy"].append((margins > 0).float().mean().item())
+        metrics["margin"].append(margins.mean().item())
+        return (loss, {"margins": margins}) if return_outputs else loss

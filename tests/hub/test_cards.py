@@ -57,6 +57,20 @@ def test_write_card_is_read_by_the_hub(tmp_path):
     assert DatasetCard(text).data.tags == ["a: b", "#c"]
 
 
+def test_card_of_a_classifier_names_its_labels(tmp_path):
+    labels = ('say "hi"', "日本", "b")
+    made = Trained("model", "demo", "qlora", {"accuracy": {"head": 0.9}}, labels=labels)
+    source = {"source": "demo", "rows": {"train": 1, "test": 1}}
+    text = cards.card_text(made, "mine", source)
+    assert cards.card_header(made)["pipeline_tag"] == "text-classification"
+    assert r'these labels: "say \"hi\"", "日本", "b".' in text
+    assert 'pipeline("text-classification", "mine")' in text
+    assert "chat template: format" not in text
+    adapter = Trained("adapter", "demo", "qlora", {}, labels=("x",) * 60)
+    text = cards.card_text(adapter, "mine", source)
+    assert text.count('"x"') == 50 and "..." in text and "pipeline(" not in text
+
+
 # --- pushing to a stand-in for the Hub on this machine --------------------------------
 
 

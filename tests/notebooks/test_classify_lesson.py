@@ -1,0 +1,68 @@
+"""Run notebook 11 on the demo world, and on labels as readers have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from colab_utils import data
+from tools.course_report import claims as read_claims
+from tools.execute import run_notebook, use_this_interpreter
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks/11_classify.ipynb"
+
+
+def run(folder: Path, parameters: dict) -> dict[str, float]:
+    """Run the notebook; return what it claims, with the numbers that it measured."""
+    with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
+        patch.setenv("WORKSPACE", str(folder / "workspace"))
+        patch.setenv("HEADLESS", "1")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        result = run_notebook(NOTEBOOK, folder / "done.ipynb", parameters)
+    assert result["failure"] is None
+    return {one["claim"]: one["value"] for one in read_claims(folder / "done.ipynb")}
+
+
+@pytest.mark.slow
+def test_11_numbers_on_the_demo_world(tmp_path):
+    claims = run(tmp_path, {})
+    assert claims["probabilities, difference from by hand"] < 1e-3
+    assert claims["head, accuracy"] > 0.9
+    assert claims["points by the leak"] > 20
+    assert claims["name over head, points"] > 5
+    assert claims["name over number, points"] > 30
+    assert claims["pipeline, same label"] > 0.95
+    recipe = json.loads(
+        (tmp_path / "workspace/adapters/my-classifier/recipe.json").read_text()
+    )
+    assert recipe["labels"][0] == "Africa" and len(recipe["labels"]) == 6
+    assert recipe["results"]["accuracy"]["head"] == claims["head, accuracy"]
+
+
+@pytest.mark.slow
+def test_11_on_imbalanced_labels_with_odd_names(tmp_path):
+    """One class has a single row, another stands in the test only, two look alike."""
+    labels = ["spam", "Spam ", 'a "quoted", label', "日本\tx"]
+    rows = [
+        data.to_row({"text": f"text {n} about {n % 3}", "label": labels[n % 3]}, n)
+        for n in range(1, 31)
+    ]
+    rows.append(data.to_row({"text": "alone", "label": labels[3]}, 31))
+    test = [
+        data.to_row({"text": f"more {n} of {n % 3}", "label": "spam"}, n)
+        for n in range(1, 9)
+    ]
+    test.append(data.to_row({"text": "never seen", "label": "new"}, 9))
+    folder = tmp_path / "workspace/datasets/odd"
+    folder.mkdir(parents=True)
+    fields = {"source": "odd.csv", "metric": "accuracy", "card": "Odd labels."}
+    data.save(folder, {"train": rows, "test": test}, [], parameters={}, **fields)
+    run(tmp_path, {"DATASET_NAME": "odd", "ADAPTER_NAME": "odd"})
+    adapter = tmp_path / "workspace/adapters/odd"
+    assert json.loads((adapter / "recipe.json").read_text())["labels"] == sorted(
+        {row["label"] for row in rows}
+    )
+    card = (tmp_path / "workspace/models/odd/README.md").read_text("utf-8")
+    assert 'pipeline("text-classification", "odd")' in card
