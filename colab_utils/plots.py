@@ -219,18 +219,14 @@ def confusion(truth: list[str], found: list[str]) -> Figure:
     return figure
 
 
-def calibration(probabilities: list[float], right: list[bool], bins: int = 5) -> Figure:
-    """Return the share of right predictions against their mean probability.
+def calibration(points: list[tuple[float, float]]) -> Figure:
+    """Return a figure of `evaluation.calibration`: share right by mean probability.
 
-    A point stands for a bin of about as many predictions as the others. A calibrated
-    model's points are on the dashed line: of its predictions with a probability of 0.8,
-    80 % are right.
+    A calibrated model's points are on the dashed line: of its predictions with a
+    probability of 0.8, 80 % are right.
     """
-    from colab_utils import evaluation
-
     figure, axes = _figure()
-    points = evaluation.calibration(probabilities, right, bins)
-    least = min(probabilities)
+    least = points[0][0]
     axes.plot([least, 1], [least, 1], color=GRAY, ls="--")
     axes.plot(*zip(*points, strict=True), color=BLUE, marker="o")
     axes.set(xlabel="predicted probability", ylabel="share right", ylim=(0, 1.02))

@@ -8,7 +8,7 @@ import pytest
 from helpers.templates import TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
 
-from colab_utils import memory, plots
+from colab_utils import evaluation, memory, plots
 from colab_utils.plots import LIGHT_GREEN
 
 
@@ -181,7 +181,8 @@ def test_spread_shows_means_and_each_share():
 
 def test_calibration_shows_the_share_of_each_bin():
     sure = [0.9, 0.6, 0.5, 1.0, 0.7, 0.8]  # bins of two, in order of probability
-    figure = plots.calibration(sure, [True, False, True, True, True, False], bins=3)
+    right = [True, False, True, True, True, False]
+    figure = plots.calibration(evaluation.calibration(sure, right, bins=3))
     render(figure)
     points = figure.axes[0].lines[1]
     assert list(points.get_xdata()) == pytest.approx([0.55, 0.75, 0.95])
@@ -227,7 +228,6 @@ def test_confusion_of_many_labels_is_of_readable_size():
     assert not figure.axes[0].texts and not len(figure.axes[0].get_yticks())
 
 
-def test_confusion_and_calibration_without_predictions_are_refused():
-    for draw in (plots.confusion, plots.calibration):
-        with pytest.raises(ValueError, match="no predictions"):
-            draw([], [])
+def test_confusion_without_predictions_is_refused():
+    with pytest.raises(ValueError, match="no predictions"):
+        plots.confusion([], [])

@@ -26,7 +26,8 @@ def test_no_cell_names_a_file_in_the_workspace(path):
 
 def test_own_rows_leave_the_readers_file(tmp_path, capsys):
     (tmp_path / "own.jsonl").write_text("5,000 rows")
-    (cell,) = [text for text in code_cells(NOTEBOOKS[0]) if "\nown = [" in "\n" + text]
+    first = next(path for path in NOTEBOOKS if path.stem == "01_create_dataset")
+    (cell,) = [text for text in code_cells(first) if "\nown = [" in "\n" + text]
     exec(cell, {"data": data, "workspace": Workspace(tmp_path)})
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]

@@ -16,6 +16,7 @@ from nbformat.v4 import (
 )
 
 from tools import notebook_addresses as addresses
+from tools import notebook_tables as tables
 from tools import site_build, site_check, site_notebooks, site_reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,8 +111,8 @@ def test_main_exit_code(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An executed notebook with each kind of output."""
-    badge = addresses.BADGE.format(address=ADDRESS, name="01_x.ipynb")
-    colab = addresses.COLAB.format(address=ADDRESS, name="02_y.ipynb")
+    badge = tables.BADGE.format(address=ADDRESS, name="01_x.ipynb")
+    colab = tables.COLAB.format(address=ADDRESS, name="02_y.ipynb")
     table = "<style scoped>td {}</style><table><tr><td>4</td></tr></table>"
     widget = {site_notebooks.WIDGET: {"model_id": "1"}, "text/plain": "a bar"}
     outputs = [
@@ -160,8 +161,8 @@ def test_notebook_page(executed: Path, tmp_path: Path) -> None:
 def test_notebook_page_links(executed: Path, tmp_path: Path) -> None:
     """The badges lead to Colab and Kaggle, without images; other links to the site."""
     page = site_notebooks.notebook_page(executed, tmp_path / "out", ADDRESS)
-    colab = addresses.COLAB.format(address=ADDRESS, name="01_x.ipynb")
-    kaggle = addresses.KAGGLE.format(address=ADDRESS, name="01_x.ipynb")
+    colab = tables.COLAB.format(address=ADDRESS, name="01_x.ipynb")
+    kaggle = tables.KAGGLE.format(address=ADDRESS, name="01_x.ipynb")
     assert f'<a class="md-button" href="{colab}">Open in Colab</a>' in page
     assert f'<a class="md-button" href="{kaggle}">Open in Kaggle</a>' in page
     assert "[on](02_y.html)" in page
@@ -262,10 +263,10 @@ def test_site_links(tmp_path: Path) -> None:
     ]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
-    badge = addresses.BADGE.format(address=ADDRESS, name="01_x.ipynb")
-    colab = addresses.COLAB.format(address=ADDRESS, name="01_x.ipynb")
-    kaggle = addresses.KAGGLE.format(address=ADDRESS, name="01_x.ipynb")
-    home = addresses.pages(ADDRESS)
+    badge = tables.BADGE.format(address=ADDRESS, name="01_x.ipynb")
+    colab = tables.COLAB.format(address=ADDRESS, name="01_x.ipynb")
+    kaggle = tables.KAGGLE.format(address=ADDRESS, name="01_x.ipynb")
+    home = tables.pages(ADDRESS)
     text = (
         f"[a](docs/style.md#words) [b](notebooks/01_x.ipynb) [c](LICENSE) {badge} "
         f"[d]({home}/notebooks/01_x.html) [e](gone.md) [f]({home}/) [g](bench/results)"
@@ -297,8 +298,8 @@ def test_stage_without_a_run(tmp_path: Path) -> None:
 
 def test_badges_point_pages_to_a_fork() -> None:
     """`make badges` also changes the addresses of rendered pages."""
-    colab = addresses.COLAB.format(address=ADDRESS, name="01_x.ipynb")
-    text = f"{colab} {addresses.pages(ADDRESS)}/ https://other.github.io/course/"
+    colab = tables.COLAB.format(address=ADDRESS, name="01_x.ipynb")
+    text = f"{colab} {tables.pages(ADDRESS)}/ https://other.github.io/course/"
     moved = addresses.replace_links(text, {"01_x.ipynb"}, "Fork/Mine")
     assert moved.endswith(
         "https://fork.github.io/Mine/ https://other.github.io/course/"
