@@ -46,10 +46,16 @@ def write(folder: Path, **fields: Any) -> dict[str, Any]:
     """
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     recipe = {**fields, "made": now, "versions": versions()}
-    temporary = folder / "recipe.json.part"
-    temporary.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
-    temporary.replace(folder / "recipe.json")
+    write_json(folder / "recipe.json", recipe)
     return recipe
+
+
+def write_json(file: Path, value: dict[str, Any], sort_keys: bool = False) -> None:
+    """Write a JSON object to a file, which is complete at any moment."""
+    part = file.with_name(f"{file.name}.part")
+    text = json.dumps(value, indent=2, sort_keys=sort_keys)
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -174,9 +174,11 @@ def set_address(
     mark = "\n\0\n"
     text = mark.join(cell["source"] for cell in cells)
     sources = replace_links(text, names, release.address).split(mark)
-    table = overview(notebooks, release.address)
     for cell, source in zip(cells, sources, strict=True):
-        cell["source"] = TABLE.sub(lambda found: found[1] + table + found[2], source)
+        cell["source"] = TABLE.sub(
+            lambda found: found[1] + overview(notebooks, release.address) + found[2],
+            source,
+        )
     badge = BADGE.format(address=release.address, name=name)
     title, _, rest = cells[0]["source"].partition("\n")
     if ANY_BADGE.search(rest):

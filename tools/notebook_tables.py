@@ -39,13 +39,12 @@ def overview(notebooks: dict[str, dict], address: str) -> str:
     """
     rows = ["| Notebook | You build | It takes |", "|---|---|---|"]
     for name, nb in notebooks.items():
-        text = nb["cells"][0]["source"]
-        title = text.partition("\n")[0].removeprefix("# ").strip().replace("|", r"\|")
-        facts = dict(FACT.findall(text))
+        facts = dict(FACT.findall(nb["cells"][0]["source"]))
         time = re.split(r"\. (?=[A-Z])", facts.get("It takes", ""))[0].rstrip(".")
         link = COLAB.format(address=address, name=name)
         built = facts.get("You build", "")
-        rows.append(f"| [{Path(name).stem[:2]}: {title}]({link}) | {built} | {time} |")
+        title = f"{Path(name).stem[:2]}: {_title(nb)}"
+        rows.append(f"| [{title}]({link}) | {built} | {time} |")
     return "\n".join(rows) + "\n"
 
 
@@ -58,9 +57,7 @@ def set_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
         )
     rows = ["| Notebook | What it does | Run it | Read it |", "|---|---|---|---|"]
     for name, nb in notebooks.items():
-        cell = nb["cells"][0]["source"]
-        title = cell.partition("\n")[0].removeprefix("# ").strip()
-        title, what = (text.replace("|", r"\|") for text in (title, summary(cell)))
+        title, what = _title(nb), summary(nb["cells"][0]["source"]).replace("|", r"\|")
         badge = BADGE.format(address=address, name=name)
         page = f"{pages(address)}/notebooks/{Path(name).stem}.html"
         rows.append(
@@ -68,3 +65,9 @@ def set_table(readme: str, notebooks: dict[str, dict], address: str) -> str:
         )
     table = "\n".join(rows) + "\n"
     return TABLE.sub(lambda found: found[1] + table + found[2], readme)
+
+
+def _title(nb: dict) -> str:
+    """Return the title of a notebook, as a cell of a table."""
+    first = nb["cells"][0]["source"].partition("\n")[0]
+    return first.removeprefix("# ").strip().replace("|", r"\|")

@@ -38,9 +38,7 @@ def resume_point(checkpoints: Path, inputs: dict[str, Any]) -> str | None:
     note = checkpoints / INPUTS
     earlier = _read(note)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    part = note.with_suffix(".part")
-    part.write_text(json.dumps(inputs, indent=2, sort_keys=True), encoding="utf-8")
-    part.replace(note)
+    recipe.write_json(note, inputs, sort_keys=True)
     if point is None:
         return None
     print(f"resuming at step {_step(point)}, from {point}")

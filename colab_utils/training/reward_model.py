@@ -22,12 +22,12 @@ from colab_utils.fast import lora, patch
 from colab_utils.training.preferences import PairTrainer
 from colab_utils.training.sft import OwnBatchesTrainer
 from colab_utils.training.trainer import model_of
+from colab_utils.weights.classifier import WEIGHT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FILE = "score_head.safetensors"
-WEIGHT = "score.weight"  # as transformers' AutoModelForSequenceClassification names it
 
 
 class ScoreHead(torch.nn.Module):

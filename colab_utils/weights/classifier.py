@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colab_utils import recipe
+from colab_utils.weights.adapters import HEAD
 from colab_utils.weights.shards import find_shards, read_header
-from colab_utils.weights.stops import change_json, write_json
+from colab_utils.weights.stops import change_json
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHT = "score.weight"  # as transformers names it
-LM_HEAD = "lm_head.weight"
 
 
 def write_classifier(
@@ -72,9 +73,9 @@ def write_classifier(
         for file in shards
         for name in read_header(file)[0]
     }
-    places.pop(LM_HEAD, None)  # a classifier does not read it
+    places.pop(HEAD, None)  # a classifier does not read it
     index = {"metadata": {}, "weight_map": places | {WEIGHT: "score.safetensors"}}
-    write_json(folder / "model.safetensors.index.json", index)
+    recipe.write_json(folder / "model.safetensors.index.json", index)
     if (folder / single).exists():  # transformers would read only this one
         (folder / single).rename(folder / renamed)
     change_json(

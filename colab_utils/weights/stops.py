@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import data
+from colab_utils import data, recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -56,11 +56,4 @@ def change_json(file: Path, **fields: Any) -> None:
     """Set some fields of a JSON object in a file; a file with these stays as it is."""
     old = json.loads(file.read_text("utf-8"))
     if any(name not in old or old[name] != value for name, value in fields.items()):
-        write_json(file, old | fields)
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object to a file, which is complete at any moment."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(value, indent=2), encoding="utf-8")
-    part.replace(file)
+        recipe.write_json(file, old | fields)

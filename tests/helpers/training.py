@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import TrainerCallback
+
+from colab_utils.training.reward_model import HeadTrainer, ScoreHead
 
 ON_CPU = {
     "logging_steps": 1,
@@ -14,6 +17,29 @@ ON_CPU = {
     "disable_tqdm": True,
     "seed": 0,
 }
+
+# A few updates of eight rows, in two micro-batches each.
+UPDATES = ON_CPU | {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 3,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "optim": "adamw_torch",
+}
+
+
+def random_head(outputs: int = 1, width: int = 192) -> ScoreHead:
+    """Return a head of the demo model with small random weights."""
+    head = ScoreHead(width, outputs)
+    head.weight.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+    return head
+
+
+def trained(trainer: HeadTrainer) -> dict[str, torch.Tensor]:
+    """Return copies of the trained weights: the adapter's and the head's."""
+    named = [*trainer.model.named_parameters(), ("head", trainer.head.weight)]
+    return {n: p.detach().clone() for n, p in named if p.requires_grad}
 
 
 class StopAt(TrainerCallback):

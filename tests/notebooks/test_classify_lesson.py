@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from helpers.lessons import run_lesson
 
 from colab_utils import data
-from tools.course_report import claims as read_claims
-from tools.execute import run_notebook, use_this_interpreter
-
-NOTEBOOK = Path(__file__).parents[2] / "notebooks/11_classify.ipynb"
-
-
-def run(folder: Path, parameters: dict) -> dict[str, float]:
-    """Run the notebook; return what it claims, with the numbers that it measured."""
-    with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
-        patch.setenv("WORKSPACE", str(folder / "workspace"))
-        patch.setenv("HEADLESS", "1")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        result = run_notebook(NOTEBOOK, folder / "done.ipynb", parameters)
-    assert result["failure"] is None
-    return {one["claim"]: one["value"] for one in read_claims(folder / "done.ipynb")}
 
 
 @pytest.mark.slow
 def test_11_numbers_on_the_demo_world(tmp_path):
-    claims = run(tmp_path, {})
+    claims = run_lesson("11_classify", tmp_path)
     assert claims["probabilities, difference from by hand"] < 1e-3
     assert claims["head, accuracy"] > 0.9
     assert claims["points by the leak"] > 20
@@ -59,7 +44,7 @@ def test_11_on_imbalanced_labels_with_odd_names(tmp_path):
     folder.mkdir(parents=True)
     fields = {"source": "odd.csv", "metric": "accuracy", "card": "Odd labels."}
     data.save(folder, {"train": rows, "test": test}, [], parameters={}, **fields)
-    run(tmp_path, {"DATASET_NAME": "odd", "ADAPTER_NAME": "odd"})
+    run_lesson("11_classify", tmp_path, DATASET_NAME="odd", ADAPTER_NAME="odd")
     adapter = tmp_path / "workspace/adapters/odd"
     assert json.loads((adapter / "recipe.json").read_text())["labels"] == sorted(
         {row["label"] for row in rows}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from helpers.lessons import NOTEBOOKS, run_lesson
 
 from colab_utils import data, demo
-from tools.course_report import claims as read_claims
-from tools.execute import run_notebook, use_this_interpreter
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks/14_reward_model.ipynb"
+NOTEBOOK = NOTEBOOKS / "14_reward_model.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +54,7 @@ def test_14_judge_knows_a_value_that_contains_another(judge):
 @pytest.fixture(scope="module")
 def claims(tmp_path_factory) -> dict[str, float]:
     """What the notebook claims, with the numbers that it measured."""
-    folder = tmp_path_factory.mktemp("rewards")
-    with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
-        patch.setenv("WORKSPACE", str(folder / "workspace"))
-        patch.setenv("HEADLESS", "1")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        result = run_notebook(NOTEBOOK, folder / "done.ipynb", {})
-    assert result["failure"] is None
-    return {one["claim"]: one["value"] for one in read_claims(folder / "done.ipynb")}
+    return run_lesson("14_reward_model", tmp_path_factory.mktemp("rewards"))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset
-from helpers.training import ON_CPU, StopAt
+from helpers.training import UPDATES, StopAt, random_head, trained
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -23,18 +23,9 @@ from colab_utils.demo import sentences
 from colab_utils.training import classification
 from colab_utils.training.classification import FastClassificationTrainer
 from colab_utils.training.pairs import micro_batches
-from colab_utils.training.reward_model import ScoreHead
 
 PLAN = memory.Plan(512, 1, 2, False, True, memory.Memory())
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
-SETTINGS = ON_CPU | {
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "max_steps": 3,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "optim": "adamw_torch",
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +50,9 @@ def make(tokens, tokenizer, tmp_path_factory):
         quantization = models.quantization_config() if quantized else None
         found = FastClassificationTrainer(
             model=models.load_model("demo", quantization),
-            head=random_head(),
+            head=random_head(6),
             args=SFTConfig(
-                **SETTINGS | training.precision() | {"output_dir": folder} | settings
+                **UPDATES | training.precision() | {"output_dir": folder} | settings
             ),
             train_dataset=Dataset.from_list(tokens),
             processing_class=tokenizer,
@@ -75,18 +66,6 @@ def make(tokens, tokenizer, tmp_path_factory):
         return found
 
     return trainer
-
-
-def random_head(classes: int = 6) -> ScoreHead:
-    head = ScoreHead(192, classes)
-    head.weight.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
-    return head
-
-
-def trained(trainer) -> dict[str, torch.Tensor]:
-    """Return copies of the trained weights: the adapter's and the head's."""
-    named = [*trainer.model.named_parameters(), ("head", trainer.head.weight)]
-    return {n: p.detach().clone() for n, p in named if p.requires_grad}
 
 
 def log(trainer) -> list[dict]:
@@ -105,13 +84,13 @@ def test_classifier_learns_what_the_one_of_transformers_does(
     model = AutoModelForSequenceClassification.from_pretrained(
         demo.MODEL, num_labels=6, pad_token_id=0, dtype=torch.float32
     )
-    model.score.weight.data = random_head().weight.data.clone()
+    model.score.weight.data = random_head(6).weight.data.clone()
     set_seed(0)
     model = get_peft_model(model, LoraConfig(**LORA, task_type="SEQ_CLS"))
     theirs = Trainer(
         model=model,
         args=TrainingArguments(
-            **SETTINGS | whole | {"output_dir": str(tmp_path)}, **training.precision()
+            **UPDATES | whole | {"output_dir": str(tmp_path)}, **training.precision()
         ),
         train_dataset=Dataset.from_list(tokens).rename_column("label", "labels"),
         processing_class=tokenizer,
@@ -217,7 +196,7 @@ def test_a_label_without_an_output_is_refused(label, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=rf"1 rows have a label such as {label}"):
         FastClassificationTrainer(
             model=models.load_model("demo"),
-            head=random_head(),
+            head=random_head(6),
             args=SFTConfig(output_dir=str(tmp_path), use_cpu=True),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,

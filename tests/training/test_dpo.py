@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from helpers.training import ON_CPU, StopAt
+from helpers.training import UPDATES, StopAt
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -19,14 +19,6 @@ from colab_utils.training.pairs import Collator, batches, tokenize
 from colab_utils.training.preferences import FastDPOTrainer, loss_of, scores
 
 PLAN = memory.Plan(256, 1, 2, False, True, memory.Memory())
-SETTINGS = ON_CPU | {
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "max_steps": 3,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "optim": "adamw_torch",
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +51,7 @@ def make(rows, tokenizer, tmp_path_factory):
         found = kind(
             model=models.load_model("demo", models.quantization_config()),
             args=config(
-                **SETTINGS
+                **UPDATES
                 | training.precision()
                 | {"output_dir": folder}
                 | (given or {}),
@@ -307,7 +299,7 @@ def test_a_given_adapter_is_not_rounded(make, tokenizer, rows, tmp_path):
     trainer = FastDPOTrainer(
         model=model,
         args=SFTConfig(
-            **SETTINGS | training.precision() | {"output_dir": str(tmp_path)}
+            **UPDATES | training.precision() | {"output_dir": str(tmp_path)}
         ),
         train_dataset=Dataset.from_list(tokenize(rows, tokenizer)),
         processing_class=tokenizer,

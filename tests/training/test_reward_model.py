@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from helpers.training import ON_CPU, StopAt
+from helpers.training import UPDATES, StopAt, random_head, trained
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -22,14 +22,6 @@ from colab_utils.training.reward_model import FastRewardTrainer, ScoreHead
 
 PLAN = memory.Plan(256, 1, 2, False, True, memory.Memory())
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
-SETTINGS = ON_CPU | {
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "max_steps": 3,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "optim": "adamw_torch",
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +49,7 @@ def make(pairs, tokenizer, tmp_path_factory):
             model=model,
             head=head or ScoreHead(model.config.hidden_size),
             args=SFTConfig(
-                **SETTINGS | training.precision() | {"output_dir": folder} | settings
+                **UPDATES | training.precision() | {"output_dir": folder} | settings
             ),
             train_dataset=Dataset.from_list(pairs),
             eval_dataset=test and Dataset.from_list(test),
@@ -72,18 +64,6 @@ def make(pairs, tokenizer, tmp_path_factory):
         return found
 
     return trainer
-
-
-def random_head(width: int) -> ScoreHead:
-    head = ScoreHead(width)
-    head.weight.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
-    return head
-
-
-def trained(trainer) -> dict[str, torch.Tensor]:
-    """Return copies of the trained weights: the adapter's and the head's."""
-    named = [*trainer.model.named_parameters(), ("head", trainer.head.weight)]
-    return {n: p.detach().clone() for n, p in named if p.requires_grad}
 
 
 def losses(trainer) -> list[float]:
@@ -102,21 +82,21 @@ def classifier(head: ScoreHead, lora: dict | None = None):
 @pytest.mark.slow
 def test_fast_reward_trainer_learns_what_trls_does(make, pairs, tokenizer, tmp_path):
     """Losses, margins and gradients of three updates, in float32, on both paths."""
-    head = random_head(192)
+    head = random_head()
     set_seed(0)
     model = classifier(head, LORA | {"task_type": "SEQ_CLS"})
     rows = [
         {f"{k}_ids": p[k]["input_ids"] for k in ("chosen", "rejected")} for p in pairs
     ]
 
-    settings = SETTINGS | {"output_dir": str(tmp_path), "max_length": None}
+    settings = UPDATES | {"output_dir": str(tmp_path), "max_length": None}
     trl = RewardTrainer(
         model=model,
         args=RewardConfig(**settings | training.precision()),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    begun = [make(fast, quantized=False, head=random_head(192)) for fast in (0, 1)]
+    begun = [make(fast, quantized=False, head=random_head()) for fast in (0, 1)]
     start = {
         n.replace("score.modules_to_save.default", "head"): p
         for n, p in trl.model.named_parameters()
@@ -303,7 +283,7 @@ def test_train_a_named_adapter_next_to_another(make, pairs, tokenizer, tmp_path)
         model=model,
         head=ScoreHead(192),
         args=SFTConfig(
-            **SETTINGS | {"output_dir": str(tmp_path), "save_strategy": "steps"},
+            **UPDATES | {"output_dir": str(tmp_path), "save_strategy": "steps"},
             **training.precision(),
         ),
         train_dataset=Dataset.from_list(pairs),
@@ -321,7 +301,7 @@ def test_train_a_named_adapter_next_to_another(make, pairs, tokenizer, tmp_path)
 
 
 def test_score_head_is_exact_under_autocast():
-    head = random_head(64)
+    head = random_head(width=64)
     hidden = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(0))
     expected = hidden @ head.weight[0]
     with torch.autocast("cpu", torch.bfloat16):

@@ -138,7 +138,7 @@ def test_a_folder_with_only_a_head_is_refused(merged, head):
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("step", ["write_json", "read_header", "change_json"])
+@pytest.mark.parametrize("step", ["recipe.write_json", "read_header", "change_json"])
 def test_a_killed_call_loses_nothing(merged, head, shards, step, monkeypatch):
     if shards == 2:
         split(merged)
@@ -150,7 +150,7 @@ def test_a_killed_call_loses_nothing(merged, head, shards, step, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(classifier, step, kill)
+        patched.setattr(f"{classifier.__name__}.{step}", kill)
         with pytest.raises(KeyboardInterrupt):
             weights.write_classifier(merged, torch.zeros_like(head), NAMES, 0)
     found = {n: x for f in weights.find_shards(merged) for n, x in load_file(f).items()}
