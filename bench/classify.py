@@ -110,10 +110,10 @@ class Bench:
         return head.to(self.model.device)
 
     def learn(self, kind: Any, rows: list[Any], seed: int) -> Any:
-        """Train on tokenized rows, for as many updates as three epochs or the least."""
+        """Train on tokenized rows for three epochs, but for 60 to 300 updates."""
         lengths = [len(row["input_ids"]) for row in rows]
         size, times = micro_batches(lengths, self.plan.tokens, 16)
-        steps = self.options.updates or max(60, 3 * len(rows) // 16)
+        steps = self.options.updates or min(300, max(60, 3 * len(rows) // 16))
         settings = SFTConfig(
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=size,
@@ -143,9 +143,20 @@ class Bench:
         )
         training.float32_adapters(trainer)
         training.use_fast_path(trainer, self.plan)
+        if GPU:
+            torch.cuda.reset_peak_memory_stats()
         trainer.train()
         self.model.eval()
         return trainer
+
+    def cost(self, trainer: Any, began: float) -> dict[str, Any]:
+        """Return the updates, the seconds and the peak memory of a training."""
+        found = {"updates": trainer.state.global_step}
+        found["seconds"] = round(time.perf_counter() - began, 1)
+        if GPU:
+            peak = torch.cuda.max_memory_allocated() / memory.GIB
+            found["peak_gib"] = round(peak, 2)
+        return found
 
     def tokens(self, rows: list[data.Row]) -> list[dict[str, Any]]:
         """Return rows as the head reads them."""
@@ -194,27 +205,24 @@ class Bench:
         kind = classification.FastClassificationTrainer
         began = time.perf_counter()
         trainer = self.learn(kind, self.tokens(rows), seed)
-        trained, tokens = time.perf_counter() - began, self.tokens(self.test)
+        cost, tokens = self.cost(trainer, began), self.tokens(self.test)
         began = time.perf_counter()
         p = classification.probabilities(self.model, trainer.head, tokens)
         seconds = time.perf_counter() - began
         labels = [self.names[i] for i in p.argmax(1)]
-        found = self.row(labels, p.max(1).values.tolist(), seconds)
-        return found | {"seconds": round(trained, 1)}
+        return cost | self.row(labels, p.max(1).values.tolist(), seconds)
 
     def written(self, rows: list[data.Row], seed: int) -> dict[str, Any]:
         """Measure labels that the model writes."""
         began = time.perf_counter()
-        self.learn(
-            FastSFTTrainer, data.tokenize(self.talks(rows), self.tokenizer), seed
-        )
-        trained = time.perf_counter() - began
+        tokens = data.tokenize(self.talks(rows), self.tokenizer)
+        cost = self.cost(self.learn(FastSFTTrainer, tokens, seed), began)
         asked = self.talks(self.test)
         began = time.perf_counter()
         answers = evaluation.accuracy(self.model, self.tokenizer, asked).answers
         found = self.row(answers, None, time.perf_counter() - began)
         invalid = sum(answer not in self.names for answer in answers)
-        return found | {"seconds": round(trained, 1), "no label": invalid}
+        return cost | found | {"no label": invalid}
 
 
 def main() -> None:
@@ -234,7 +242,11 @@ def main() -> None:
 
         options.model = str(build())
     emulate.t4()
-    bench, results = Bench(options), []
+    bench = Bench(options)
+    results: list[dict[str, Any]] = []
+    written: dict[str, Any] = emulate.card() if GPU else {}
+    written["planned_gib"] = round(bench.plan.cost.peak / memory.GIB, 2)
+    written |= {"longest": options.longest, "test": len(bench.test), "rows": results}
     for count in options.labels:
         for seed in options.seeds:
             rows = random.Random(seed).sample(bench.train, min(count, len(bench.train)))
@@ -242,10 +254,8 @@ def main() -> None:
                 found = {"labels": len(rows), "seed": seed, "way": way.__name__}
                 results.append(found | way(rows, seed))
                 print(json.dumps(results[-1]), flush=True)
-    peak = torch.cuda.max_memory_allocated() / memory.GIB if GPU else 0.0
-    written = {"peak_gib": round(peak, 2), "planned_gib": None, "rows": results}
-    written["planned_gib"] = round(bench.plan.cost.total / memory.GIB, 2)
-    Path(options.out).write_text(json.dumps(written, indent=1) + "\n")
+                # A run that is stopped keeps the rows that it has measured.
+                Path(options.out).write_text(json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":
