@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from colab_utils import runtime
 
 # Colab lacks these. requirements.txt pins the same versions, and a test compares them.
 EXTRA = ("trl==0.29.1", "bitsandbytes==0.50.2", "gguf==0.19.0")
+# Notebook 12 asks for this one: it takes longer to install than all others together.
+HARNESS = "lm_eval==0.4.13"
 # Colab has these. Their versions stay; a missing one is installed.
 SHIPPED = (
     "accelerate",
@@ -57,9 +60,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _missing() -> list[str]:
-    """Return the requirements that pip has to install."""
-    extra = [pin for pin in EXTRA if _version(pin.split("==")[0]) != pin.split("==")[1]]
+def _missing(pins: Sequence[str]) -> list[str]:
+    """Return the requirements that pip has to install: of `pins` and of SHIPPED."""
+    extra = [pin for pin in pins if _version(pin.split("==")[0]) != pin.split("==")[1]]
     return extra + [name for name in SHIPPED if _version(name) is None]
 
 
@@ -69,18 +72,18 @@ def _old_torchao() -> str | None:
     return found if found and numbers < TORCHAO else None
 
 
-def _constraints() -> str:
-    """Return `name==version` lines of all installed packages except EXTRA."""
+def _constraints(pins: Sequence[str]) -> str:
+    """Return `name==version` lines of all installed packages except those of `pins`."""
     names = set()
     for found in metadata.distributions():
         # An interrupted pip leaves folders without metadata.
         with contextlib.suppress(TypeError, KeyError):
             names.add(_canonical(found.metadata["Name"]))
-    names -= {_canonical(pin.split("==")[0]) for pin in EXTRA}
-    pins = {name: _version(name) or "" for name in sorted(names)}
+    names -= {_canonical(pin.split("==")[0]) for pin in pins}
+    kept = {name: _version(name) or "" for name in sorted(names)}
     return "".join(
         f"{name}=={version}\n"
-        for name, version in pins.items()
+        for name, version in kept.items()
         if PIP_VERSION.fullmatch(version)
     )
 
@@ -125,18 +128,19 @@ def _stale() -> list[str]:
     return found
 
 
-def missing() -> None:
-    """Install the packages of `EXTRA` that are missing, and print one line about it.
+def missing(*more: str) -> None:
+    """Install the packages of `EXTRA` and `more` that are missing, and print one line.
 
     Installed packages keep their versions. If that is impossible, pip installs nothing,
     and RuntimeError names the package that would be replaced. A torchao that peft does
     not accept is removed. If nothing is missing, this takes milliseconds.
     """
-    done, missing, torchao = [], _missing(), _old_torchao()
+    pins = (*EXTRA, *more)
+    done, missing, torchao = [], _missing(pins), _old_torchao()
     if missing:
         with tempfile.TemporaryDirectory() as folder:
             kept = Path(folder) / "constraints.txt"
-            kept.write_text(_constraints())
+            kept.write_text(_constraints(pins))
             # Without --quiet, which would hide the requirement that failed.
             _pip("install", "--constraint", str(kept), *missing)
         importlib.invalidate_caches()

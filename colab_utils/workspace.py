@@ -1,4 +1,4 @@
-"""The workspace: folders of datasets, adapters and models that the notebooks share."""
+"""The workspace: folders of datasets, adapters, models and reports."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ MAKERS = {
     "datasets": ("01_create_dataset", "DATASET_NAME"),
     "adapters": ("02_finetune_qlora", "ADAPTER_NAME"),
     "models": ("04_merge_and_publish", "MODEL_NAME"),
+    "reports": ("12_evaluate", "REPORT_NAME"),
 }
 # Every folder that the course has written, finished or not, contains one of these.
 MARKS = ("recipe.json", "checkpoints*", "inputs.json")
@@ -28,7 +29,7 @@ MARKS = ("recipe.json", "checkpoints*", "inputs.json")
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that holds `datasets/`, `adapters/` and `models/`.
+    """The folder that holds `datasets/`, `adapters/`, `models/` and `reports/`.
 
     `place` says where the folder is kept; `open` chooses it.
     """
@@ -57,8 +58,8 @@ class Workspace:
     def new(self, kind: str, name: str) -> Path:
         """Return the folder `<workspace>/<kind>/<name>` that a notebook will write.
 
-        `kind` is "datasets", "adapters" or "models". A line is printed if a finished
-        one will be replaced. Raises ValueError for a name that is not a plain folder
+        `kind` is "datasets", "adapters", "models" or "reports". A line is printed if a
+        finished one will be replaced. Raises ValueError for a name that is not a plain folder
         name, and FileExistsError if the folder holds something that the course did not
         write: it would be replaced.
         """
@@ -83,7 +84,7 @@ class Workspace:
         """
         folder = self._folder(kind, name)
         name = folder.name
-        finished = self._finished(kind)
+        finished = self.finished(kind)
         if found := finished.get(name):
             if found != folder:
                 print(f"{kind}/{name} is read from {found}")
@@ -122,7 +123,7 @@ class Workspace:
         )
         return other
 
-    def _finished(self, kind: str) -> dict[str, Path]:
+    def finished(self, kind: str) -> dict[str, Path]:
         """Return the finished folders of a kind by name; those of the workspace win."""
         inputs = self.place.inputs if self.place else ()
         patterns = [*inputs, glob.escape(str(self.folder))]

@@ -138,6 +138,18 @@ def test_missing_installs_only_missing(colab, packages):
 
 
 @pytest.mark.slow
+def test_missing_installs_more_and_replaces_nothing(colab, packages, tmp_path):
+    links = Path(shutil.copytree(packages, tmp_path / "more"))
+    wheel(links, "lm_eval", "0.4.13", "datasets>=2.16")
+    wheel(links, "lm_eval", "0.5.0")
+    set_up(colab, packages)
+    call = f"install.missing({install.HARNESS!r})"
+    done = python(colab, "-c", f"from colab_utils import install; {call}", links=links)
+    assert done.stdout == "set-up: installed lm_eval 0.4.13\n", done.stderr
+    assert installed(colab)["datasets"] == "4.0.0"
+
+
+@pytest.mark.slow
 def test_missing_keeps_newer_torchao(colab, packages, tmp_path):
     wheel(tmp_path / "more", "torchao", "0.16.0")
     more = ["-q", "-U", "torchao"]

@@ -44,6 +44,24 @@ COLAB = {
 # Each name is one more download on every Colab machine.
 ADDITIONS: set[str] = set()
 
+# The same for the evaluation harness, which only notebook 12 downloads.
+HARNESS = {
+    "colorama",
+    "dataproperty",
+    "evaluate",
+    "mbstrdecoder",
+    "pathvalidate",
+    "portalocker",
+    "pytablewriter",
+    "rouge-score",
+    "sacrebleu",
+    "sqlitedict",
+    "tabledata",
+    "tcolorpy",
+    "typepy",
+    "word2number",
+}
+
 # Colab has its own build of torch (`+cu128`). Elsewhere the course runs on the public
 # release, which is newer. Colab's page shows widgets without jupyterlab_widgets.
 OWN_VERSION = {"torch", "jupyterlab-widgets"}
@@ -101,6 +119,12 @@ def test_extra_packages_replace_nothing_on_colab():
     for name, pin in EXTRA.items():
         assert metadata.version(name) == pin.partition("==")[2]
     assert replaced(EXTRA, ON_COLAB, ADDITIONS, requires) == []
+
+
+def test_harness_replaces_nothing_on_colab():
+    name, _, version = install.HARNESS.partition("==")
+    assert OURS[canonicalize_name(name)] == version == metadata.version(name)
+    assert replaced([canonicalize_name(name)], ON_COLAB, HARNESS, requires) == []
 
 
 def test_replaced_finds_replacements_and_additions():

@@ -4,12 +4,13 @@
 `claims` prints what a lesson claims, with its number, and keeps it with the notebook.
 `intervals` says how sure a share is, and `calibrating` whether predicted probabilities
 are right. `reading` reads rows with a base model: vectors of
-texts, and the loss of answers.
+texts, and the loss of answers. `likelihood` scores continuations, `tasks` and `harness`
+serve the lm-evaluation-harness, and `judging` asks a model which answer is better.
 """
 
 from colab_utils.evaluation.calibrating import calibration, calibration_error
 from colab_utils.evaluation.claims import claim
-from colab_utils.evaluation.intervals import Interval, interval
+from colab_utils.evaluation.intervals import Interval, interval, rows_to_see
 from colab_utils.evaluation.metrics import (
     Accuracy,
     HeldOut,
@@ -40,5 +41,6 @@ __all__ = [
     "exact_match",
     "held_out",
     "interval",
+    "rows_to_see",
     "score",
 ]

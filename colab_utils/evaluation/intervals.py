@@ -1,7 +1,9 @@
-"""How sure a share is: its 95 % interval, by the bootstrap."""
+"""How sure a share is: its 95 % interval, by the bootstrap, and the rows it takes."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -42,3 +44,26 @@ def interval(
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def rows_to_see(difference: float, differing: float, power: float = 0.8) -> int:
+    """Return how many rows show a difference between two models on the same rows.
+
+    `difference` is that of their shares, and `differing` the share of rows on which one
+    is right and the other wrong. With so many independent rows, the 95 % interval of
+    the difference leaves out zero with the probability `power`. Raises ValueError
+    unless 0 < difference <= differing <= 1. Source: Connor 1987, for McNemar's test.
+
+    >>> rows_to_see(0.02, 0.10)
+    1960
+    """
+    if not 0 < difference <= differing <= 1:
+        raise ValueError(
+            f"difference = {difference} and differing = {differing}: they must be "
+            "above 0 and at most 1, and two models that differ by a share of rows "
+            "differ on at least that many."
+        )
+    normal = statistics.NormalDist()
+    spread = normal.inv_cdf(0.975) * math.sqrt(differing)
+    spread += normal.inv_cdf(power) * math.sqrt(differing - difference**2)
+    return math.ceil((spread / difference) ** 2)

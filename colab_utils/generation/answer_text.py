@@ -79,10 +79,11 @@ class AnswerText:
         found = [i for s in self.stop if (i := text.find(s)) >= 0]
         return (text[: min(found)], True) if found else (text, False)
 
-    def finish(self) -> str:
-        """End the answer, and return its text without surrounding spaces."""
+    def finish(self, strip: bool = True) -> str:
+        """End the answer, and return its text, by default without outer spaces."""
         self.done = True
-        return self._until_stop()[0].strip()
+        text, _ = self._until_stop()
+        return text.strip() if strip else text
 
     def stable_text(self) -> str:
         """Return the start of the text, as far as no later token can change it."""

@@ -45,8 +45,6 @@ def answers(
     turns, and a printed line reports it. Raises ValueError for a prompt that is longer
     than the model's context.
     """
-    from colab_utils.fast.decoder import make_decoder
-
     prompts = _check_prompts(prompts)
     max_new_tokens = parameters.number("max_new_tokens", max_new_tokens, 1, 10**9)
     batch_size = parameters.number("batch_size", batch_size, 1, 10**9)
@@ -58,22 +56,42 @@ def answers(
     messages = [as_messages(prompt, system) for prompt in prompts]
     chats = Conversations(tokenizer)
     ids = [prompt_tokens(chats, turns, max_new_tokens, context) for turns in messages]
-    # Prompts of similar length share a batch: their answers often end together.
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in ids]
-    size = len(ids[order[-1]]) + max(limits)
-    finished, ends = [""] * len(ids), models.stop_tokens(model, tokenizer)
+    texts = complete(model, tokenizer, ids, limits, sample, stop, batch_size)
+    return [text.finish() for text in texts]
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    limits: list[int],
+    sample: Sampler,
+    stop: list[str],
+    batch_size: int,
+) -> list[AnswerText]:
+    """Return the text that the model writes after each prompt of token ids.
+
+    A text ends as in `answers`; a prompt has a limit of new tokens of its own.
+    """
+    from colab_utils.fast.decoder import make_decoder
+
+    if not prompts:
+        return []
+    ends = models.stop_tokens(model, tokenizer)
+    texts = [AnswerText(tokenizer, ends, stop, limit) for limit in limits]
+    # Prompts of similar length share a batch: their answers often end together.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size = len(prompts[order[-1]]) + max(limits)
     with models.in_mode(model, training=False):
-        decoder = make_decoder(model, min(batch_size, len(ids)), size)
+        decoder = make_decoder(model, min(batch_size, len(prompts)), size)
         steps = range(0, len(order), decoder.rows)
         for start in runtime.progress(steps, "answering"):
             batch = order[start : start + decoder.rows]
-            texts = [AnswerText(tokenizer, ends, stop, limits[i]) for i in batch]
-            for _ in generate_tokens(decoder, [ids[i] for i in batch], sample, texts):
+            ids, some = [prompts[i] for i in batch], [texts[i] for i in batch]
+            for _ in generate_tokens(decoder, ids, sample, some):
                 pass
-            for i, text in zip(batch, texts, strict=True):
-                finished[i] = text.finish()
-    return finished
+    return texts
 
 
 def stream(

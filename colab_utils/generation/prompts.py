@@ -88,6 +88,18 @@ def prompt_text(tokenizer: Tokenizer, messages: Messages) -> str:
     return _render(Conversations(tokenizer), messages)
 
 
+def before_answer(tokenizer: Tokenizer) -> str:
+    """Return what the chat template writes between a prompt and its answer.
+
+    " " for Llama 2, "" for most others.
+    """
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    chats = Conversations(tokenizer)
+    whole, prompt = chats.render(turns), prompt_text(tokenizer, turns[:1])
+    before, found, _ = whole.removeprefix(prompt).partition("A")
+    return before if found and whole.startswith(prompt) else ""
+
+
 def _render(chats: Conversations, messages: Messages) -> str:
     try:
         return chats.render(chats.prepare(messages), prompt=True)

@@ -1,0 +1,176 @@
+"""The harness gives the same results with our model class as with its own.
+
+The tasks are local ones, and the reference is the harness's `HFLM` on the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+
+import lm_eval
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from colab_utils import data, demo, models
+from colab_utils.evaluation import harness, tasks
+from colab_utils.generation.prompts import before_answer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The demo model in float32: 4-bit products differ with the size of a batch."""
+    return models.load_model("demo").float().eval()
+
+
+@pytest.fixture(scope="module")
+def written(tokenizer, tmp_path_factory):
+    """Write tasks of sixteen questions and five texts; return the folder and names."""
+    folder = tmp_path_factory.mktemp("tasks")
+    questions = demo.questions()[:16]
+    rows = [
+        {"messages": data.to_messages(row), "category": row["category"]}
+        for row in questions
+    ]
+    texts = [" ".join(row["question"] for row in questions[i::5]) for i in range(5)]
+    names = tasks.write_questions(folder, rows, tokenizer)
+    return folder, [*names, *tasks.write_texts(folder, texts)]
+
+
+def run(lm, written, chat: bool) -> dict:
+    folder, names = written
+    return lm_eval.simple_evaluate(
+        model=lm,
+        tasks=names,
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        apply_chat_template=chat,
+        bootstrap_iters=0,
+    )
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_results_equal_those_of_the_harness(plain, tokenizer, written, chat):
+    ours = run(harness.Model(plain, tokenizer), written, chat)
+    theirs = run(
+        HFLM(pretrained=plain, tokenizer=tokenizer, batch_size=8), written, chat
+    )
+    for name in written[1]:
+        pairs = zip(ours["samples"][name], theirs["samples"][name], strict=True)
+        for one, other in pairs:
+            assert one["arguments"] == other["arguments"]
+            for ours_, theirs_ in zip(one["resps"], other["resps"], strict=True):
+                assert_same(ours_[0], theirs_[0])
+        for metric, value in theirs["results"][name].items():
+            if isinstance(value, float):
+                assert ours["results"][name][metric] == pytest.approx(value, abs=1e-4)
+
+
+def assert_same(ours, theirs):
+    if isinstance(theirs, str):
+        assert ours == theirs
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    else:
+        assert ours[0] == pytest.approx(theirs[0], rel=1e-4) and ours[1] == theirs[1]
+
+
+def ask(lm, kind: str, *arguments: tuple) -> list:
+    requests = [
+        Instance(request_type=kind, doc={}, arguments=given, idx=i)
+        for i, given in enumerate(arguments)
+    ]
+    return getattr(lm, kind)(requests)
+
+
+@pytest.fixture
+def both(plain, tokenizer):
+    theirs = HFLM(pretrained=plain, tokenizer=tokenizer, batch_size=4)
+    return harness.Model(plain, tokenizer), theirs
+
+
+def test_texts_without_context_and_long_texts_equal_those_of_the_harness(both):
+    draw = random.Random(0)
+    words = [
+        draw.choice(("the", "capital", "of", "France", "Kenya")) for _ in range(900)
+    ]
+    long = " ".join(words)
+    assert len(both[0].tok_encode(long)) > both[0].max_length
+    for kind, given in (
+        ("loglikelihood", [("", "France"), ("The capital ", "of"), ("", " the of")]),
+        ("loglikelihood", [(long, " Kenya")]),
+        ("loglikelihood_rolling", [(long,), ("Short.",)]),
+    ):
+        ours, theirs = (ask(lm, kind, *given) for lm in both)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+
+
+def test_generation_ends_at_stop_strings_and_limits_as_in_the_harness(both):
+    settings = (
+        {"until": ["."], "max_gen_toks": 12},
+        {"until": ["a", "\n"], "max_gen_toks": 5},
+        {"until": [], "max_gen_toks": 3, "temperature": 0.0},
+    )
+    contexts = ("The capital of France", "People in Kenya speak", "In")
+    given = [(context, setting) for setting in settings for context in contexts]
+    ours, theirs = (ask(lm, "generate_until", *given) for lm in both)
+    assert ours == theirs
+
+
+def test_too_many_new_tokens_are_refused(plain, tokenizer):
+    with pytest.raises(ValueError, match="lower max_gen_toks"):
+        ask(
+            harness.Model(plain, tokenizer),
+            "generate_until",
+            ("x", {"until": [], "max_gen_toks": 10**6}),
+        )
+
+
+def test_saved_results_are_in_the_format_of_the_harness(
+    plain, tokenizer, written, tmp_path
+):
+    found = run(harness.Model(plain, tokenizer), written, chat=True)
+    files = harness.save(found, tmp_path, "tuned")
+    results = json.loads(files[0].read_text())
+    assert results["model_name"] == "tuned"
+    name = written[1][0]
+    assert results["results"][name] == pytest.approx(found["results"][name])
+    lines = files[1].read_text().splitlines()
+    assert len(lines) == 16 and json.loads(lines[0])["resps"]
+    assert set(results["task_hashes"]) == set(written[1])
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(OSError, match="was not written"):
+        harness.save(found, blocked, "tuned")
+
+
+def test_choices_hold_the_answer_once_and_others_of_its_category(written):
+    folder, (_, choose, _) = written
+    lines = (folder / f"{choose}.jsonl").read_text().splitlines()
+    answers = {row["answer"]: row["category"] for row in demo.questions()}
+    places = set()
+    for one in map(json.loads, lines):
+        assert len(set(one["choices"])) == len(one["choices"]) == 4
+        kinds = {answers[choice] for choice in one["choices"]}
+        assert kinds == {answers[one["answer"]]}
+        places.add(one["choices"].index(one["answer"]))
+    assert places == {0, 1, 2, 3}
+
+
+def test_rows_that_are_no_question_are_left_out(tokenizer, tmp_path, capsys):
+    good = {"messages": data.to_messages({"question": "Q?", "answer": "A"})}
+    long = {"messages": [*good["messages"], *good["messages"]]}
+    tasks.write_questions(tmp_path, [good, long, {"text": "t"}], tokenizer)
+    assert "2 of 3 rows are left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="No row is a question"):
+        tasks.write_questions(tmp_path, [long], tokenizer)
+    with pytest.raises(ValueError, match="no text"):
+        tasks.write_texts(tmp_path, [""])
+
+
+def test_template_writes_a_space_before_the_answer_in_the_format_of_llama_2(tokenizer):
+    assert before_answer(tokenizer) == " "
