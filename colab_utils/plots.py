@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -189,6 +190,21 @@ def spread(series: dict[str, list[float]]) -> Figure:
         axes.scatter([i] * len(percent), percent, color=ORANGE, s=16, zorder=3)
     axes.set_xticks(range(len(series)), [name.replace(", ", "\n") for name in series])
     axes.set(ylabel="exact match, %", ylim=(0, 100))
+    return figure
+
+
+def scores(
+    points: Mapping[str, tuple[float, float, float, float]], x: str, y: str
+) -> Figure:
+    """Return named points with the intervals of their heights; `x` and `y` name axes.
+
+    A point is (x, y, low, high).
+    """
+    figure, axes = _figure()
+    for name, (place, mean, low, high) in points.items():
+        axes.errorbar(place, mean, [[mean - low], [high - mean]], fmt="o", capsize=3)
+        axes.annotate(name, (place, mean), xytext=(6, 4), textcoords="offset points")
+    axes.set(xlabel=x, ylabel=y)
     return figure
 
 

@@ -59,9 +59,9 @@ class Workspace:
         """Return the folder `<workspace>/<kind>/<name>` that a notebook will write.
 
         `kind` is "datasets", "adapters", "models" or "reports". A line is printed if a
-        finished one will be replaced. Raises ValueError for a name that is not a plain folder
-        name, and FileExistsError if the folder holds something that the course did not
-        write: it would be replaced.
+        finished one will be replaced. Raises ValueError for a name that is not a plain
+        folder name, and FileExistsError if the folder holds something that the course
+        did not write: it would be replaced.
         """
         folder, parameter = self._folder(kind, name), MAKERS[kind][1]
         check_replaceable(folder, parameter, MARKS)

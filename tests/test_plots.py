@@ -179,6 +179,18 @@ def test_spread_shows_means_and_each_share():
     ]
 
 
+def test_scores_have_names_and_intervals():
+    points = {"base": (0.2, 0.1, 0.05, 0.3), "tuned": (0.5, 0.9, 0.8, 0.95)}
+    figure = plots.scores(points, "bits", "right")
+    render(figure)
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["base", "tuned"]
+    bars = [bar for container in axes.containers for bar in container[2]]
+    ends = [segment[:, 1].tolist() for bar in bars for segment in bar.get_segments()]
+    assert ends == [pytest.approx([0.05, 0.3]), pytest.approx([0.8, 0.95])]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("bits", "right")
+
+
 def test_calibration_shows_the_share_of_each_bin():
     sure = [0.9, 0.6, 0.5, 1.0, 0.7, 0.8]  # bins of two, in order of probability
     right = [True, False, True, True, True, False]

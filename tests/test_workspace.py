@@ -103,6 +103,7 @@ def test_find_a_finished_artifact(tmp_path):
         ("datasets", "01_create_dataset", "DATASET_NAME"),
         ("adapters", "02_finetune_qlora", "ADAPTER_NAME"),
         ("models", "04_merge_and_publish", "MODEL_NAME"),
+        ("reports", "12_evaluate", "REPORT_NAME"),
     ],
 )
 def test_find_missing_says_what_to_run(tmp_path, kind, notebook, parameter):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from colab_utils import generation
 from colab_utils.data.schema import Message
 from colab_utils.evaluation.likelihood import log_likelihoods
-from colab_utils.generation.prompts import before_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,7 +127,7 @@ def likelihoods(
     The prompts are those of `generation.answers`. A prompt and its answer are tokenized
     together, as in training, and without the end of the turn.
     """
-    gap = before_answer(tokenizer)
+    gap = generation.before_answer(tokenizer)
     requests = []
     for prompt, answer in zip(prompts, answers, strict=True):
         text = generation.prompt_text(tokenizer, generation.as_messages(prompt))

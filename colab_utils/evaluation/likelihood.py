@@ -10,6 +10,7 @@ position is its depth, and it attends to its ancestors only (tree attention; Mia
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Tokens of a row. On a GPU a row should keep the matrix products busy. On a CPU the
-# attention costs more, because a row's tokens also attend to those that are masked.
+# attention costs more: its time grows with the square of the row.
 ROW, CPU_ROW = 2048, 512
+# What all requests share is read once a row. So a row has three times as many tokens,
+# at most LONGEST: for a model of the width 4,096, that is the fastest within 10 %.
+TIMES, LONGEST = 3, 8192
 LOGITS = 2**26  # numbers that are converted to float32 at once: 0.25 GiB
 KINDS = {"full_attention", "sliding_attention"}
 
@@ -46,11 +50,9 @@ def log_likelihoods(
     """Return the likelihood of each continuation; a request is (context, continuation).
 
     Both are token ids. What is longer than the model's context loses its first tokens.
-    A row has at most `room` tokens, or one request. Raises ValueError for a context or
-    a continuation without tokens.
+    A row has at most `room` tokens, or one request; by default it is chosen. Raises
+    ValueError for a context or a continuation without tokens.
     """
-    if room is None:
-        room = ROW if runtime.detect().device == "cuda" else CPU_ROW
     longest = getattr(model.config, "max_position_embeddings", None)
     whole = [_whole(i, request, longest) for i, request in enumerate(requests)]
     if not reads_trees(model):
@@ -59,6 +61,9 @@ def log_likelihoods(
             "each request is read alone"
         )
         room = 0
+    if room is None:
+        row = ROW if runtime.detect().device == "cuda" else CPU_ROW
+        room = max(row, min(TIMES * _shared(whole), LONGEST))
     rows = _rows(whole, room)
     found: list[Likelihood | None] = [None] * len(requests)
     with models.in_mode(model, training=False):
@@ -103,6 +108,20 @@ def _whole(i: int, request: Request, longest: int | None) -> _Whole:
     if longest is not None and len(ids) > longest:
         ids, continuation = ids[-longest:], continuation[-longest:]
     return _Whole(ids, continuation)
+
+
+def _shared(whole: Sequence[_Whole]) -> int:
+    """Return how many tokens two contexts have in common at their beginning.
+
+    It is the median of neighbors in alphabetical order.
+    """
+    contexts = sorted({w.ids[: len(w.ids) + 1 - len(w.wanted)] for w in whole})
+    counts = []
+    for one, other in itertools.pairwise(contexts):
+        pairs = zip(one, other, strict=False)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        counts.append(sum(1 for _ in same))
+    return sorted(counts)[len(counts) // 2] if counts else 0
 
 
 class _Tree:

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import data
-from colab_utils.generation.prompts import before_answer
+from colab_utils import data, generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -52,11 +51,14 @@ def write_questions(
             "No row is a question and its answer, so there is nothing to ask: choose "
             "an instruction dataset."
         )
+    # In the chat format, the harness writes nothing between a prompt and a choice.
+    gap = generation.before_answer(tokenizer)
     asked = [
         {
             "question": data.prompt_of(row),
             "answer": data.answer_of(row),
             "choices": some,
+            "continuations": [gap + one for one in some],
         }
         for row, some in zip(good, _choices(good, random.Random(seed)), strict=True)
     ]
@@ -73,9 +75,9 @@ def write_questions(
     choose = {
         "output_type": "multiple_choice",
         "doc_to_text": "{{question}}",
-        "doc_to_choice": "choices",
+        "doc_to_choice": "continuations",
         "doc_to_target": "{{choices.index(answer)}}",
-        "target_delimiter": before_answer(tokenizer),
+        "target_delimiter": "" if gap else " ",  # only without a chat template
         "metric_list": [{"metric": "acc", **SHARE}],
     }
     _write(folder, f"{name}_write", asked, write)

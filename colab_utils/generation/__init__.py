@@ -7,12 +7,18 @@ Read `prompts` (a conversation becomes token ids), `sampling` (logits become a t
 
 from colab_utils.generation.answering import answers, stream
 from colab_utils.generation.continuing import continuations
-from colab_utils.generation.prompts import CONTEXT, as_messages, prompt_text
+from colab_utils.generation.prompts import (
+    CONTEXT,
+    as_messages,
+    before_answer,
+    prompt_text,
+)
 
 __all__ = [
     "CONTEXT",
     "answers",
     "as_messages",
+    "before_answer",
     "continuations",
     "prompt_text",
     "stream",

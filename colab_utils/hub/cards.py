@@ -104,6 +104,24 @@ def write_card(folder: Path, header: dict[str, Any], title: str, text: str) -> N
     )
 
 
+def add_section(card: Path, heading: str, text: str) -> None:
+    """Add a section to the end of a card, or replace an earlier one of this heading.
+
+    Comments that a reader does not see mark its beginning and its end. Raises
+    FileNotFoundError if there is no card.
+    """
+    begin, end = f"<!-- {heading} -->", f"<!-- end of {heading} -->"
+    whole = card.read_text(encoding="utf-8")
+    before, found, rest = whole.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):  # no section, or one whose end was deleted
+        before, after = whole.rstrip() + "\n\n", "\n"
+    part = card.with_name(f"{card.name}.part")
+    section = f"{begin}\n## {heading}\n\n{text.strip()}\n{end}"
+    part.write_text(f"{before}{section}{after}", encoding="utf-8")
+    part.replace(card)
+
+
 def _is_local(name: str) -> bool:
     """Return whether a name is a path on this machine."""
     path = Path(name).expanduser()

@@ -104,6 +104,26 @@ def load_model(
     return model
 
 
+def load_gguf(file: Path) -> PreTrainedModel:
+    """Load the model of a GGUF file, dequantized to this machine's compute dtype.
+
+    transformers reads it. Raises FileNotFoundError if there is no such file.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist: write it in notebook 04.")
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch_dtype(), device_map=_place()
+    )
+    _reset_generation(model)
+    return model
+
+
+def _place() -> dict[str, int | str]:
+    return {"": 0 if runtime.detect().device == "cuda" else "cpu"}
+
+
 def _load_weights(
     source: Source, dtype: torch.dtype, quantization: BitsAndBytesConfig | None
 ) -> PreTrainedModel:
@@ -114,7 +134,7 @@ def _load_weights(
         return AutoModelForCausalLM.from_pretrained(
             source.path,
             dtype=dtype,
-            device_map={"": 0 if runtime.detect().device == "cuda" else "cpu"},
+            device_map=_place(),
             token=token,
             trust_remote_code=False,
             **given,

@@ -14,9 +14,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from colab_utils import data, demo, models
-from colab_utils.evaluation import harness, tasks
-from colab_utils.generation.prompts import before_answer
+from colab_utils import data, demo, generation, models, plots
+from colab_utils.evaluation import harness, reports, tasks
 
 pytestmark = pytest.mark.slow
 
@@ -148,17 +147,52 @@ def test_saved_results_are_in_the_format_of_the_harness(
         harness.save(found, blocked, "tuned")
 
 
-def test_choices_hold_the_answer_once_and_others_of_its_category(written):
-    folder, (_, choose, _) = written
-    lines = (folder / f"{choose}.jsonl").read_text().splitlines()
-    answers = {row["answer"]: row["category"] for row in demo.questions()}
+def test_report_replaces_an_older_one_and_keeps_it_if_saving_fails(
+    plain, tokenizer, written, tmp_path, monkeypatch
+):
+    found = run(harness.Model(plain, tokenizer), written, chat=True)
+    folder = tmp_path / "report"
+    figure = plots.scores({"a": (0, 0.5, 0.4, 0.6)}, "x", "y")
+    for text in ("first", "second"):
+        reports.save(folder, {"tuned": found}, text, {"points": figure}, tested=16)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["README.md", "points.png", "recipe.json", "tuned"]
+    assert "second" in (folder / "README.md").read_text()
+    assert len(list((folder / "tuned").glob("results_*.json"))) == 1
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(harness, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        reports.save(folder, {"tuned": found}, "third", {})
+    assert "second" in (folder / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_choices_hold_the_answer_once_and_others_of_its_category(tokenizer, tmp_path):
+    rows = [
+        {"messages": data.to_messages(row), "category": row["category"]}
+        for row in demo.questions()[:200]
+    ]
+    _, choose = tasks.write_questions(tmp_path, rows, tokenizer)
+    kinds = {data.answer_of(row): row["category"] for row in rows}
     places = set()
-    for one in map(json.loads, lines):
+    for one in map(json.loads, (tmp_path / f"{choose}.jsonl").open()):
         assert len(set(one["choices"])) == len(one["choices"]) == 4
-        kinds = {answers[choice] for choice in one["choices"]}
-        assert kinds == {answers[one["answer"]]}
+        assert {kinds[choice] for choice in one["choices"]} == {kinds[one["answer"]]}
         places.add(one["choices"].index(one["answer"]))
     assert places == {0, 1, 2, 3}
+
+
+def test_choices_come_from_all_rows_where_a_category_has_too_few(tokenizer, tmp_path):
+    rows = [
+        {"messages": data.to_messages({"question": f"{n}?", "answer": f"a{n}"}), **more}
+        for n, more in enumerate([{"category": "x"}, {"category": "y"}, {}, {}, {}])
+    ]
+    _, choose = tasks.write_questions(tmp_path, rows, tokenizer)
+    for one in map(json.loads, (tmp_path / f"{choose}.jsonl").open()):
+        assert one["answer"] in one["choices"] and len(set(one["choices"])) == 4
 
 
 def test_rows_that_are_no_question_are_left_out(tokenizer, tmp_path, capsys):
@@ -173,4 +207,4 @@ def test_rows_that_are_no_question_are_left_out(tokenizer, tmp_path, capsys):
 
 
 def test_template_writes_a_space_before_the_answer_in_the_format_of_llama_2(tokenizer):
-    assert before_answer(tokenizer) == " "
+    assert generation.before_answer(tokenizer) == " "

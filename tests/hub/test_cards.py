@@ -443,3 +443,27 @@ def test_push_resumes_after_a_refusal(tmp_path, hub, large):
     assert push(tmp_path, "me/mine", hub, **LARGE)[-1].startswith("pushed: http")
     assert hub.large == large and committed(hub)
     assert sorted(hub.sent) == sorted(large)
+
+
+def test_section_replaces_an_earlier_one_and_nothing_else(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\n---\n\n# Mine\n\nText.\n")
+    cards.add_section(card, "Evaluation", "| a | b |")
+    cards.add_section(card, "Trust", "kappa 0.1")
+    cards.add_section(card, "Evaluation", "| c | d |")
+    text = card.read_text()
+    assert text.startswith("---\nlicense: mit\n---\n\n# Mine\n\nText.\n\n")
+    assert text.count("## Evaluation") == text.count("## Trust") == 1
+    assert "| a | b |" not in text and text.index("| c | d |") < text.index("kappa")
+    cards.add_section(card, "Trust", "kappa 0.2")
+    assert "kappa 0.1" not in card.read_text() and "| c | d |" in card.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_section_without_its_end_loses_no_text(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("# Mine\n\n<!-- Trust -->\n## Trust\n\nold\n\nThe owner's text.\n")
+    cards.add_section(card, "Trust", "new")
+    assert "The owner's text." in card.read_text() and "new" in card.read_text()
+    with pytest.raises(FileNotFoundError):
+        cards.add_section(tmp_path / "missing.md", "Trust", "new")

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from colab_utils import memory, models, recipe
+from colab_utils import memory, models, recipe, weights
 from colab_utils.data.tokens.chat_template import CHAT_TEMPLATE
 from colab_utils.models import loading
 
@@ -285,3 +285,18 @@ def test_load_adapter_with_added_tokens(tmp_path, method, options):
         )
         other = loaded(torch.tensor([[1, 1025, 300, 400, 1024, 500]])).logits
     assert (other - expected).abs().max() > 0.1  # the rows differ
+
+
+def test_gguf_answers_as_the_model_that_it_was_written_from(tokenizer, tmp_path):
+    folder = tmp_path / "whole"
+    model = models.load_model("demo")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    read = models.load_gguf(weights.write_gguf(folder, kind="q8_0"))
+    ids = prompt_ids(tokenizer)
+    with torch.no_grad():
+        one, other = (m.eval()(ids).logits.float() for m in (model, read))
+    assert (one - other).norm() < 0.02 * one.norm()
+    assert not torch.equal(one, other)  # it was rounded to 8 bits
+    with pytest.raises(FileNotFoundError, match="notebook 04"):
+        models.load_gguf(tmp_path / "missing.gguf")

@@ -1,4 +1,4 @@
-"""Run 01 to 04 with their defaults from top to bottom, and check the results."""
+"""Run 01 to 04, 12 and 16 with their defaults, and check the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """Execute the notebooks 01 to 04 with nbmake, in order, on the demo world."""
+    """Execute these notebooks with nbmake, in order, on the demo world."""
     folder = tmp_path_factory.mktemp("workspace")
     environment = os.environ | {
         "WORKSPACE": str(folder),
@@ -29,7 +29,9 @@ def workspace(tmp_path_factory) -> Path:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     command = [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=900"]
-    paths = sorted(map(str, (ROOT / "notebooks").glob("0[1-4]_*.ipynb")))
+    patterns = ("0[1-4]_*", "12_*", "16_*")
+    found = (file for one in patterns for file in (ROOT / "notebooks").glob(one))
+    paths = sorted(map(str, found))
     run = subprocess.run(
         [*command, *paths],
         cwd=ROOT,
@@ -83,6 +85,27 @@ def test_04_merged_model_agrees_with_adapter(workspace):
     into = recipe(workspace, "models")["merged_into"]
     assert set(losses) == {"original", "dequantized"}
     assert into == min(losses, key=losses.get)
+
+
+def test_12_writes_a_report_and_a_section_of_each_card(workspace):
+    folder = workspace / "reports" / "my-report"
+    assert {path.name for path in folder.iterdir()} == {
+        *("adapter", "base", "merged", "GGUF"),
+        *("README.md", "adapters.png", "recipe.json"),
+    }
+    (file,) = (folder / "adapter").glob("results_*.json")
+    results = json.loads(file.read_text())["results"]
+    tuned = recipe(workspace, "adapters")["results"]["accuracy"]["tuned"]
+    share = results["held_out_write"]["exact_match,stripped"]
+    assert share == pytest.approx(tuned, abs=0.03)  # 400 of the questions
+    for card in ("adapters/my-adapter", "models/my-llama"):
+        text = (workspace / card / "README.md").read_text()
+        assert text.count("## Evaluation") == 1 and "bits per byte" in text
+
+
+def test_16_writes_the_trust_section(workspace):
+    text = (workspace / "adapters/my-adapter/README.md").read_text()
+    assert text.count("## Trust") == 1 and "AUROC of its confidence" in text
 
 
 def test_workspace_contains_all_files(workspace):
