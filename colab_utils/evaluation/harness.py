@@ -6,7 +6,10 @@ lm-eval`. `tasks` writes tasks for it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +171,16 @@ class Model(TemplateLM):
                     "generate_until", requests[i].args, found[i]
                 )
         return found
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the progress bars that the harness draws, also where nobody watches.
+
+    Bars and warnings go to stderr; errors are raised as usual.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def save(found: dict[str, Any], folder: Path, name: str) -> list[Path]:

@@ -170,6 +170,16 @@ def test_report_replaces_an_older_one_and_keeps_it_if_saving_fails(
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
+def test_bars_of_the_harness_are_hidden_and_errors_are_not(
+    plain, tokenizer, written, capfd
+):
+    with harness.without_bars():
+        run(harness.Model(plain, tokenizer), written, chat=True)
+    assert "it/s" not in capfd.readouterr().err
+    with pytest.raises(ValueError, match="inside"), harness.without_bars():
+        raise ValueError("inside")
+
+
 def test_choices_hold_the_answer_once_and_others_of_its_category(tokenizer, tmp_path):
     rows = [
         {"messages": data.to_messages(row), "category": row["category"]}
