@@ -3,7 +3,8 @@
     python run_cells.py < JOBS
 
 JOBS is a JSON list of [notebook, parameters]. Prints a JSON list with the error of each
-("" if there is none) and the text that it printed.
+("" if there is none) and the text that it printed. One process for several runs
+imports the libraries once, which takes longer than most of these runs.
 """
 
 from __future__ import annotations
