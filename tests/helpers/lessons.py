@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -52,19 +51,17 @@ def write_shorter(name: str, folder: Path, edits: dict[str, str]) -> str:
     return str(path)
 
 
-def run_in_one_process(
-    jobs: list[tuple[str, dict[str, Any]]], workspace: Path
-) -> list[list[str]]:
+def run_in_one_process(jobs: list[tuple[str, dict[str, Any], Path]]) -> list[list[str]]:
     """Run notebooks one after another in one process, without kernels.
 
-    A job is a notebook and its parameters. Its name can also be the path of another
-    notebook, without the suffix. Returns the error of each job ("" if there is none)
-    and the text that it printed.
+    A job is a notebook, its parameters and its workspace. The notebook can also be the
+    path of another one, without the suffix. Returns the error of each job ("" if there
+    is none) and the text that it printed.
     """
+    given = [(name, parameters, str(workspace)) for name, parameters, workspace in jobs]
     out = subprocess.run(
         [sys.executable, str(RUN_CELLS)],
-        input=json.dumps(jobs),
-        env=os.environ | {"WORKSPACE": str(workspace)},
+        input=json.dumps(given),
         capture_output=True,
         text=True,
     )

@@ -62,8 +62,11 @@ def forms(tmp_path_factory) -> list[list[Any]]:
     named = {"DATASET_NAME": ' "my-data" '}
     given = [("01", named | typed) for typed, _ in TYPED_01]
     given += [("02", typed) for typed, _ in TYPED_02]
-    jobs = [(write_form(number, folder), typed) for number, typed in given]
-    runs = run_in_one_process(jobs, folder / "workspace")
+    jobs = [
+        (write_form(number, folder), typed, folder / "workspace")
+        for number, typed in given
+    ]
+    runs = run_in_one_process(jobs)
     assert [error for error, _ in runs] == [""] * len(jobs)
     return [json.loads(printed.splitlines()[-1]) for _, printed in runs]
 

@@ -55,19 +55,21 @@ def done(tmp_path_factory) -> tuple[Path, dict[str, list[str]], dict[str, list[s
     At last 05 looks for a dataset that does not exist.
     """
     folder = tmp_path_factory.mktemp("kinds")
+    workspace = folder / "workspace"
     jobs = []
     for kind, rows in ROWS.items():
         path = folder / f"{kind}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         given = {"DATASET": str(path), "DATASET_NAME": kind, "TEST_SHARE": 0.2}
-        jobs.append(("01_create_dataset", given))
+        jobs.append(("01_create_dataset", given, workspace))
     others = list(ROWS)[1:]
-    jobs += [("02_finetune_qlora", {"DATASET_NAME": kind}) for kind in others]
-    jobs.append(("05_nano_lora", {"DATASET_NAME": "missing"}))
     refusals = [*others, "missing"]
-    found = run_in_one_process(jobs, folder / "workspace")
+    names = ["02_finetune_qlora"] * len(others) + ["05_nano_lora"]
+    for notebook, dataset in zip(names, refusals, strict=True):
+        jobs.append((notebook, {"DATASET_NAME": dataset}, workspace))
+    found = run_in_one_process(jobs)
     return (
-        folder / "workspace" / "datasets",
+        workspace / "datasets",
         dict(zip(ROWS, found, strict=False)),
         dict(zip(refusals, found[len(ROWS) :], strict=True)),
     )
