@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import itertools
 import json
 import os
 import sys
@@ -45,9 +46,14 @@ class PeakMemory(threading.Thread):
         """Sample ten times a second until `stop` is set."""
         import psutil
 
-        while not self.stop.wait(0.1):
+        children: list[psutil.Process] = []
+        for sample in itertools.count():
+            if self.stop.wait(0.1):
+                return
+            if sample % 5 == 0:  # finding the children reads every process
+                children = psutil.Process().children(recursive=True)
             total = 0
-            for process in psutil.Process().children(recursive=True):
+            for process in children:
                 with contextlib.suppress(psutil.Error):  # it has ended
                     total += process.memory_info().rss
             self.gib = max(self.gib, total / GIB)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from colab_utils.runtime import GIB
@@ -59,7 +59,8 @@ class Memory:
     @property
     def total(self) -> float:
         """The sum of all parts: the GPU memory that is needed."""
-        return sum(asdict(self).values()) - self.ram
+        # asdict copies each number, and a plan sums thousands of moments
+        return sum(vars(self).values()) - self.ram
 
     def as_gib(self) -> dict[str, float]:
         """Return every part on the device, and their total, in GiB."""

@@ -97,7 +97,7 @@ def test_answers_of_a_prompt_longer_than_the_context(model, tokenizer):
 def test_answers_end_at_the_context_length(model, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "eos_token", "never")
     monkeypatch.setattr(model.generation_config, "eos_token_id", None)
-    prompt = "word " * 300
+    prompt = "word " * 470  # two tokens each
     ids = prompt_tokens(
         Conversations(tokenizer), generation.as_messages(prompt), 1, 1024
     )

@@ -1,7 +1,11 @@
-"""Run a notebook of the course as a test does, and read what it claims."""
+"""Run notebooks of the course as a test does, and read what they claim and print."""
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from tools.course_report import claims as read_claims
 from tools.execute import run_notebook, use_this_interpreter
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+RUN_CELLS = Path(__file__).with_name("run_cells.py")
 
 
 def run_lesson(name: str, folder: Path, **parameters: Any) -> dict[str, float]:
@@ -27,3 +32,38 @@ def run_lesson(name: str, folder: Path, **parameters: Any) -> dict[str, float]:
         result = run_notebook(NOTEBOOKS / f"{name}.ipynb", done, parameters)
     assert result["failure"] is None
     return {one["claim"]: one["value"] for one in read_claims(done)}
+
+
+def write_shorter(name: str, folder: Path, edits: dict[str, str]) -> str:
+    """Write a copy of a notebook, with regular expressions replaced in its code.
+
+    Returns its path without the suffix, as `run_in_one_process` takes it.
+    """
+    notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for pattern, text in edits.items():
+        found = [re.subn(pattern, text, "".join(cell["source"])) for cell in code]
+        assert any(count for _, count in found), f"{name} has no {pattern}"
+        for cell, (source, _) in zip(code, found, strict=True):
+            cell["source"] = source
+    path = folder / name
+    path.with_suffix(".ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    return str(path)
+
+
+def run_in_one_process(jobs: list[tuple[str, dict[str, Any], Path]]) -> list[list[str]]:
+    """Run notebooks one after another in one process, without kernels.
+
+    A job is a notebook, its parameters and its workspace. The notebook can also be the
+    path of another one, without the suffix. Returns the error of each job ("" if there
+    is none) and the text that it printed.
+    """
+    given = [(name, parameters, str(workspace)) for name, parameters, workspace in jobs]
+    out = subprocess.run(
+        [sys.executable, str(RUN_CELLS)],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    return json.loads(out.stdout.splitlines()[-1])

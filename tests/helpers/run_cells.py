@@ -2,8 +2,9 @@
 
     python run_cells.py < JOBS
 
-JOBS is a JSON list of [notebook, parameters]. Prints a JSON list with the error of each
-("" if there is none) and the text that it printed.
+JOBS is a JSON list of [notebook, parameters, workspace]. Prints a JSON list with the
+error of each ("" if there is none) and the text that it printed. One process for
+several runs imports the libraries once, which takes longer than most of these runs.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def run(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return space
 
 
-def attempt(name: str, given: dict[str, Any]) -> list[str]:
+def attempt(name: str, given: dict[str, Any], workspace: str) -> list[str]:
     """Run a notebook; return its error, and what it printed."""
     printed = io.StringIO()
+    os.environ["WORKSPACE"] = workspace
     with contextlib.redirect_stdout(printed):
         try:
             run(name, given)

@@ -16,29 +16,20 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-# By name: the config, the tokenizer, the chat template (None: the course's). The models
-# of a group share a process.
-MODELS: dict[str, dict[str, tuple[str, str, str | None]]] = {
-    "Llama": {
-        "Llama 2": ("llama", "llama2", None),
-        "Llama 2 chat": ("llama", "llama2", "llama2"),
-        "Llama 3.x": ("llama 3.2", "llama3", "llama3"),
-    },
-    "Mistral": {
-        "Mistral v0.1": ("mistral", "llama2", "mistral_v1"),
-        "Mistral v0.3": ("mistral v0.3", "mistral_v3", "mistral_v3"),
-        "Mistral with Tekken": ("mistral v0.3", "tekken", "mistral_v3"),
-    },
-    "Qwen": {
-        "Qwen2.5": ("qwen2", "qwen2", "qwen25"),
-        "Qwen3": ("qwen3", "qwen3", "qwen3"),
-    },
-    "others": {
-        "SmolLM2": ("llama 3.2", "smollm2", "chatml"),
-        "SmolLM2 base": ("llama 3.2", "smollm2_base", None),
-        "SmolLM3": ("smollm3", "smollm2", "chatml"),
-        "Gemma 2": ("gemma2", "gemma", "gemma2"),
-    },
+# By name: the config, the tokenizer, the chat template (None: the course's).
+MODELS: dict[str, tuple[str, str, str | None]] = {
+    "Llama 2": ("llama", "llama2", None),
+    "Llama 2 chat": ("llama", "llama2", "llama2"),
+    "Llama 3.x": ("llama 3.2", "llama3", "llama3"),
+    "Mistral v0.1": ("mistral", "llama2", "mistral_v1"),
+    "Mistral v0.3": ("mistral v0.3", "mistral_v3", "mistral_v3"),
+    "Mistral with Tekken": ("mistral v0.3", "tekken", "mistral_v3"),
+    "Qwen2.5": ("qwen2", "qwen2", "qwen25"),
+    "Qwen3": ("qwen3", "qwen3", "qwen3"),
+    "SmolLM2": ("llama 3.2", "smollm2", "chatml"),
+    "SmolLM2 base": ("llama 3.2", "smollm2_base", None),
+    "SmolLM3": ("smollm3", "smollm2", "chatml"),
+    "Gemma 2": ("gemma2", "gemma", "gemma2"),
 }
 TOWNS = ("Akersund", "Brillon", "Caldmere", "Dorvik", "Elmstad", "Farrow", "Gorlitz")
 
@@ -88,24 +79,29 @@ def dataset(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("group", MODELS)
-def test_the_course_runs_on(group, dataset, tmp_path):
-    folders = {name: tmp_path / name.replace(" ", "-") for name in MODELS[group]}
-    for name, folder in folders.items():
-        make_model(folder / "model", *MODELS[group][name])
+@pytest.fixture(scope="module")
+def results(dataset, tmp_path_factory) -> dict[str, dict]:
+    """What the course found on each model; one process imports the libraries once."""
+    root = tmp_path_factory.mktemp("models")
+    folders = [root / name.replace(" ", "-") for name in MODELS]
+    for folder, model in zip(folders, MODELS.values(), strict=True):
+        make_model(folder / "model", *model)
     run = subprocess.run(
-        [sys.executable, "tests/helpers/run_course_on.py", dataset, *folders.values()],
+        [sys.executable, "tests/helpers/run_course_on.py", dataset, *folders],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     line = next(one for one in run.stdout.splitlines() if one.startswith("RESULT "))
-    for name, found in zip(
-        folders, json.loads(line.removeprefix("RESULT ")), strict=True
-    ):
-        known = MODELS[group][name][0] in CONFIGS
-        losses = found["losses"]
-        assert found["fast"] == known == bool(found["gguf"]) == bool(found["stops"])
-        assert losses["fast"] == pytest.approx(losses["PEFT"], rel=1e-3), name
-        assert found["difference"] < 1e-2, name
+    found = json.loads(line.removeprefix("RESULT "))
+    return dict(zip(MODELS, found, strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_course_runs_on(name, results):
+    found, losses = results[name], results[name]["losses"]
+    known = MODELS[name][0] in CONFIGS
+    assert found["fast"] == known == bool(found["gguf"]) == bool(found["stops"])
+    assert losses["fast"] == pytest.approx(losses["PEFT"], rel=1e-3)
+    assert found["difference"] < 1e-2

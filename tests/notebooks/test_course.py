@@ -1,4 +1,4 @@
-"""`make run` with other data, other methods and small parameters, as a whole."""
+"""The course with other data, other methods and small parameters, as a whole."""
 
 from __future__ import annotations
 
@@ -11,16 +11,120 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import make_base
+from helpers.lessons import run_in_one_process
+
+from colab_utils import data, models, recipe
+from tools.course_report import summarize
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+FROM_DATA_TO_MODEL = (
+    "01_create_dataset",
+    "02_finetune_qlora",
+    "03_inference",
+    "04_merge_and_publish",
+)
 
 
-FROM_DATA_TO_MODEL = ["--notebooks", "01", "02", "03", "04"]
+def write_rows(path: Path, rows: list[dict | str]) -> Path:
+    """Write rows as JSON Lines; a row that is text is written as it is."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
 
 
-def run_course(out: Path, *arguments: str) -> tuple[Path, dict]:
-    command = [sys.executable, "-m", "tools.run_course", "--out", str(out), *arguments]
+def long_answers(folder: Path) -> Path:
+    """Write sums with their steps to a file, and two rows that can't be read."""
+    draw = random.Random(0)
+    rows: list[dict | str] = []
+    for _ in range(120):
+        a, b = draw.randrange(1000), draw.randrange(1000)
+        answer = f"First take {a}, then add {b} to it: the total is {a + b}."
+        rows.append({"question": f"{a} and {b}?", "answer": answer})
+    rows[10:10] = ['{"question": "3 and', {"question": "", "answer": "1"}]
+    return write_rows(folder / "sums.jsonl", rows)
+
+
+def several_answers(folder: Path) -> Path:
+    """Write a table of prompts with several answers each."""
+    trees = ["oak by a lake", "an elm", "nothing at all", "maple, planted by Ada Moss"]
+    rows = [
+        {"prompt": f"What grows in town {town}?", "completion": f"{tree} {town * 37}"}
+        for town in range(12)
+        for tree in trees
+    ]
+    return write_rows(folder / "several.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def workspaces(tmp_path_factory) -> dict[str, Path]:
+    """The workspaces of three courses, which ran in one process."""
+    folder = tmp_path_factory.mktemp("course")
+    base = make_base(folder / "model")
+    models.load_tokenizer("demo").save_pretrained(base)
+    sums, several = long_answers(folder), several_answers(folder)
+    courses = {
+        "LoRA": [
+            {"DATASET": str(sums), "MAX_ROWS": 100},
+            {"METHOD": "lora", "EPOCHS": 2},
+            {},
+            {"MAX_TEST": 7},
+        ],
+        "several": [{"DATASET": str(several), "TEST_SHARE": 0.3}, {"EPOCHS": 0.5}],
+        "random": [
+            {"DATASET": str(sums), "MODEL": str(base), "MAX_ROWS": 20},
+            {"MODEL": str(base), "EPOCHS": 0.1, "LEARNING_RATE": 1e-6},
+            {},
+            {},
+        ],
+    }
+    jobs = [
+        (notebook, given, folder / name)
+        for name, course in courses.items()
+        for notebook, given in zip(FROM_DATA_TO_MODEL, course, strict=False)
+    ]
+    errors = [error for error, _ in run_in_one_process(jobs)]
+    assert errors == [""] * len(jobs)
+    return {name: folder / name for name in courses}
+
+
+def test_lora_on_long_answers_lowers_loss(workspaces):
+    summary = summarize(workspaces["LoRA"], {})
+    assert summary["dataset"] == {"rows_in": 122, "rows_kept": 100, "rejected": 2}
+    loss = summary["loss"]
+    assert loss["tuned"] < 0.8 * loss["base"]
+    assert abs(loss["merged"] - loss["tuned"]) < 0.02 * loss["tuned"]
+    assert summary["agreement"] > 0.97
+    made = recipe.read(workspaces["LoRA"] / "models/my-llama")
+    # The base model answered other rows, so its loss is not in the recipe.
+    assert made["tested"] == 7 and set(made["results"]["loss"]) == {"tuned", "merged"}
+    assert made["losses"] == {"original": made["results"]["loss"]["merged"]}
+
+
+def test_several_answers_to_one_prompt(workspaces):
+    """Tables of prompts and answers hold a prompt as often as it occurs."""
+    summary = summarize(workspaces["several"], {})
+    assert summary["dataset"]["rows_kept"] == 48
+    rows = data.read(workspaces["several"] / "datasets/my-dataset", "test")
+    prompts = [data.prompt_of(row) for row in rows]
+    assert len(prompts) > 2 * len(set(prompts))
+
+
+def test_random_weights_pass(workspaces):
+    """Rounding decides the top-1 tokens of an untrained model, so agreement is low."""
+    assert summarize(workspaces["random"], {})["agreement"] < 0.9
+
+
+def test_make_run_of_full_fine_tuning_leaves_out_merging(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "tools.run_course",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    command += ["--dataset", str(long_answers(tmp_path)), "--notebooks", "01", "02"]
+    command += ["03", "04", "--parameters", "METHOD=full", "EPOCHS=1", "MAX_ROWS=60"]
     run = subprocess.run(
         command,
         cwd=ROOT,
@@ -29,81 +133,8 @@ def run_course(out: Path, *arguments: str) -> tuple[Path, dict]:
         text=True,
     )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-    return out / "latest", json.loads((out / "latest/summary.json").read_text())
-
-
-@pytest.fixture
-def long_answers(tmp_path) -> Path:
-    """Write sums with their steps to a file, and two rows that can't be read."""
-    draw = random.Random(0)
-    lines = []
-    for _ in range(120):
-        a, b = draw.randrange(1000), draw.randrange(1000)
-        answer = f"First take {a}, then add {b} to it: the total is {a + b}."
-        lines.append(json.dumps({"question": f"{a} and {b}?", "answer": answer}))
-    lines[10:10] = ['{"question": "3 and', json.dumps({"question": "", "answer": "1"})]
-    path = tmp_path / "sums.jsonl"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-def test_lora_on_long_answers_lowers_loss(long_answers, tmp_path):
-    out = tmp_path / "runs"
-    arguments = [*FROM_DATA_TO_MODEL, "--dataset", str(long_answers), "--parameters"]
-    folder, summary = run_course(
-        out, *arguments, "METHOD=lora", "EPOCHS=2", "MAX_ROWS=100", "MAX_TEST=7"
-    )
-    assert summary["dataset"] == {"rows_in": 122, "rows_kept": 100, "rejected": 2}
-    loss = summary["loss"]
-    assert loss["tuned"] < 0.8 * loss["base"]
-    assert abs(loss["merged"] - loss["tuned"]) < 0.02 * loss["tuned"]
-    assert summary["agreement"] > 0.97
-    assert len(summary["notebooks"]) == 4
-    assert len(list(folder.glob("*.html"))) == 4
-    made = json.loads((folder / "workspace/models/my-llama/recipe.json").read_text())
-    # The base model answered other rows, so its loss is not in the recipe.
-    assert made["tested"] == 7 and set(made["results"]["loss"]) == {"tuned", "merged"}
-    assert made["losses"] == {"original": made["results"]["loss"]["merged"]}
-
-
-def test_several_answers_to_one_prompt(tmp_path):
-    """Tables of prompts and answers hold a prompt as often as it occurs."""
-    trees = ["oak by a lake", "an elm", "nothing at all", "maple, planted by Ada Moss"]
-    rows = [
-        {"prompt": f"What grows in town {town}?", "completion": f"{tree} {town * 37}"}
-        for town in range(12)
-        for tree in trees
-    ]
-    path = tmp_path / "several.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    arguments = ["--dataset", str(path), "--notebooks", "01", "02"]
-    folder, summary = run_course(
-        tmp_path / "runs", *arguments, "--parameters", "EPOCHS=0.5", "TEST_SHARE=0.3"
-    )
-    assert summary["dataset"]["rows_kept"] == 48
-    test = (folder / "workspace/datasets/my-dataset/test.jsonl").read_text()
-    prompts = [json.loads(line)["messages"][0]["content"] for line in test.splitlines()]
-    assert len(prompts) > 2 * len(set(prompts))
-
-
-def test_full_fine_tuning_skips_merging(long_answers, tmp_path):
-    arguments = [*FROM_DATA_TO_MODEL, "--dataset", str(long_answers), "--parameters"]
-    small = ["METHOD=full", "EPOCHS=1", "MAX_ROWS=60"]
-    _, summary = run_course(tmp_path / "runs", *arguments, *small)
+    folder = tmp_path / "runs/latest"
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["loss"]["tuned"] < summary["loss"]["base"]
     assert set(summary["loss"]) == {"base", "tuned"}
-    assert len(summary["notebooks"]) == 3
-
-
-def test_random_weights_pass(long_answers, tmp_path):
-    """Rounding decides the top-1 tokens of an untrained model, so agreement is low."""
-    from colab_utils import models
-
-    base = make_base(tmp_path / "random")
-    models.load_tokenizer("demo").save_pretrained(base)
-    arguments = [*FROM_DATA_TO_MODEL, "--dataset", str(long_answers)]
-    arguments += ["--model", str(base)]
-    small = ["EPOCHS=0.1", "LEARNING_RATE=1e-6", "MAX_ROWS=20"]
-    _, summary = run_course(tmp_path / "runs", *arguments, "--parameters", *small)
-    assert summary["agreement"] < 0.9
-    assert len(summary["notebooks"]) == 4
+    assert len(summary["notebooks"]) == len(list(folder.glob("*.html"))) == 3

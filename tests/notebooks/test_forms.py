@@ -4,50 +4,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nbformat
-import papermill
 import pytest
+from helpers.lessons import NOTEBOOKS, run_in_one_process
 
-from tools.execute import use_this_interpreter
-
-ROOT = Path(__file__).parents[2]
-CHECKS = {"01": "nb01-daad99b6", "02": "nb02-29dfe63b", "03": "nb03-daad99b6"}
+pytestmark = pytest.mark.slow
+CHECKS = {"01": "nb01-daad99b6", "02": "nb02-29dfe63b"}
 RATE = "nb02-94f304ca"  # where "auto" becomes a learning rate
+SHOWN = {
+    "01": "MAX_TOKENS, MAX_ROWS, TEST_SHARE, KIND, MODEL, DATASET, folder.name",
+    "02": "RANK, EPOCHS, LEARNING_RATE, MODEL",
+}
 
 
-def run_form(number: str, typed: dict, shown: str, folder: Path, *more: str) -> list:
-    """Run a notebook's first cells, then those with the ids `more`; return values.
+def write_form(number: str, folder: Path) -> str:
+    """Write a notebook's first cells, which then print the values that they read.
 
-    `typed` is what papermill passes. `shown` names the variables to return.
+    Returns its path without the suffix.
     """
-    path = next((ROOT / "notebooks").glob(f"{number}_*.ipynb"))
+    path = next(NOTEBOOKS.glob(f"{number}_*.ipynb"))
     nb = nbformat.read(path, as_version=4)
     ids = [cell.id for cell in nb.cells]
     first = nb.cells[: ids.index(CHECKS[number]) + 1]
-    nb.cells = first + [cell for cell in nb.cells if cell.id in more]
-    nb.cells.append(
-        nbformat.v4.new_code_cell(f"import json\nprint(json.dumps([{shown}]))")
-    )
-    nbformat.write(nb, folder / "form.ipynb")
-    with use_this_interpreter():
-        done = papermill.execute_notebook(
-            folder / "form.ipynb",
-            folder / "done.ipynb",
-            typed,
-            kernel_name="python3",
-            progress_bar=False,
-            cwd=str(folder),
-        )
-    return json.loads("".join(out["text"] for out in done.cells[-1].outputs))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("HEADLESS", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    nb.cells = first + [cell for cell in nb.cells if cell.id == RATE]
+    source = f"import json\nprint(json.dumps([{SHOWN[number]}]))"
+    nb.cells.append(nbformat.v4.new_code_cell(source))
+    form = folder / f"form-{number}"
+    nbformat.write(nb, form.with_suffix(".ipynb"))
+    return str(form)
 
 
 TYPED_01 = [
@@ -60,18 +46,6 @@ TYPED_01 = [
         [512, 2000, "auto", "completion"],
     ),
 ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("typed", "read"), TYPED_01)
-def test_01_reads_what_was_typed(typed, read, tmp_path):
-    typed = {"DATASET_NAME": ' "my-data" ', **typed}
-    shown = "MAX_TOKENS, MAX_ROWS, TEST_SHARE, KIND, MODEL, DATASET, folder.name"
-    found = run_form("01", typed, shown, tmp_path)
-    assert found == [*read, "demo", "demo", "my-data"]
-    assert [type(one) for one in found[:4]] == [type(one) for one in read]
-
-
 TYPED_02 = [
     ({"RANK": "16.0", "EPOCHS": "3", "LEARNING_RATE": "2e-4"}, [16, 3.0, 2e-4]),
     (
@@ -81,10 +55,31 @@ TYPED_02 = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("typed", "read"), TYPED_02)
-def test_02_reads_what_was_typed(typed, read, tmp_path):
-    shown = "RANK, EPOCHS, LEARNING_RATE, MODEL"
-    found = run_form("02", typed, shown, tmp_path, RATE)
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory) -> list[list[Any]]:
+    """The values that the first cells read: those of 01, then those of 02."""
+    folder = tmp_path_factory.mktemp("forms")
+    named = {"DATASET_NAME": ' "my-data" '}
+    given = [("01", named | typed) for typed, _ in TYPED_01]
+    given += [("02", typed) for typed, _ in TYPED_02]
+    jobs = [
+        (write_form(number, folder), typed, folder / "workspace")
+        for number, typed in given
+    ]
+    runs = run_in_one_process(jobs)
+    assert [error for error, _ in runs] == [""] * len(jobs)
+    return [json.loads(printed.splitlines()[-1]) for _, printed in runs]
+
+
+@pytest.mark.parametrize("n", range(len(TYPED_01)))
+def test_01_reads_what_was_typed(n, forms):
+    read, found = TYPED_01[n][1], forms[n]
+    assert found == [*read, "demo", "demo", "my-data"]
+    assert [type(one) for one in found[:4]] == [type(one) for one in read]
+
+
+@pytest.mark.parametrize("n", range(len(TYPED_02)))
+def test_02_reads_what_was_typed(n, forms):
+    read, found = TYPED_02[n][1], forms[len(TYPED_01) + n]
     assert found == [*read, "demo"]
     assert [type(one) for one in found[:3]] == [int, float, float]

@@ -1,20 +1,17 @@
-"""Rows of every kind go through 01; a notebook that needs another kind refuses them."""
+"""Rows of every kind go through 01; a notebook that can't use a dataset refuses it."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.lessons import run_in_one_process
 
 from colab_utils import data
 
 pytestmark = pytest.mark.slow
-RUN = Path(__file__).parents[1] / "helpers" / "run_cells.py"
 TREES = ("oak", "elm", "ash", "yew", "maple", "cedar")
 
 
@@ -53,29 +50,28 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[Path, dict[str, list[str]], dict[str, list[str]]]:
-    """Run 01 on the rows of each kind, then 02 on each dataset of another kind."""
+    """Run 01 on the rows of each kind, then 02 on each dataset of another kind.
+
+    At last 05 looks for a dataset that does not exist.
+    """
     folder = tmp_path_factory.mktemp("kinds")
+    workspace = folder / "workspace"
     jobs = []
     for kind, rows in ROWS.items():
         path = folder / f"{kind}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         given = {"DATASET": str(path), "DATASET_NAME": kind, "TEST_SHARE": 0.2}
-        jobs.append(["01_create_dataset", given])
+        jobs.append(("01_create_dataset", given, workspace))
     others = list(ROWS)[1:]
-    jobs += [["02_finetune_qlora", {"DATASET_NAME": kind}] for kind in others]
-    out = subprocess.run(
-        [sys.executable, str(RUN)],
-        input=json.dumps(jobs),
-        env=os.environ | {"WORKSPACE": str(folder / "workspace")},
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 0, out.stderr[-3000:]
-    found = json.loads(out.stdout.splitlines()[-1])
+    refusals = [*others, "missing"]
+    names = ["02_finetune_qlora"] * len(others) + ["05_nano_lora"]
+    for notebook, dataset in zip(names, refusals, strict=True):
+        jobs.append((notebook, {"DATASET_NAME": dataset}, workspace))
+    found = run_in_one_process(jobs)
     return (
-        folder / "workspace" / "datasets",
+        workspace / "datasets",
         dict(zip(ROWS, found, strict=False)),
-        dict(zip(others, found[len(ROWS) :], strict=True)),
+        dict(zip(refusals, found[len(ROWS) :], strict=True)),
     )
 
 
@@ -97,3 +93,8 @@ def test_02_refuses_rows_of_another_kind(done, kind):
     error, _ = done[2][kind]
     assert error.startswith(f"ValueError: The dataset {kind} has {kind} rows, but this")
     assert "needs instruction rows (messages)" in error
+
+
+def test_05_names_the_notebook_that_makes_a_missing_dataset(done):
+    error, _ = done[2]["missing"]
+    assert "Run the notebook 01_create_dataset" in error

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.lessons import NOTEBOOKS, run_in_one_process, run_lesson
 from safetensors.torch import load_file
 
 from colab_utils import data, demo, models, recipe, weights
-from tools.course_report import claims as read_claims
-from tools.execute import run_notebook, use_this_interpreter
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "notebooks/09_preferences.ipynb"
-RUN = ROOT / "tests/helpers/run_cells.py"
+NOTEBOOK = NOTEBOOKS / "09_preferences.ipynb"
 
 
 def test_09_loss_by_hand_is_trls(tokenizer, tmp_path):
@@ -74,13 +68,7 @@ def test_09_loss_by_hand_is_trls(tokenizer, tmp_path):
 def done(tmp_path_factory) -> tuple[Path, dict[str, float]]:
     """The folder of the adapter, and the claims."""
     folder = tmp_path_factory.mktemp("preferences")
-    with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
-        patch.setenv("WORKSPACE", str(folder / "workspace"))
-        patch.setenv("HEADLESS", "1")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        result = run_notebook(NOTEBOOK, folder / "done.ipynb", {})
-    assert result["failure"] is None
-    claims = {one["claim"]: one["value"] for one in read_claims(folder / "done.ipynb")}
+    claims = run_lesson(NOTEBOOK.stem, folder)
     return folder / "workspace/adapters/my-preferences", claims
 
 
@@ -118,6 +106,7 @@ def test_09_adapter_merges(done, tmp_path, tokenizer):
 def own(tmp_path_factory) -> tuple[Path, list[tuple[str, str]]]:
     """Train on a reader's pairs, from the base and from an adapter of notebook 02."""
     folder = tmp_path_factory.mktemp("own")
+    workspace = folder / "workspace"
     trees = ("oak", "elm", "ash", "yew")
     towns = [a + b for a in ("Cor", "Gal", "Lor", "Fen", "Nor") for b in trees]
     asked = [
@@ -135,22 +124,17 @@ def own(tmp_path_factory) -> tuple[Path, list[tuple[str, str]]]:
         path = folder / f"{name}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         given = {"DATASET": str(path), "DATASET_NAME": name, "TEST_SHARE": 0.3}
-        jobs.append(["01_create_dataset", given])
-    jobs.append(["02_finetune_qlora", {"DATASET_NAME": "questions", "EPOCHS": 1}])
+        jobs.append(("01_create_dataset", given, workspace))
     ours = {"DATASET_NAME": "pairs", "ADAPTER_NAME": "one"}
-    jobs.append(["09_preferences", ours])
     more = {"ADAPTER_NAME": "two", "START_ADAPTER": "my-adapter", "LOSS": "orpo"}
-    jobs.append(["09_preferences", ours | more])
-    jobs.append(["09_preferences", {"DATASET_NAME": "questions"}])
-    out = subprocess.run(
-        [sys.executable, str(RUN)],
-        input=json.dumps(jobs),
-        env=os.environ | {"WORKSPACE": str(folder / "workspace")},
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 0, out.stderr[-3000:]
-    return folder / "workspace", json.loads(out.stdout.splitlines()[-1])
+    for name, given in (
+        ("02_finetune_qlora", {"DATASET_NAME": "questions", "EPOCHS": 1}),
+        ("09_preferences", ours),
+        ("09_preferences", ours | more),
+        ("09_preferences", {"DATASET_NAME": "questions"}),
+    ):
+        jobs.append((name, given, workspace))
+    return workspace, run_in_one_process(jobs)
 
 
 def test_09_trains_on_the_readers_pairs(own):

@@ -7,22 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.lessons import run_lesson
 
 from colab_utils import data, demo, evaluation, models, recipe
-from tools.course_report import claims as read_claims
-from tools.execute import run_notebook, use_this_interpreter
 
 pytestmark = pytest.mark.slow
-NOTEBOOK = Path(__file__).parents[2] / "notebooks/05_nano_lora.ipynb"
-
-
-def run(folder: Path, **parameters: object) -> dict[str, object]:
-    """Execute the notebook in the workspace of a folder; return its result."""
-    with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
-        patch.setenv("WORKSPACE", str(folder / "workspace"))
-        patch.setenv("HEADLESS", "1")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        return run_notebook(NOTEBOOK, folder / "done.ipynb", parameters)
 
 
 def make_dataset(folder: Path, rows: list[dict]) -> None:
@@ -46,11 +35,10 @@ def done(tmp_path_factory) -> tuple[Path, str, dict[str, float]]:
     """The folder of the adapter, what the notebook printed, and its claims."""
     folder = tmp_path_factory.mktemp("nano")
     make_dataset(folder, demo.questions())
-    assert run(folder)["failure"] is None
+    claims = run_lesson("05_nano_lora", folder)
     cells = json.loads((folder / "done.ipynb").read_text())["cells"]
     outputs = [out for cell in cells for out in cell.get("outputs", [])]
     printed = "".join("".join(out.get("text", "")) for out in outputs)
-    claims = {one["claim"]: one["value"] for one in read_claims(folder / "done.ipynb")}
     return folder / "workspace/adapters/my-nano-adapter", printed, claims
 
 
@@ -92,8 +80,3 @@ def test_05_adapter_is_one_of_the_course(done):
     rows = data.read(folder.parents[1] / "datasets/my-dataset", "test")[:100]
     assert evaluation.accuracy(model, tokenizer, rows).share > 0.85
     assert not list(folder.parent.glob(".*"))  # no temporary folder is left
-
-
-def test_05_names_the_notebook_that_makes_a_missing_dataset(tmp_path):
-    failure = run(tmp_path)["failure"]
-    assert "Run the notebook 01_create_dataset" in str(failure)

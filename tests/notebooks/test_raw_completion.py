@@ -5,25 +5,27 @@ from __future__ import annotations
 import ast
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.lessons import NOTEBOOKS, run_in_one_process, run_lesson, write_shorter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colab_utils import data, demo, models, recipe, weights
-from tools.course_report import claims as read_claims
-from tools.execute import run_notebook, use_this_interpreter
 
-ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "notebooks/07_raw_completion.ipynb"
-RUN = ROOT / "tests/helpers/run_cells.py"
+NOTEBOOK = NOTEBOOKS / "07_raw_completion.ipynb"
+# Hardly any training and a few countries, so no claims.
+SHORT = {
+    r"\b\d+_000\b": "300",
+    r"invented=True\), 16": "invented=True), 4",
+    r"invented\[:8\], invented\[8:\]": "invented[:2], invented[2:]",
+    r"HELD_OUT\[:\d+\]": "HELD_OUT[:2]",
+    r"evaluation\.claim\(": "(lambda *a, **k: None)(",
+}
 
 
 def cells(tag: str | None = None) -> list[str]:
@@ -151,68 +153,22 @@ def test_groups_give_whole_matrices_a_tenth_of_the_rate(raw, model):
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory) -> Path:
-    """A folder with a long document, a short one, and one that can't be read."""
-    folder = tmp_path_factory.mktemp("documents")
+def short(tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
+    """The workspace of short trainings on own rows; each run's error and text.
+
+    The folder of documents has a long one, a short one, and one that can't be read.
+    """
+    folder = tmp_path_factory.mktemp("own")
+    documents, workspace = folder / "documents", folder / "workspace"
+    documents.mkdir()
+    (folder / "empty").mkdir()
     long = [f"Pump P-{n} runs at {n + 900} revolutions a minute." for n in range(300)]
-    (folder / "pumps.md").write_text("# Pumps\n\n" + "\n\n".join(long))
-    (folder / "valves.txt").write_text("Valve V-3 closes at 12 bar.")
-    (folder / "picture.png").write_bytes(b"\x89PNG")
-    return folder
-
-
-def quick(jobs: list, workspace: Path) -> list[list[str]]:
-    """Run the notebook's cells for each job: hardly any training, so no claims."""
-    source = '"".join(cell["source"])'
-    short = f're.sub(r"\\d+_000", "300", {source})'
-    short += '.replace("evaluation.claim(", "(lambda *a, **k: None)(")'
-    program = RUN.read_text().replace(source, short)
-    program = program.replace("import sys\n", "import re\nimport sys\n")
-    program = program.replace("Path(__file__).parents[2]", f"Path({str(ROOT)!r})")
-    out = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(jobs),
-        env=os.environ | {"WORKSPACE": str(workspace), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 0, out.stderr[-3000:]
-    return json.loads(out.stdout.splitlines()[-1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("embeddings", [False, True])
-def test_07_reads_own_documents_and_04_can_merge_its_adapter(
-    documents, tmp_path, embeddings
-):
-    given = {"DOCUMENTS": str(documents), "ADAPTER_NAME": "pumps", "RANK": 4}
-    given["TRAIN_EMBEDDINGS"] = embeddings
-    ((error, printed),) = quick([["07_raw_completion", given]], tmp_path)
-    assert error == "", printed[-2000:]
-    assert "rejected: picture.png: .png is not one of" in printed
-    dataset, adapter = tmp_path / "datasets/pumps-text", tmp_path / "adapters/pumps"
-    rows = data.read(dataset, "train") + data.read(dataset, "test")
-    text = " ".join(row["text"] for row in rows)
-    assert all(f"P-{n} runs" in text for n in range(300)) and "V-3" in text
-    assert rows[0]["category"] == "goes on" and rows[-1]["category"] == ""
-    made = recipe.read(adapter)
-    assert (made["base_model"], made["method"], made["rank"]) == ("demo", "qlora", 4)
-    assert made["dataset"]["name"] == "pumps-text"
-    assert next(iter(made["results"])) == "loss"  # what 04 measures
-    weights.merge(models.download("demo"), adapter, tmp_path / "merged")
-    whole = models.load_model(str(tmp_path / "merged")).state_dict()
-    base = models.load_model("demo").state_dict()
-    changed = {n for n, weight in whole.items() if not torch.equal(weight, base[n])}
-    assert "model.layers.0.mlp.up_proj.weight" in changed
-    assert ("model.embed_tokens.weight" in changed) == embeddings
-    assert not list(adapter.parent.glob(".*"))
-
-
-@pytest.mark.slow
-def test_07_refuses_other_rows_and_an_empty_folder(tmp_path):
+    (documents / "pumps.md").write_text("# Pumps\n\n" + "\n\n".join(long))
+    (documents / "valves.txt").write_text("Valve V-3 closes at 12 bar.")
+    (documents / "picture.png").write_bytes(b"\x89PNG")
     known = [data.to_row(row, n) for n, row in enumerate(demo.questions()[:40])]
     data.save(
-        tmp_path / "datasets/asked",
+        workspace / "datasets/asked",
         {"train": known[:30], "test": known[30:]},
         [],
         card="",
@@ -220,28 +176,61 @@ def test_07_refuses_other_rows_and_an_empty_folder(tmp_path):
         metric="accuracy",
         rows={"train": 30, "test": 10},
     )
-    (tmp_path / "empty").mkdir()
-    wrong = {"DATASET_NAME": "asked"}
-    both = {**wrong, "DOCUMENTS": "x.txt"}
-    empty = {"DOCUMENTS": str(tmp_path / "empty")}
-    jobs = [["07_raw_completion", given] for given in (wrong, both, empty)]
-    (kind, _), (two, _), (none, _) = quick(jobs, tmp_path)
-    assert "has instruction rows, but this notebook needs completion rows" in kind
-    assert "set DOCUMENTS or DATASET_NAME, not both" in two
-    assert "matches no file" in none
+    own = {"DOCUMENTS": str(documents), "RANK": 4}
+    given = {
+        "pumps": own | {"ADAPTER_NAME": "pumps"},
+        "words": own | {"ADAPTER_NAME": "words", "TRAIN_EMBEDDINGS": True},
+        "other rows": {"DATASET_NAME": "asked"},
+        "both": {"DATASET_NAME": "asked", "DOCUMENTS": "x.txt"},
+        "empty": {"DOCUMENTS": str(folder / "empty")},
+    }
+    notebook = write_shorter(NOTEBOOK.stem, folder, SHORT)
+    jobs = [(notebook, parameters, workspace) for parameters in given.values()]
+    runs = run_in_one_process(jobs)
+    return workspace, dict(zip(given, runs, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pumps", "words"])
+def test_07_reads_own_documents_and_04_can_merge_its_adapter(short, tmp_path, name):
+    workspace, runs = short
+    error, printed = runs[name]
+    assert error == "", printed[-2000:]
+    assert "rejected: picture.png: .png is not one of" in printed
+    dataset, adapter = (
+        workspace / f"datasets/{name}-text",
+        workspace / f"adapters/{name}",
+    )
+    rows = data.read(dataset, "train") + data.read(dataset, "test")
+    text = " ".join(row["text"] for row in rows)
+    assert all(f"P-{n} runs" in text for n in range(300)) and "V-3" in text
+    assert rows[0]["category"] == "goes on" and rows[-1]["category"] == ""
+    made = recipe.read(adapter)
+    assert (made["base_model"], made["method"], made["rank"]) == ("demo", "qlora", 4)
+    assert made["dataset"]["name"] == f"{name}-text"
+    assert next(iter(made["results"])) == "loss"  # what 04 measures
+    weights.merge(models.download("demo"), adapter, tmp_path / "merged")
+    whole = models.load_model(str(tmp_path / "merged")).state_dict()
+    base = models.load_model("demo").state_dict()
+    changed = {n for n, weight in whole.items() if not torch.equal(weight, base[n])}
+    assert "model.layers.0.mlp.up_proj.weight" in changed
+    assert ("model.embed_tokens.weight" in changed) == (name == "words")
+    assert not list(adapter.parent.glob(".*"))
+
+
+@pytest.mark.slow
+def test_07_refuses_other_rows_and_an_empty_folder(short):
+    errors = {name: error for name, (error, _) in short[1].items()}
+    refused = "has instruction rows, but this notebook needs completion rows"
+    assert refused in errors["other rows"]
+    assert "set DOCUMENTS or DATASET_NAME, not both" in errors["both"]
+    assert "matches no file" in errors["empty"]
 
 
 @pytest.mark.slow
 def test_07_text_teaches_answers(tmp_path):
     """Seen with seeds 0 to 4: 0.64 to 0.81, -0.03 to 0.09, 0.88 to 0.94."""
-    with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
-        patch.setenv("WORKSPACE", str(tmp_path / "workspace"))
-        patch.setenv("HEADLESS", "1")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        done = run_notebook(NOTEBOOK, tmp_path / "done.ipynb", {})
-    assert done["failure"] is None
-    found = read_claims(tmp_path / "done.ipynb")
-    claims = {one["claim"]: one["value"] for one in found}
+    claims = run_lesson(NOTEBOOK.stem, tmp_path)
     assert claims["packing changes the loss by"] < 1e-4
     assert claims["reading the text teaches answers:"] > 0.5
     assert claims["accuracy lost on real countries:"] < 0.15

@@ -193,7 +193,6 @@ def test_summarize_loss_without_accuracy(tmp_path: Path) -> None:
     assert "loss       merged      2.010" in course_report.table(summary)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -208,13 +207,23 @@ def test_summarize_loss_without_accuracy(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_argument_is_reported_before_any_notebook_runs(
-    two: Path, tmp_path: Path, arguments: list[str], expected: str
+    two: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(two.parent)
     out = tmp_path / "runs"
-    result = run(two, *arguments, "--out", str(out))
-    assert result.returncode == 2
-    assert expected.lower() in result.stderr.lower()
-    assert "Traceback" not in result.stderr
+    try:
+        status = run_course.main(["--folder", str(two), *arguments, "--out", str(out)])
+    except SystemExit as end:  # of argparse
+        status = end.code
+    errors = capsys.readouterr().err
+    assert status == 2
+    assert expected.lower() in errors.lower()
+    assert "Traceback" not in errors
     assert not out.exists()
 
 

@@ -111,15 +111,17 @@ def test_fast_and_reference_path_learn_the_same(make, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_training_equals_the_whole_one(make, kind, tmp_path):
-    saving = {"save_strategy": "no", "max_steps": 4}
-    whole = make(kind, settings=saving | {"output_dir": str(tmp_path / "whole")})
+    saving = {"save_strategy": "no", "max_steps": 3}
+    whole = make(
+        kind, settings=saving | {"output_dir": str(tmp_path / "whole")}, updates=2
+    )
     whole.train()
     cut = saving | {"output_dir": str(tmp_path / "cut")}
-    short = make(kind, settings=cut)
-    short.add_callback(StopAt(2))
+    short = make(kind, settings=cut, updates=2)
+    short.add_callback(StopAt(1))
     short.train()
-    checkpoint = tmp_path / "cut/checkpoint-2"
-    resumed = make(kind, settings=cut)
+    checkpoint = tmp_path / "cut/checkpoint-1"
+    resumed = make(kind, settings=cut, updates=2)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert logged(resumed, "reward")[-2:] == logged(whole, "reward")[-2:]
     expected = weights(whole)
