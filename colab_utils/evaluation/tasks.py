@@ -25,6 +25,12 @@ BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
 STRIPPED = [{"function": "remove_whitespace"}, {"function": "take_first"}]
 
 
+def is_question(row: data.Row) -> bool:
+    """Return whether a row is one question and its answer, without a system prompt."""
+    turns = [turn["role"] for turn in row.get("messages", ())]
+    return turns == ["user", "assistant"] and bool(data.answer_of(row))
+
+
 def write_questions(
     folder: Path,
     rows: Sequence[data.Row],
@@ -40,7 +46,7 @@ def write_questions(
     one. Other rows are left out, and a printed line counts them. Raises ValueError if
     none is left.
     """
-    good = [row for row in rows if _is_question(row)]
+    good = [row for row in rows if is_question(row)]
     if len(good) < len(rows):
         print(
             f"{len(rows) - len(good):,} of {len(rows):,} rows are left out: they are "
@@ -101,11 +107,6 @@ def write_texts(folder: Path, texts: Iterable[str], name: str = "texts") -> list
     }
     _write(folder, name, rows, task)
     return [name]
-
-
-def _is_question(row: data.Row) -> bool:
-    turns = [turn["role"] for turn in row.get("messages", ())]
-    return turns == ["user", "assistant"] and bool(data.answer_of(row))
 
 
 def _choices(rows: Sequence[data.Row], draw: random.Random) -> list[list[str]]:

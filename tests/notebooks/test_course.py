@@ -24,6 +24,7 @@ FROM_DATA_TO_MODEL = (
     "03_inference",
     "04_merge_and_publish",
 )
+MEASURE = ("12_evaluate", "16_judge")
 
 
 def write_rows(path: Path, rows: list[dict | str]) -> Path:
@@ -81,10 +82,13 @@ def workspaces(tmp_path_factory) -> dict[str, Path]:
     jobs = [
         (notebook, given, folder / name)
         for name, course in courses.items()
-        for notebook, given in zip(FROM_DATA_TO_MODEL, course, strict=False)
+        for notebook, given in (
+            *zip(FROM_DATA_TO_MODEL, course, strict=False),
+            *((notebook, {"MAX_TEST": 8}) for notebook in MEASURE),
+        )
     ]
     errors = [error for error, _ in run_in_one_process(jobs)]
-    assert errors == [""] * len(jobs)
+    assert not any(errors), [error for error in errors if error]
     return {name: folder / name for name in courses}
 
 
@@ -99,6 +103,20 @@ def test_lora_on_long_answers_lowers_loss(workspaces):
     # The base model answered other rows, so its loss is not in the recipe.
     assert made["tested"] == 7 and set(made["results"]["loss"]) == {"tuned", "merged"}
     assert made["losses"] == {"original": made["results"]["loss"]["merged"]}
+
+
+def test_other_data_is_evaluated_with_and_without_a_merged_model(workspaces):
+    found = {
+        name: {path.name for path in (folder / "reports/my-report").iterdir()}
+        for name, folder in workspaces.items()
+    }
+    files = {"README.md", "recipe.json", "adapters.png"}
+    models_there = {"adapter", "base", "merged", "GGUF"}
+    assert found["LoRA"] - files == models_there
+    assert found["several"] - files == {"adapter", "base"}
+    for folder in workspaces.values():
+        card = (folder / "adapters/my-adapter/README.md").read_text()
+        assert "## Evaluation" in card and "## Trust" in card
 
 
 def test_several_answers_to_one_prompt(workspaces):
