@@ -4,4 +4,4 @@ Importing a module takes milliseconds: a function imports a heavy library when i
 it. The exceptions are modules that only training and generation import.
 """
 
-__version__ = "0.9.0"
+__version__ = "0.10.0"

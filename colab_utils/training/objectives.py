@@ -46,16 +46,16 @@ def kl(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 def gae(rewards: torch.Tensor, values: torch.Tensor, decay: float) -> torch.Tensor:
     """Return the advantages (rows, tokens) of tokens with these rewards and values.
 
-    Both are 0 outside of the answers. A token's surprise is its reward, plus the next
-    value, minus its own value; its advantage adds up the surprises from there on, each
+    Both are 0 outside of the answers. A token's TD error is its reward, plus the next
+    value, minus its own value; its advantage adds up the errors from there on, each
     one `decay` times the one before. Source: Schulman et al. 2015, "Generalized
     Advantage Estimation", without discount.
     """
     found: list[torch.Tensor] = []
     following = last = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
-        surprise = rewards[:, t] + following - values[:, t]
-        last = surprise + decay * last
+        td_error = rewards[:, t] + following - values[:, t]
+        last = td_error + decay * last
         found.append(last)
         following = values[:, t]
     return torch.stack(found[::-1], 1)

@@ -24,13 +24,12 @@ def test_group_advantages_compare_the_answers_of_a_group():
     )
 
 
-def test_gae_adds_up_the_surprises_of_an_answer():
+def test_gae_adds_up_the_td_errors_of_an_answer():
     rewards = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
     values = torch.tensor([[0.2, 0.5, 0.4, 0.0]])  # the last token is padding
-    surprises = [0.5 - 0.2, 0.4 - 0.5, 1.0 - 0.4]
+    errors = [0.5 - 0.2, 0.4 - 0.5, 1.0 - 0.4]
     expected = [
-        sum(0.9**k * surprise for k, surprise in enumerate(surprises[t:]))
-        for t in range(3)
+        sum(0.9**k * error for k, error in enumerate(errors[t:])) for t in range(3)
     ]
     found = objectives.gae(rewards, values, 0.9)
     assert found[0].tolist() == pytest.approx([*expected, 0])
