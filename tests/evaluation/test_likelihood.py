@@ -97,6 +97,33 @@ def test_common_beginnings_are_read_once(monkeypatch):
     assert read == [50 + 4]
 
 
+def test_rows_are_longer_where_the_contexts_share_more(monkeypatch):
+    sizes = []
+    real = likelihood._logits
+    monkeypatch.setattr(
+        likelihood,
+        "_logits",
+        lambda model, tree, places: (
+            sizes.append(len(tree.ids)) or real(model, tree, places)
+        ),
+    )
+    model = small_llama(torch.float32, max_position_embeddings=2048)
+    draw = torch.Generator().manual_seed(0)
+    examples = torch.randint(3, 250, (600,), generator=draw).tolist()
+    questions = torch.randint(3, 250, (60, 40), generator=draw).tolist()
+    log_likelihoods(model, [(question, [5]) for question in questions])
+    assert max(sizes) <= likelihood.CPU_ROW
+    sizes.clear()
+    log_likelihoods(model, [(examples + question, [5]) for question in questions])
+    assert 1700 < max(sizes) <= 3 * 610 and sum(sizes) < 4000
+
+
+def test_logits_are_read_in_parts(monkeypatch):
+    monkeypatch.setattr(likelihood, "LOGITS", 1000)
+    requests = [([3, 4, 5], list(range(6, 30))), ([3, 4], [9, 8, 7]), ([3], [4])]
+    assert_as_alone(small_llama(torch.float32), requests)
+
+
 def test_long_request_loses_its_first_tokens():
     model = small_llama(torch.float32, max_position_embeddings=8)
     # The model reads 8 tokens: all but the last, which no token follows.
