@@ -52,6 +52,19 @@ def test_setup_adds_packages_and_replaces_none(course, new_machine, place):
     assert after == before | EXTRA
 
 
+def test_harness_is_added_and_replaces_none(course, new_machine):
+    """Notebook 12 asks for it before its imports."""
+    machine = new_machine(hosted.COLAB)
+    before = machine.packages()
+    cell = machine.run([set_up(course), cells(course, "12")[2]]).cells[-1]
+    assert not error(cell), error(cell)
+    name, _, version = install.HARNESS.partition("==")
+    assert f"installed {name} {version}" in printed(cell)
+    after = machine.packages()
+    del before["torchao"]
+    assert {name: after.get(name) for name in before} == before
+
+
 def test_setup_after_an_import_asks_for_a_restart(course, new_machine, place):
     machine = new_machine(place)
     loaded = new_code_cell("import torchao")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.chat_server import serve
 from helpers.checkpoints import make_base
 from helpers.lessons import run_in_one_process
 
@@ -87,8 +88,16 @@ def workspaces(tmp_path_factory) -> dict[str, Path]:
             *((notebook, {"MAX_TEST": 8}) for notebook in MEASURE),
         )
     ]
-    errors = [error for error, _ in run_in_one_process(jobs)]
-    assert not any(errors), [error for error in errors if error]
+    with serve() as server:
+        server.usual = "Answer A is better."
+        judge = {"JUDGE": server.url, "JUDGE_MODEL": "m", "KEY_NAME": "", "MAX_TEST": 2}
+        jobs += [("16_judge", judge, folder / "several")] * 2
+        results = run_in_one_process(jobs)
+    assert not any(error for error, _ in results), [e for e, _ in results if e]
+    assert len(server.seen) == 4  # the second run asks nothing
+    for _, printed in results[-2:]:
+        assert "names the answer shown first: 100%" in printed
+        assert "same answer in both orders: 0%" in printed
     return {name: folder / name for name in courses}
 
 
