@@ -5,7 +5,8 @@
 `intervals` says how sure a share is, and `calibrating` whether predicted probabilities
 are right. `reading` reads rows with a base model: vectors of
 texts, and the loss of answers. `likelihood` scores continuations, `tasks` and `harness`
-serve the lm-evaluation-harness, and `judging` asks a model which answer is better.
+serve the lm-evaluation-harness, `judging` asks a model which answer is better, and
+`reports` writes what was found into a folder.
 """
 
 from colab_utils.evaluation.calibrating import calibration, calibration_error

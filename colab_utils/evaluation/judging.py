@@ -7,7 +7,6 @@ that agree count.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from colab_utils import generation
 from colab_utils.data.schema import Message
+from colab_utils.data.tokens.spans import shared
 from colab_utils.evaluation.likelihood import log_likelihoods
 
 if TYPE_CHECKING:
@@ -86,16 +86,10 @@ def judge(
         )
 
     def shown(ones: Sequence[str], others: Sequence[str]) -> list[int]:
-        texts = ask(
-            [
-                [{"role": "user", "content": PROMPT.format(**one)}]
-                for one in (
-                    {"question": q, "first": a, "second": b}
-                    for q, a, b in zip(questions, ones, others, strict=True)
-                )
-            ]
-        )
-        return [_read(text) for text in texts]
+        rows = zip(questions, ones, others, strict=True)
+        texts = [PROMPT.format(question=q, first=a, second=b) for q, a, b in rows]
+        replies = ask([[{"role": "user", "content": text}] for text in texts])
+        return [_read(reply) for reply in replies]
 
     straight, swapped = shown(first, second), shown(second, first)
     return Verdicts(straight, [-one for one in swapped])
@@ -133,11 +127,8 @@ def likelihoods(
         text = generation.prompt_text(tokenizer, generation.as_messages(prompt))
         whole = _ids(tokenizer, text + gap + answer)
         # The last token of the prompt may merge with the answer's first.
-        pairs = zip(_ids(tokenizer, text), whole[:-1], strict=False)
-        shared = sum(
-            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-        )
-        requests.append((whole[:shared], whole[shared:]))
+        size = shared(_ids(tokenizer, text), whole[:-1])
+        requests.append((whole[:size], whole[size:]))
     return [one.total for one in log_likelihoods(model, requests)]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colab_utils import models, runtime
+from colab_utils.data.tokens.spans import shared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +64,7 @@ def log_likelihoods(
         room = 0
     if room is None:
         row = ROW if runtime.detect().device == "cuda" else CPU_ROW
-        room = max(row, min(TIMES * _shared(whole), LONGEST))
+        room = max(row, min(TIMES * _median_shared(whole), LONGEST))
     rows = _rows(whole, room)
     found: list[Likelihood | None] = [None] * len(requests)
     with models.in_mode(model, training=False):
@@ -110,18 +111,14 @@ def _whole(i: int, request: Request, longest: int | None) -> _Whole:
     return _Whole(ids, continuation)
 
 
-def _shared(whole: Sequence[_Whole]) -> int:
+def _median_shared(whole: Sequence[_Whole]) -> int:
     """Return how many tokens two contexts have in common at their beginning.
 
     It is the median of neighbors in alphabetical order.
     """
     contexts = sorted({w.ids[: len(w.ids) + 1 - len(w.wanted)] for w in whole})
-    counts = []
-    for one, other in itertools.pairwise(contexts):
-        pairs = zip(one, other, strict=False)
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-        counts.append(sum(1 for _ in same))
-    return sorted(counts)[len(counts) // 2] if counts else 0
+    counts = sorted(shared(*pair) for pair in itertools.pairwise(contexts))
+    return counts[len(counts) // 2] if counts else 0
 
 
 class _Tree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass
 from importlib import metadata
@@ -45,6 +46,8 @@ classify = pipeline("text-classification", "{}")
 print(classify("The text that you want to classify."))
 ```"""
 
+# What the system says of a folder in which nothing can be written.
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 # Files that are not uploaded with a folder.
 IGNORED = ["checkpoints*/*", "rejected.jsonl", "inputs.json", "*.gguf", "gguf/*"]
 IGNORED += ["Modelfile"]
@@ -107,8 +110,9 @@ def write_card(folder: Path, header: dict[str, Any], title: str, text: str) -> N
 def add_section(card: Path, heading: str, text: str) -> None:
     """Add a section to the end of a card, or replace an earlier one of this heading.
 
-    Comments that a reader does not see mark its beginning and its end. Raises
-    FileNotFoundError if there is no card.
+    Comments that a reader does not see mark its beginning and its end. A card in a
+    read-only folder, such as an input on Kaggle, stays as it is, and a printed line
+    says so. Raises FileNotFoundError if there is no card.
     """
     begin, end = f"<!-- {heading} -->", f"<!-- end of {heading} -->"
     whole = card.read_text(encoding="utf-8")
@@ -118,7 +122,13 @@ def add_section(card: Path, heading: str, text: str) -> None:
         before, after = whole.rstrip() + "\n\n", "\n"
     part = card.with_name(f"{card.name}.part")
     section = f"{begin}\n## {heading}\n\n{text.strip()}\n{end}"
-    part.write_text(f"{before}{section}{after}", encoding="utf-8")
+    try:
+        part.write_text(f"{before}{section}{after}", encoding="utf-8")
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        print(f"{card} is read-only, so it gets no section {heading!r}")
+        return
     part.replace(card)
 
 

@@ -82,31 +82,26 @@ def test_adapter_is_read():
     assert_as_alone(adapted, requests)
 
 
-def test_common_beginnings_are_read_once(monkeypatch):
-    read = []
-    real = likelihood._logits
-    monkeypatch.setattr(
-        likelihood,
-        "_logits",
-        lambda model, tree, places: (
-            read.append(len(tree.ids)) or real(model, tree, places)
-        ),
-    )
+@pytest.fixture
+def sizes(monkeypatch) -> list[int]:
+    """The number of tokens of each row that a model reads in the test."""
+    read, real = [], likelihood._logits
+
+    def record(model, tree, places):
+        read.append(len(tree.ids))
+        return real(model, tree, places)
+
+    monkeypatch.setattr(likelihood, "_logits", record)
+    return read
+
+
+def test_common_beginnings_are_read_once(sizes):
     question = list(range(3, 53))
     log_likelihoods(small_llama(torch.float32), [(question, [n, 9]) for n in range(4)])
-    assert read == [50 + 4]
+    assert sizes == [50 + 4]
 
 
-def test_rows_are_longer_where_the_contexts_share_more(monkeypatch):
-    sizes = []
-    real = likelihood._logits
-    monkeypatch.setattr(
-        likelihood,
-        "_logits",
-        lambda model, tree, places: (
-            sizes.append(len(tree.ids)) or real(model, tree, places)
-        ),
-    )
+def test_rows_are_longer_where_the_contexts_share_more(sizes):
     model = small_llama(torch.float32, max_position_embeddings=2048)
     draw = torch.Generator().manual_seed(0)
     examples = torch.randint(3, 250, (600,), generator=draw).tolist()

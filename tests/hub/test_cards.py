@@ -467,3 +467,16 @@ def test_section_without_its_end_loses_no_text(tmp_path):
     assert "The owner's text." in card.read_text() and "new" in card.read_text()
     with pytest.raises(FileNotFoundError):
         cards.add_section(tmp_path / "missing.md", "Trust", "new")
+
+
+def test_section_of_a_read_only_card_is_reported(tmp_path, capsys):
+    """Linux lets nobody create a file in /sys, not even root."""
+    card = Path("/sys/devices/system/cpu/online")
+    if not card.is_file():
+        pytest.skip("needs Linux's /sys")
+    cards.add_section(card, "Trust", "kappa 0.1")
+    assert "is read-only, so it gets no section 'Trust'" in capsys.readouterr().out
+    (tmp_path / "README.md").write_text("# Mine")
+    (tmp_path / "README.md.part").mkdir()
+    with pytest.raises(IsADirectoryError):  # any other failure is raised
+        cards.add_section(tmp_path / "README.md", "Trust", "kappa 0.1")

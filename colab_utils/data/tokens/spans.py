@@ -88,7 +88,7 @@ class Conversation:
         after = tail
         if i + 1 < len(self.messages):
             _, last = self._around(self.messages[: i + 1], i, mark)
-            after = tail[: _shared(tail, last)]
+            after = tail[: shared(tail, last)]
         length = self._end_length(after, calls)
         # What closes a call depends on its last argument: `"}}` or `3}}`.
         fixed, limit = (tail[length:], end + length) if calls else (tail, end)
@@ -140,11 +140,11 @@ class Conversation:
         """
         between, prompted = self.headers(i, mark)
         before = len(head) - len(between)  # where the message before ends
-        length = _shared(between, prompted)
+        length = shared(between, prompted)
         if length < min(len(between), len(prompted)):
             # `<tool_call>` and the prompt's `<think>` share their first character.
             length = self._word_start(between, length)
-        start = _shared(self.text, head[: before + length])
+        start = shared(self.text, head[: before + length])
         if start < before:
             raise BadTemplate(
                 self.chats.name, "writes a prompt in a way that depends on the answer"
@@ -269,8 +269,8 @@ def _overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def _shared(one: str, other: str) -> int:
-    """Return how many characters two texts have in common at their start."""
+def shared(one: Sequence[object], other: Sequence[object]) -> int:
+    """Return how many characters or tokens two sequences share at their start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
