@@ -21,6 +21,7 @@ HARNESS = "lm_eval==0.4.13"
 # Colab has these. Their versions stay; a missing one is installed.
 SHIPPED = (
     "accelerate",
+    "cloudpickle",
     "datasets",
     "huggingface_hub",
     "ipywidgets",

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ GPU_SWITCH = {
     "Colab": "Runtime > Change runtime type > T4 GPU",
     "Kaggle": "Settings > Accelerator > GPU T4 x2",
 }
+
+
+# `quiet` leaves the first GPU visible, and notes them all here: EVERY, or what the
+# variable CUDA_VISIBLE_DEVICES was.
+ALL_GPUS, EVERY = "COURSE_GPUS", "all"
 
 
 def _is_set(name: str) -> bool:
@@ -166,6 +172,23 @@ def describe(needs_gpu: bool = False) -> Runtime:
     return found
 
 
+def gpus() -> list[str]:
+    """Return the GPUs that the course may use, as CUDA_VISIBLE_DEVICES names them.
+
+    ["0", "1"] on Kaggle with two T4s, and [] without a GPU.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", EVERY)
+    visible = os.environ.get(ALL_GPUS, visible)
+    if visible != EVERY:
+        return list(filter(None, visible.split(",")))
+    if detect().device != "cuda":
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True
+    )
+    return [str(i) for i, _ in enumerate(listed.stdout.splitlines())]
+
+
 def project_root() -> Path | None:
     """Return the clone of this project that contains the current folder, or None."""
     here = Path.cwd()
@@ -211,10 +234,14 @@ def quiet() -> None:
     """
     # Tokenizers warn when a data loader forks; this package tokenizes in one thread.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Kaggle has two T4s. With both, transformers' trainer would copy the model to each,
-    # which a quantized model does not survive; the course trains on one.
-    if on_kaggle():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    # The notebook computes on one GPU. With more, transformers' trainer would copy the
+    # model to each, which a quantized model does not survive. `training.parallel`
+    # starts a process for each GPU instead.
+    if ALL_GPUS not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", EVERY)
+        os.environ[ALL_GPUS] = visible
+        first = "0" if visible == EVERY else visible.partition(",")[0]
+        os.environ["CUDA_VISIBLE_DEVICES"] = first
     # Packed rows differ in length and fragment torch's cache of GPU memory: 1 GiB was
     # lost in the largest planned run, 0.4 GiB with expandable segments (bench/LOG.md).
     if "PYTORCH_ALLOC_CONF" not in os.environ:

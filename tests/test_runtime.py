@@ -166,10 +166,12 @@ def test_describe_elsewhere_gives_no_advice(capsys):
     [
         ({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, {}, "0"),
         ({"KAGGLE_KERNEL_RUN_TYPE": "x"}, {"CUDA_VISIBLE_DEVICES": "1"}, "1"),
-        ({}, {}, "None"),
+        ({}, {}, "0"),
+        ({}, {"CUDA_VISIBLE_DEVICES": "2,3"}, "2"),
+        ({}, {"CUDA_VISIBLE_DEVICES": ""}, ""),
     ],
 )
-def test_quiet_on_kaggle_leaves_one_gpu(monkeypatch, place, given, visible):
+def test_quiet_leaves_one_gpu_visible(monkeypatch, place, given, visible):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     code = "import os; from colab_utils import runtime; runtime.quiet(); "
     code += "print(os.environ.get('CUDA_VISIBLE_DEVICES'))"

@@ -16,7 +16,7 @@ CLOSING = ["Summary", "Exercises", "Next"]
 CELLS = (20, 60)
 MEDIAN_LINES, P90_LINES, MOST_LINES, COLUMNS = 6, 20, 30, 88
 PROSE_SHARE = 0.8
-MOST_PARAMETERS = 10
+MOST_PARAMETERS = 11
 ONE_BADGE = r"\[!\[[^\]]*\]\([^)]*(?:colab-badge|open-in-kaggle)\.svg\)\]\([^)]*\)"
 # The badges of Colab and Kaggle stand next to each other, in one line.
 ANY_BADGE = re.compile(f"{ONE_BADGE}(?: {ONE_BADGE})*")

@@ -2,8 +2,8 @@
 
 Read in this order: `costs` (bytes of weights, adapters, generation), `activations` and
 `step` (bytes of a training step), `planning` (the fastest way to train that fits),
-`needs` (the check of the machine before a download), `meter` (the memory that is free,
-and that was used).
+`exchange` (of gradients, between GPUs), `needs` (the check of the machine before a
+download), `meter` (the memory that is free, and that was used).
 """
 
 from colab_utils.memory.costs import (
@@ -15,6 +15,7 @@ from colab_utils.memory.costs import (
     ram_to_load,
     ram_to_merge,
 )
+from colab_utils.memory.exchange import exchange
 from colab_utils.memory.meter import budget, peak, ram, release
 from colab_utils.memory.needs import preflight
 from colab_utils.memory.planning import Plan, plan, seconds
@@ -30,6 +31,7 @@ __all__ = [
     "at_loss",
     "budget",
     "estimate",
+    "exchange",
     "inference",
     "kv_cache_bytes",
     "peak",

@@ -33,6 +33,9 @@ COLAB_RAM, SYSTEM_RAM = 12.7e9, 1.0 * GIB
 # GPU memory that torch reserves beyond its tensors, as `runtime.quiet` sets it up:
 # 0.27 GiB measured where nothing is left to give back (bench/LOG.md), and a margin.
 RESERVE = 0.4 * GIB
+# What several processes take of the first GPU: CUDA's part of the notebook's process,
+# and the buffers of NCCL (bench/LOG.md).
+SHARED = 0.6 * GIB
 
 
 @dataclass(frozen=True)

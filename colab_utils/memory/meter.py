@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def budget(config: PreTrainedConfig | Shape) -> float:
+def budget(config: PreTrainedConfig | Shape, processes: int = 1) -> float:
     """Return the bytes that training can use on this machine.
 
-    On a GPU this is its memory less 0.3 GiB, which CUDA takes. On a CPU it is the
-    available RAM less what loading the model takes.
+    On a GPU this is its memory less 0.3 GiB, which CUDA takes. With several
+    `processes`, one for each GPU, the first GPU is the notebook's too, and the exchange
+    of gradients needs buffers. On a CPU it is the available RAM of each process less
+    what loading the model takes.
     """
     import psutil
 
     gpu = runtime.detect().memory_gib
     if gpu is not None:
-        return (gpu - 0.3) * GIB
-    return psutil.virtual_memory().available - costs.ram_to_load(config)
+        return (gpu - 0.3) * GIB - (costs.SHARED if processes > 1 else 0)
+    return psutil.virtual_memory().available / processes - costs.ram_to_load(config)
 
 
 def release() -> None:

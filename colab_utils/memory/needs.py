@@ -46,16 +46,19 @@ class Need(NamedTuple):
         )
 
 
-def preflight(config: PreTrainedConfig, model: str, cost: Memory) -> None:
+def preflight(
+    config: PreTrainedConfig, model: str, cost: Memory, processes: int = 1
+) -> None:
     """Check GPU, RAM, disk and access before a download; print the numbers.
 
-    `model` is a folder or a Hub id, `cost` a result of `estimate` or of `plan`. Raises
+    `model` is a folder or a Hub id, `cost` a result of `estimate` or of `plan`, which
+    each of the `processes` needs (`training.parallel`). Raises
     MemoryError if memory or disk space is too small; the message lists what is needed,
     what is free and what to change. Raises PermissionError for a model that can't be
     downloaded, and FileNotFoundError for a name that does not exist.
     """
     shape = Shape.from_config(config)
-    needs, denied = _memory_needs(shape, cost), None
+    needs, denied = _memory_needs(shape, cost, processes), None
     if not Path(model).is_dir():
         with hub.hub_errors(model, None):
             downloaded = _downloaded(model)
@@ -73,13 +76,15 @@ def preflight(config: PreTrainedConfig, model: str, cost: Memory) -> None:
         raise PermissionError(f"{denied}.")
 
 
-def _memory_needs(shape: Shape, cost: Memory) -> list[Need]:
+def _memory_needs(shape: Shape, cost: Memory, processes: int) -> list[Need]:
     """Return the memory that the GPU, if there is one, and RAM must have free."""
     import psutil
     import torch
 
     machine, ram = runtime.detect(), psutil.virtual_memory()
-    needed, loading = [], costs.ram_to_load(shape) + cost.ram
+    needed, loading = [], processes * (costs.ram_to_load(shape) + cost.ram)
+    if processes > 1:  # the notebook itself, with its model
+        loading += costs.ram_to_load(shape) + cost.weights + cost.scales
     if machine.device == "cuda":
         free, total = torch.cuda.mem_get_info()
         advice = "choose a smaller MODEL, RANK or MAX_TOKENS"
@@ -90,7 +95,7 @@ def _memory_needs(shape: Shape, cost: Memory) -> list[Need]:
             else "choose a smaller MODEL"
         )
     else:
-        loading += cost.total
+        loading += processes * cost.total
         advice = "choose a machine with a GPU, or a smaller MODEL"
     return [*needed, Need("RAM", loading, ram.available, ram.total, advice)]
 

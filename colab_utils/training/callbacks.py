@@ -1,4 +1,4 @@
-"""Callbacks of a trainer: checks for NaN, a live plot, checkpoints by the clock."""
+"""Callbacks of a trainer: checks for NaN, and checkpoints by the clock."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from colab_utils import runtime
 from colab_utils.training import checkpoints
 
 if TYPE_CHECKING:
-    from IPython.display import DisplayHandle
-    from matplotlib.figure import Figure
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
@@ -138,102 +135,12 @@ class CheckLoss(TrainerCallback):
         check_finite(kwargs["model"], state.global_step)
 
 
-class LivePlot(TrainerCallback):
-    """A plot of the loss that is updated during training, with the time left.
-
-    It replaces the trainer's own tables. In a headless run it prints ten lines and
-    shows the finished plot.
-    """
-
-    def __init__(self, every: float = 2.0) -> None:
-        self.every = every  # seconds between two updates
-        self.drawn = self.began = 0.0
-        self.first_step = self.tenths = 0
-        self.handle: DisplayHandle | None = None
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Begin a new plot."""
-        self.began, self.first_step = time.time(), state.global_step
-        self.tenths = self.first_step * 10 // state.max_steps
-        self.handle = None
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Update the plot; if headless, print a line after each tenth of the steps."""
-        if "loss" not in (logs or {}):
-            return
-        if runtime.headless():
-            tenths = state.global_step * 10 // state.max_steps
-            if tenths > self.tenths:
-                self.tenths = tenths
-                print(self._progress(state), flush=True)
-        elif time.time() - self.drawn > self.every:
-            self._draw(state)
-
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Show the finished plot."""
-        self._draw(state)
-
-    def _draw(self, state: TrainerState) -> None:
-        from IPython.display import display
-
-        points = [(e["step"], e["loss"]) for e in state.log_history if "loss" in e]
-        if not points:
-            return
-        figure = self._figure(state, points)
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-        self.drawn = time.time()
-
-    def _figure(self, state: TrainerState, points: list[tuple[float, float]]) -> Figure:
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(figsize=(7, 3))
-        axes.plot(*zip(*points, strict=True), color="tab:blue", marker=".")
-        axes.set(xlim=(0, state.max_steps), xlabel="step", ylabel="loss")
-        if min(loss for _, loss in points) >= 0:  # losses with rewards may be negative
-            axes.set_ylim(bottom=0)
-        axes.set_title(self._progress(state), loc="left", fontsize=10)
-        axes.grid(alpha=0.3)
-        plt.close(figure)
-        return figure
-
-    def _progress(self, state: TrainerState) -> str:
-        done, spent = state.global_step - self.first_step, time.time() - self.began
-        left = spent / max(done, 1) * (state.max_steps - state.global_step)
-        loss = next(e["loss"] for e in reversed(state.log_history) if "loss" in e)
-        ended = state.global_step == state.max_steps
-        clock = f"{spent:.0f} s in all" if ended else f"{left:.0f} s left"
-        return (
-            f"step {state.global_step} of {state.max_steps}, loss {loss:.3f}, {clock}"
-        )
-
-
 class SaveEvery(TrainerCallback):
     """Save a checkpoint every few minutes: a disconnect loses at most this time.
 
     It also records the hash of each file of a checkpoint, and writes the run's
-    inputs.json again if somebody removed it.
+    inputs.json again if somebody removed it. With several processes, the clock of the
+    first one decides for all.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -261,6 +168,10 @@ class SaveEvery(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Complete the checkpoint that was saved, so that a later run recognizes it."""
+        if args.world_size > 1:
+            torch.distributed.barrier()  # each process writes a file of its own
+        if not state.is_world_process_zero:
+            return
         folder = Path(str(args.output_dir))
         checkpoints.write_hashes(folder / f"checkpoint-{state.global_step}")
         note = folder / checkpoints.INPUTS
@@ -275,7 +186,11 @@ class SaveEvery(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Ask the trainer to save when it is time, and the weights are finite."""
-        if time.time() - self.saved >= self.minutes * 60:
+        due = torch.tensor(time.time() - self.saved >= self.minutes * 60)
+        if args.world_size > 1:
+            due = due.to(args.device)
+            torch.distributed.broadcast(due, src=0)
+        if due:
             check_finite(kwargs["model"], state.global_step)
             control.should_save = True
             self.saved = time.time()

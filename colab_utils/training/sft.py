@@ -93,6 +93,7 @@ class FastSFTTrainer(SFTTrainer):
             return 0
         trained = sum(map(sum, data[min(masks)]))
         rows = self._train_batch_size * self.args.gradient_accumulation_steps
+        rows *= self.args.world_size  # a process for each GPU
         return round(trained * rows / len(data))
 
     def create_scheduler(

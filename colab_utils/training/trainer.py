@@ -114,7 +114,8 @@ def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.notebook import NotebookProgressCallback
 
-    from colab_utils.training.callbacks import CheckLoss, LivePlot, SaveEvery
+    from colab_utils.training.callbacks import CheckLoss, SaveEvery
+    from colab_utils.training.progress import LivePlot
 
     for kind in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
         trainer.remove_callback(kind)

@@ -84,7 +84,7 @@ def without_prose(nb: dict) -> None:
 
 
 PARAMETER = 'COUNT = 6  # @param {type:"integer"}'
-MANY = "\n".join([PARAMETER, *(f"P{n} = {n}  # @param" for n in range(10))])
+MANY = "\n".join([PARAMETER, *(f"P{n} = {n}  # @param" for n in range(11))])
 VIOLATIONS = {
     "second H1": (change(7, "# Again"), ":1: 2 H1 titles"),
     "H1 not first": (change(1, "Hello\n\n# Title"), ":1: "),
@@ -121,7 +121,7 @@ VIOLATIONS = {
     "undefined": (change(8, "print(nobody)"), ":8: Undefined name `nobody`"),
     "unused import": (change(4, "import json\nimport math"), ":4: `json` imported"),
     "does not parse": (change(8, "print("), ":8: "),
-    "eleven": (change(6, MANY), ":6: 11 parameters, over 10"),
+    "twelve": (change(6, MANY), ":6: 12 parameters, over 11"),
     "raw": (
         change(6, 'COUNT = 6  # @param {type:"raw"}'),
         ":6: COUNT is a raw field",

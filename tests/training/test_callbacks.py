@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerState
 
 from colab_utils import memory, training
-from colab_utils.training import callbacks
+from colab_utils.training import callbacks, progress
 
 
 def play(plot, steps: int, every: int = 1) -> None:
@@ -29,7 +29,7 @@ def test_live_plot_headless_prints_ten_lines_and_shows_one_figure(
 ):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda f, **_: shown.append(f))
-    play(callbacks.LivePlot(), steps, every)
+    play(progress.LivePlot(), steps, every)
     lines = capsys.readouterr().out.splitlines()
     assert min(steps, 10) - 1 <= len(lines) <= 10
     assert all(line.startswith("step ") for line in lines)
@@ -44,7 +44,7 @@ def test_live_plot_headless_prints_ten_lines_and_shows_one_figure(
 @pytest.mark.parametrize("loss", [0.5, -0.5])
 def test_live_plot_shows_every_loss_and_zero_if_none_is_negative(loss, headless):
     points = [(1, loss), (2, loss / 2)]
-    plot = callbacks.LivePlot()
+    plot = progress.LivePlot()
     state = TrainerState(max_steps=2)
     plot.on_train_begin(None, state, None)
     state.global_step = 2
@@ -64,7 +64,7 @@ def test_live_plot_updates_one_figure(monkeypatch, capsys):
         return SimpleNamespace(update=updated.append)
 
     monkeypatch.setattr("IPython.display.display", display)
-    plot = callbacks.LivePlot(every=0)
+    plot = progress.LivePlot(every=0)
     play(plot, 5)
     assert (len(shown), len(updated)) == (1, 5)  # five steps and the end
     title = updated[-1].axes[0].get_title(loc="left")
