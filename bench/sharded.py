@@ -96,7 +96,7 @@ def write(_: int, config: LlamaConfig, folder: Path) -> None:
         file = f"layer-{i}.safetensors"
         where |= dict.fromkeys(tensors, file)
         save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / file)
-    text = json.dumps({"weight_map": where})
+    text = json.dumps({"metadata": {}, "weight_map": where})
     (folder / "model.safetensors.index.json").write_text(text)
     config.quantization_config = models.quantization_config().to_dict()
     config.dtype = torch.float16
@@ -196,7 +196,6 @@ def train(model: Any, inner: Any, step: Step, rank: int, gpu: bool) -> dict[str,
         model,
         device_ids=[rank] if gpu else None,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,
     )
     trained = [p for p in model.parameters() if p.requires_grad]
     if gpu:

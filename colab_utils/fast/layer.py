@@ -72,8 +72,8 @@ class Layer:
     """One decoder layer on one batch.
 
     With `checkpoint` (gradient checkpointing) `autograd` keeps only the layer's input
-    for the backward pass, with `offload` in CPU memory. With `shards`, call `gather` before
-    a pass.
+    for the backward pass, with `offload` in CPU memory. With `shards`, call `gather`
+    before `forward` and before the backward pass.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Layer:
         self.index, self.shards = index, shards
 
     def gather(self, step: int) -> None:
-        """Gather sharded weights; those of the layer `step` after this one come next."""
+        """Gather the layer if it is sharded, and begin to gather the one at `step`."""
         if self.shards:
             self.shards.use(self.index, step)
 

@@ -223,6 +223,8 @@ def hidden_states(
     # First, because it stays: below the tensors of this step it leaves no hole.
     weight = embeddings.base.weight
     fast.scratch.take(*_largest_weight(shape), weight.dtype, ids.device)
+    if shards := Shards.of(model):
+        shards.allocate()
     # Embed the padded rows: a hook may add noise that depends on their shape (NEFTune).
     x = embeddings.embed(ids)
     x = x.flatten(0, 1) if mask is None else x[mask.bool()]
@@ -239,7 +241,7 @@ def hidden_states(
             scratch=fast.scratch,
             checkpoint=i < fast.recompute,
             offload=i < fast.offload,
-            shards=Shards.of(model),
+            shards=shards,
         )
         x = LayerFunction.apply(x, layer, *layer.parameters())
     return x

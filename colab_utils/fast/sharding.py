@@ -136,8 +136,15 @@ class Shards:
         if 0 <= index + step < len(self.layers):
             self._gather(index + step, current)
 
+    def allocate(self) -> None:
+        """Allocate the two buffers, each as large as the largest layer, if needed."""
+        if not self.buffers:
+            own = max((layer.own for layer in self.layers), key=len)
+            size = len(own) * self.count
+            self.buffers = [Buffer(own.new_empty(size)) for _ in range(2)]
+
     def clear(self) -> None:
-        """Free the buffers; the next `use` allocates them."""
+        """Free the buffers; the next pass allocates them."""
         for buffer in self.buffers:
             self._evict(buffer)
         self.buffers = []
@@ -148,26 +155,21 @@ class Shards:
         On a GPU the gather begins when all kernels that were launched before it have
         ended, and runs at the same time as those that are launched later.
         """
-        for buffer in self.buffers or self._allocate():
+        self.allocate()
+        for buffer in self.buffers:
             if buffer.layer == index:
                 return buffer
         buffer = next(one for one in self.buffers if one is not busy)
         self._evict(buffer)
         own = self.layers[index].own
         whole = buffer.data[: len(own) * self.count]
-        buffer.work = dist.all_gather_into_tensor(
-            whole, own, group=self.group, async_op=True
-        )
+        # Newer versions of torch have renamed the function.
+        new = getattr(dist, "all_gather_single", None)
+        gather = new or dist.all_gather_into_tensor
+        buffer.work = gather(whole, own, group=self.group, async_op=True)
         buffer.layer = index
         self.received += len(whole) - len(own)
         return buffer
-
-    def _allocate(self) -> list[Buffer]:
-        """Return two new buffers, each as large as the largest layer."""
-        own = max((layer.own for layer in self.layers), key=len)
-        size = len(own) * self.count
-        self.buffers = [Buffer(own.new_empty(size)) for _ in range(2)]
-        return self.buffers
 
     def _evict(self, buffer: Buffer) -> None:
         """Take the layer out of a buffer."""

@@ -39,8 +39,8 @@ class Plan:
 
     A micro-batch is one packed row of `tokens` tokens, and an update sees
     `accumulation` of them. `recompute` is the number of layers with gradient
-    checkpointing; the inputs of the first `offload` of them are in RAM. Each of `shards`
-    GPUs holds its part of the layers' weights.
+    checkpointing; the inputs of the first `offload` of them are in RAM. The weights of
+    the layers are sharded over `shards` GPUs.
     """
 
     tokens: int

@@ -1,9 +1,10 @@
 """Find a model and load it: config, tokenizer, weights, and an adapter with its base.
 
 `sources` finds a model's files: bundled, in a folder or on the Hub. `loading` reads
-them with transformers and PEFT; `sharded` reads one over several GPUs. `special_tokens` chooses the pad token, finds the
-tokens that end an answer, and adds tokens. `choosing` picks the model for "auto", and
-refuses one that the course can't train. `identity` recognizes a model by its weights.
+them with transformers and PEFT, `sharded` layer by layer for several GPUs.
+`special_tokens` chooses the pad token, finds the tokens that end an answer, and adds
+tokens. `choosing` picks the model for "auto", and refuses one that the course can't
+train. `identity` recognizes a model by its weights.
 """
 
 from colab_utils.models.choosing import resolve_model

@@ -44,11 +44,11 @@ def load_sharded(
     for path in files.names:
         if not path.startswith(LAYERS):
             files.load(model, path)
-    for i, module in enumerate(lora.decoder_layers(inner)):
+    for i, layer in enumerate(lora.decoder_layers(inner)):
         for path in files.names:
             if path.startswith(f"{LAYERS}{i}."):
                 files.load(model, path)
-        shards.add(module)
+        shards.add(layer)
     for module in model.modules():  # those of the rotary embedding
         for key, buffer in module.named_buffers(recurse=False):
             module.register_buffer(key, buffer.to(files.device), persistent=False)
@@ -71,18 +71,17 @@ def _empty_model(
     """Return the model with 4-bit layers and without its weights."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     stored = getattr(config, "quantization_config", None)
-    if not (stored or quantization):
+    settings = stored or quantization
+    if settings is None:
         raise ValueError(
             "A sharded model has 4-bit weights: pass models.quantization_config()."
         )
     if stored:
         print(f"{config.name_or_path} is already quantized: its own settings are used")
-    quantizer = AutoHfQuantizer.from_config(
-        stored or quantization, pre_quantized=bool(stored)
-    )
+    quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=bool(stored))
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     quantizer.preprocess_model(model, dtype=dtype, device_map=None)
@@ -106,7 +105,7 @@ class Files:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor on the device; closing the file frees the RAM that it took."""
+        """Return a tensor on the device; closing the file frees the RAM it took."""
         from safetensors import safe_open
 
         with safe_open(
@@ -120,8 +119,8 @@ class Files:
         Other tensors do nothing: a quantization state is read with its weight, and old
         files of Llama hold constants of the rotary embedding.
         """
-        import bitsandbytes as bnb
         import torch
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
         path, _, attribute = name.rpartition(".")
         try:
@@ -130,15 +129,16 @@ class Files:
             return
         value = self.read(name)
         new: torch.nn.Parameter
-        if not isinstance(module, bnb.nn.Linear4bit) or attribute != "weight":
+        if not isinstance(module, Linear4bit) or attribute != "weight":
             new = torch.nn.Parameter(value.to(self.dtype), old.requires_grad)
         elif state := [n for n in self.names if n.startswith(f"{name}.")]:
-            new = bnb.nn.Params4bit.from_prequantized(
+            new = Params4bit.from_prequantized(
                 value,
                 {n.removeprefix(f"{name}."): self.read(n) for n in state},
                 device=self.device,
                 module=module,
             )
         else:
-            new = bnb.nn.Params4bit(value.to(self.dtype), **vars(old)).to(self.device)
+            packed = Params4bit(value.to(self.dtype), **vars(old))
+            new = packed._quantize(self.device)
         setattr(module, attribute, new)

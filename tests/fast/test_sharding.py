@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,7 +53,7 @@ def layers_of(model) -> list[list[torch.Tensor]]:
 
 
 def same(a: list[list[torch.Tensor]], b: list[list[torch.Tensor]]) -> bool:
-    pairs = zip(sum(a, []), sum(b, []), strict=True)
+    pairs = [pair for x, y in zip(a, b, strict=True) for pair in zip(x, y, strict=True)]
     return all(torch.equal(x, y) for x, y in pairs)
 
 
@@ -113,13 +112,13 @@ def mean_of(expected, i: int):
     return (a + b) / 2 if i == 0 else {n: (g + b[n]) / 2 for n, g in a.items()}
 
 
-def measure_loading(folders: list[str]) -> dict[str, Any]:
+def measure_loading(folders: dict[str, str]) -> dict[str, Any]:
     """Return for each model whether it is loaded as `load_model` loads it."""
     found: dict[str, Any] = {}
-    for name in folders:
+    for name, folder in folders.items():
         quantization = models.quantization_config()
-        whole = models.load_model(name, quantization)
-        loaded = models.load_sharded(name, quantization)
+        whole = models.load_model(folder, quantization)
+        loaded = models.load_sharded(folder, quantization)
         shards = Shards.of(lora.llama(loaded))
         row = {"same": same(layers_of(loaded), layers_of(whole))}
         row["own"] = sum(len(layer.own) for layer in shards.layers)
@@ -197,14 +196,14 @@ def test_shard_without_a_process_group(model):
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory, tokenizer) -> list[dict[str, Any]]:
-    """Load the demo, a quantized repository, and one with biases and tied embeddings."""
+    """Load the demo, a quantized folder, and one with biases and a tied head."""
     folder = tmp_path_factory.mktemp("models")
     quantized = models.load_model("demo", models.quantization_config())
     quantized.save_pretrained(folder / "quantized")
     small_model("qwen2", torch.float16).save_pretrained(folder / "qwen")
-    names = ["demo", str(folder / "quantized"), str(folder / "qwen")]
-    rows = in_processes(tmp_path_factory.mktemp("loading"), measure_loading, names)
-    return [dict(zip(("demo", "quantized", "qwen"), r.values())) for r in rows]
+    names = {name: str(folder / name) for name in ("quantized", "qwen")}
+    names["demo"] = "demo"
+    return in_processes(tmp_path_factory.mktemp("loading"), measure_loading, names)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Run a function in several processes of one machine, which exchange tensors on CPUs."""
+"""Run a function in several processes that exchange tensors on CPUs."""
 
 from __future__ import annotations
 
