@@ -41,7 +41,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from colab_utils import memory, models
-from colab_utils.fast import lora, patch, warmup
+from colab_utils.fast import lora, patch
 from colab_utils.fast.sharding import Shards
 from colab_utils.memory import costs
 from colab_utils.memory.planning import save_memory
@@ -161,7 +161,6 @@ def work(rank: int, count: int, port: int, folder: Path, part: str, out: Path) -
     found |= {"load_ram_gib": round(memory.ram(), 2)}
     if gpu:
         found["load_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    warmup.wait_for_all()
     torch.manual_seed(0)
     model = get_peft_model(model, ours.lora(RANK)).train()
     for parameter in model.parameters():

@@ -9,6 +9,7 @@ adapters, the norms, the embeddings and the head stay whole in every process.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,13 +27,19 @@ NAME = "_shards"  # the attribute of a LlamaForCausalLM
 
 
 class Piece(NamedTuple):
-    """A tensor of a layer: an attribute of a weight or of its quantization state."""
+    """A tensor of a layer: a weight (`data`) or its quantization scales (`absmax`)."""
 
-    owner: Any
+    linear: torch.nn.Linear
     attribute: str
     first: int  # byte in the layer
     shape: torch.Size
     dtype: torch.dtype
+
+    @property
+    def owner(self) -> Any:
+        """The object that has the attribute; moving a model may replace it."""
+        weight: Any = self.linear.weight
+        return weight if self.attribute == "data" else weight.quant_state
 
     @property
     def last(self) -> int:
@@ -50,7 +57,7 @@ class Piece(NamedTuple):
         setattr(self.owner, self.attribute, part.view(self.dtype).view(self.shape))
 
     def free(self) -> None:
-        """Leave an empty tensor: a read of the layer fails until it is gathered."""
+        """Leave an empty tensor, which no computation accepts."""
         setattr(self.owner, self.attribute, self.tensor.new_empty(0))
 
 
@@ -108,9 +115,8 @@ class Shards:
     def add(self, module: LlamaDecoderLayer) -> None:
         """Keep this process's bytes of the next decoder layer, and free the others."""
         pieces, first = [], 0
-        for owner, attribute in _tensors(module):
-            tensor = getattr(owner, attribute)
-            piece = Piece(owner, attribute, first, tensor.shape, tensor.dtype)
+        for linear, attribute, tensor in _tensors(module):
+            piece = Piece(linear, attribute, first, tensor.shape, tensor.dtype)
             pieces.append(piece)
             first = math.ceil(piece.last / ALIGN) * ALIGN
         size = math.ceil(first / (self.count * ALIGN)) * ALIGN
@@ -179,19 +185,18 @@ class Shards:
         buffer.layer = None
 
 
-def _tensors(module: LlamaDecoderLayer) -> list[tuple[Any, str]]:
-    """Return owner and attribute of each tensor of a layer that is sharded.
+def _tensors(
+    module: LlamaDecoderLayer,
+) -> Iterator[tuple[torch.nn.Linear, str, torch.Tensor]]:
+    """Yield the tensors of a layer that are sharded, as a `Piece` names them.
 
     They are the weights, packed or not, and their quantization scales. The scales of
     the scales stay whole: they take 4 bytes for 16,384 weights.
     """
-    found: list[tuple[Any, str]] = []
-    for linear in lora.linears(module, lora.LINEARS):
-        weight = lora.base_of(linear).weight
-        found.append((weight, "data"))
-        if state := getattr(weight, "quant_state", None):
-            found.append((state, "absmax"))
-    return found
+    for linear in map(lora.base_of, lora.linears(module, lora.LINEARS)):
+        yield linear, "data", linear.weight.data
+        if state := getattr(linear.weight, "quant_state", None):
+            yield linear, "absmax", state.absmax
 
 
 def shard(model: torch.nn.Module) -> None:

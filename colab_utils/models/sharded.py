@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colab_utils import runtime
-from colab_utils.fast import warmup
 from colab_utils.models.loading import (
     correct_quantized,
     load_config,
@@ -36,7 +35,6 @@ def load_sharded(
     from colab_utils.fast import lora, sharding
 
     config, dtype = load_config(name), torch_dtype()
-    warmup.prepare(config, dtype, training=True)  # compiles while weights are loaded
     model = _empty_model(config, dtype, quantization)
     inner = lora.llama(model)
     shards = sharding.prepare(inner)
@@ -51,7 +49,7 @@ def load_sharded(
         shards.add(layer)
     for module in model.modules():  # those of the rotary embedding
         for key, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(key, buffer.to(files.device), persistent=False)
+            setattr(module, key, buffer.to(files.device))
     model.tie_weights()
     if missing := [path for path, p in model.named_parameters() if p.is_meta]:
         raise ValueError(

@@ -13,7 +13,7 @@ from helpers.llamas import gradients, packed, padded, with_lora
 from torch.nn.parallel import DistributedDataParallel
 
 from colab_utils import memory, models
-from colab_utils.fast import lora, patch, sharding, support
+from colab_utils.fast import lora, ops, patch, sharding, support
 from colab_utils.fast.sharding import Shards
 
 SETTINGS = {"plain": (0, 0), "recompute": (6, 0), "some": (3, 0), "offload": (4, 2)}
@@ -90,11 +90,17 @@ def measure_shards() -> dict[str, Any]:
         error = difference((mean[0], grads), (mean[0], mean[1]))
         found["parallel"] = max(error, found["parallel"])
     found["parallel same"] = same(layers_of(model), whole)
+    for module in inner.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = module.weight.to("cpu")  # a new object
+    found["moved"] = [difference(gradients(model, batches()[0]), expected[0])]
+    empty = lora.base_of(lora.linears(inner.model.layers[4], ["o_proj"])[0]).weight
     found["decoding"] = support.decoding_problem(model)
     for name, forward in {
         "evaluating": lambda: model.eval()(**batches()[0]),
         "removed": lambda: patch.remove(model) or model.train()(**batches()[0]),
         "twice": lambda: sharding.shard(model),
+        "empty": lambda: ops.dequantize(empty, torch.empty(192, 192)),
     }.items():
         try:
             forward()
@@ -151,7 +157,7 @@ def found(tmp_path_factory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [*SETTINGS, "moved"])
 def test_use_gradients_equal_those_of_whole_layers(found, setting):
     for process in found:
         assert max(process[setting]) < 1e-5
@@ -188,6 +194,7 @@ def test_shard_refuses_other_forward_passes(found):
         for name in ("evaluating", "removed"):
             assert "only the fast path of training gathers them" in process[name]
         assert "sharded already" in process["twice"]
+        assert "its layer was not gathered" in process["empty"]
 
 
 def test_shard_without_a_process_group(model):
