@@ -39,6 +39,13 @@ def load_sharded(
     inner = lora.llama(model)
     shards = sharding.prepare(inner)
     files = Files(Source(name).download("*.safetensors"), dtype)
+    model.tie_weights()  # a tied head is not in the files
+    names = {path for path, _ in model.named_parameters()}
+    if missing := names - files.names.keys():
+        raise ValueError(
+            f"{files.folder} lacks {len(missing)} tensors of the model (the first is "
+            f"{min(missing)}): download the model again."
+        )
     for path in files.names:
         if not path.startswith(LAYERS):
             files.load(model, path)
@@ -50,12 +57,7 @@ def load_sharded(
     for module in model.modules():  # those of the rotary embedding
         for key, buffer in module.named_buffers(recurse=False):
             setattr(module, key, buffer.to(files.device))
-    model.tie_weights()
-    if missing := [path for path, p in model.named_parameters() if p.is_meta]:
-        raise ValueError(
-            f"{files.folder} lacks {len(missing)} tensors of the model (the first is "
-            f"{missing[0]}): download the model again."
-        )
+    model.tie_weights()  # loading has replaced the embeddings
     correct_quantized(model, dtype)
     reset_generation(model)
     return model.eval()

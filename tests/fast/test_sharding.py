@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from helpers.families import small_model
 from helpers.gloo import in_processes
 from helpers.llamas import gradients, packed, padded, with_lora
+from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from colab_utils import memory, models
@@ -119,7 +122,7 @@ def mean_of(expected, i: int):
     return (a + b) / 2 if i == 0 else {n: (g + b[n]) / 2 for n, g in a.items()}
 
 
-def measure_loading(folders: dict[str, str]) -> dict[str, Any]:
+def measure_loading(folders: dict[str, str], lacking: Path) -> dict[str, Any]:
     """Return for each model whether it is loaded as `load_model` loads it."""
     found: dict[str, Any] = {}
     for name, folder in folders.items():
@@ -144,6 +147,10 @@ def measure_loading(folders: dict[str, str]) -> dict[str, Any]:
         expected = gradients(whole, batch)
         row["difference"] = difference(gradients(loaded, batch), expected)
         found[name] = row
+    try:
+        models.load_sharded(str(lacking), models.quantization_config())
+    except ValueError as error:
+        found["lacking"] = str(error)
     return found
 
 
@@ -215,7 +222,14 @@ def loaded(tmp_path_factory, tokenizer) -> list[dict[str, Any]]:
     small_model("qwen2", torch.float16).save_pretrained(folder / "qwen")
     names = {name: str(folder / name) for name in ("quantized", "qwen")}
     names["demo"] = "demo"
-    return in_processes(tmp_path_factory.mktemp("loading"), measure_loading, names)
+    lacking = folder / "lacking"
+    shutil.copytree(folder / "qwen", lacking)
+    tensors = load_file(lacking / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    return in_processes(
+        tmp_path_factory.mktemp("loading"), measure_loading, names, lacking
+    )
 
 
 @pytest.mark.slow
@@ -226,3 +240,10 @@ def test_load_sharded_equals_load_model(loaded, name):
         assert row.pop("difference") < 1e-5
         assert row.pop("own") > 0
         assert row and all(row.values()), row
+
+
+@pytest.mark.slow
+def test_load_sharded_without_a_tensor(loaded):
+    for process in loaded:
+        assert "lacks 1 tensors" in process["lacking"]
+        assert "model.layers.2.mlp.up_proj.weight" in process["lacking"]
