@@ -24,7 +24,7 @@ LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernel
 LATE |= {"fast.documents", "training.reward_model", "training.classification"}
 LATE |= {"fast.loss_kernels", "evaluation.harness", "evaluation.reports"}
 LATE |= {"fast.layer", "fast.linears", "fast.lora", "fast.loss", "fast.ops"}
-LATE |= {"fast.patch", "fast.static_cache", "fast.support"}
+LATE |= {"fast.patch", "fast.sharding", "fast.static_cache", "fast.support"}
 PACKAGE = ROOT / "colab_utils"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

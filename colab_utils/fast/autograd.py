@@ -21,6 +21,7 @@ class LayerFunction(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, layer: Layer, *given: torch.Tensor
     ) -> torch.Tensor:
         """Return the layer's output, and save what the backward pass needs."""
+        layer.gather(1)
         y, saved = layer.forward(x, given)
         kept = saved.tensors()
         if layer.checkpoint:
@@ -38,6 +39,7 @@ class LayerFunction(torch.autograd.Function):
         ctx.maybe_clear_saved_tensors()
         given, kept = tensors[: ctx.count], tensors[ctx.count :]
         del tensors
+        layer.gather(-1)
         if layer.checkpoint:
             x = from_ram(kept, grad.device) if layer.offload else kept[0]
             saved = layer.recompute(x, given)

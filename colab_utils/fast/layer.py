@@ -16,6 +16,7 @@ import torch
 
 from colab_utils.fast import attention, lora, ops
 from colab_utils.fast.linears import Scratch, TrainingGroup
+from colab_utils.fast.sharding import Shards
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -71,7 +72,8 @@ class Layer:
     """One decoder layer on one batch.
 
     With `checkpoint` (gradient checkpointing) `autograd` keeps only the layer's input
-    for the backward pass, with `offload` in CPU memory.
+    for the backward pass, with `offload` in CPU memory. With `shards`, call `gather`
+    before `forward` and before the backward pass.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Layer:
         scratch: Scratch,
         checkpoint: bool = False,
         offload: bool = False,
+        shards: Shards | None = None,
     ) -> None:
         self.linears = [TrainingGroup(module, g, like, scratch) for g in lora.GROUPS]
         self.qkv, self.o, self.gate_up, self.down = self.linears
@@ -95,6 +98,12 @@ class Layer:
         self.norm_2 = module.post_attention_layernorm.weight
         self.eps = shape.norm_eps
         self.checkpoint, self.offload = checkpoint, checkpoint and offload
+        self.index, self.shards = index, shards
+
+    def gather(self, step: int) -> None:
+        """Gather the layer if it is sharded, and begin to gather the one at `step`."""
+        if self.shards:
+            self.shards.use(self.index, step)
 
     def parameters(self) -> list[torch.Tensor]:
         """Return A and B of every adapter in turn: autograd needs them as arguments."""

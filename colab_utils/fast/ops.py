@@ -61,6 +61,8 @@ def _float32(x: torch.Tensor) -> torch.Tensor:
 def dequantize(weight: torch.Tensor, out: torch.Tensor) -> None:
     """Write a weight that bitsandbytes quantized into `out` (outputs, inputs)."""
     state: Any = getattr(weight, "quant_state")  # noqa: B009 (mypy can't know it)
+    if not weight.numel():  # a kernel would leave `out` as it is
+        raise RuntimeError("The weight is sharded, and its layer was not gathered.")
     nested = state.nested and state.quant_type == "nf4" and state.blocksize == 64
     usual = nested and state.state2.blocksize == 256 and weight.dtype == torch.uint8
     if usual and out.is_cuda and has_triton():

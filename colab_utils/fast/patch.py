@@ -23,6 +23,7 @@ from colab_utils.fast.documents import Tokens, flatten, share
 from colab_utils.fast.layer import Batch, Layer
 from colab_utils.fast.linears import Scratch
 from colab_utils.fast.loss import NormedCrossEntropy
+from colab_utils.fast.sharding import Shards
 from colab_utils.memory.costs import LOGIT_ROWS
 from colab_utils.shape import Shape
 
@@ -103,6 +104,8 @@ def remove(model: torch.nn.Module) -> None:
             del vars(inner)[name]
         _return_embeddings(inner)
         fast.scratch.clear()
+    if shards := Shards.of(inner):
+        shards.clear()
 
 
 def is_fast(model: torch.nn.Module) -> bool:
@@ -220,6 +223,8 @@ def hidden_states(
     # First, because it stays: below the tensors of this step it leaves no hole.
     weight = embeddings.base.weight
     fast.scratch.take(*_largest_weight(shape), weight.dtype, ids.device)
+    if shards := Shards.of(model):
+        shards.allocate()
     # Embed the padded rows: a hook may add noise that depends on their shape (NEFTune).
     x = embeddings.embed(ids)
     x = x.flatten(0, 1) if mask is None else x[mask.bool()]
@@ -236,6 +241,7 @@ def hidden_states(
             scratch=fast.scratch,
             checkpoint=i < fast.recompute,
             offload=i < fast.offload,
+            shards=shards,
         )
         x = LayerFunction.apply(x, layer, *layer.parameters())
     return x

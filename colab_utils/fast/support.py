@@ -8,6 +8,7 @@ import torch
 
 from colab_utils import families
 from colab_utils.fast import lora
+from colab_utils.fast.sharding import Shards
 from colab_utils.shape import Shape
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def decoding_problem(model: torch.nn.Module) -> str | None:
     inner = lora.find_llama(model)
     if inner is None:
         return _unknown(model)
+    if Shards.of(inner):
+        return "its weights are sharded over several processes"
     shape = Shape.from_config(inner.config)
     if shape.activation != "silu" or shape.rope not in ROPES:
         return f"the activation is {shape.activation}, the RoPE type is {shape.rope}"

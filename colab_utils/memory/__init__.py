@@ -10,6 +10,7 @@ from colab_utils.memory.costs import (
     METHODS,
     Memory,
     adapter_parameters,
+    gathered_bytes,
     inference,
     kv_cache_bytes,
     ram_to_load,
@@ -18,7 +19,7 @@ from colab_utils.memory.costs import (
 from colab_utils.memory.exchange import exchange
 from colab_utils.memory.meter import budget, peak, ram, release
 from colab_utils.memory.needs import preflight
-from colab_utils.memory.planning import Plan, plan, seconds
+from colab_utils.memory.planning import Plan, gather_seconds, plan, seconds
 from colab_utils.memory.step import at_loss, estimate
 from colab_utils.runtime import GIB
 
@@ -32,6 +33,8 @@ __all__ = [
     "budget",
     "estimate",
     "exchange",
+    "gather_seconds",
+    "gathered_bytes",
     "inference",
     "kv_cache_bytes",
     "peak",

@@ -18,7 +18,7 @@ METHODS = ("qlora", "lora", "full")
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.03}  # per trained parameter
 # NF4 stores 4 bits per weight and, with double quantization, an 8-bit scale per 64
 # weights and a float32 scale per 256 of those. Dettmers et al. 2023, section 3.
-NF4_WEIGHT, NF4_SCALE = 0.5, 1 / 64 + 4 / (64 * 256)
+NF4_WEIGHT, NF4_SCALE, NF4_NESTED = 0.5, 1 / 64, 4 / (64 * 256)
 # The workspaces of cuBLAS, one for the forward and one for the backward pass: 8.1 MiB
 # each, or 32 MiB from compute capability 9.0 on.
 CUBLAS = 2 * 8.1 * 2**20
@@ -105,20 +105,40 @@ def parameters(shape: Shape) -> tuple[int, int]:
     return linear, words + shape.layers * layer + shape.width
 
 
-def weights(shape: Shape, method: str, size: int, offload: bool = False) -> Memory:
+def weights(
+    shape: Shape, method: str, size: int, offload: bool = False, shards: int = 1
+) -> Memory:
     """Return the bytes of the weights.
 
     An unquantized weight has `size` bytes, or 4 in full fine-tuning. With `offload` the
-    embeddings are in RAM, unless the head is the same weight.
+    embeddings are in RAM, unless the head is the same weight. With `shards` each GPU
+    holds that part of the NF4 weights and of their scales.
     """
     linear, other = parameters(shape)
     if offload and not shape.tied:
         other -= shape.vocab * shape.width
     if method == "qlora":
         return Memory(
-            weights=NF4_WEIGHT * linear + size * other, scales=NF4_SCALE * linear
+            weights=NF4_WEIGHT * linear / shards + size * other,
+            scales=(NF4_SCALE / shards + NF4_NESTED) * linear,
         )
     return Memory(weights=(4 if method == "full" else size) * (linear + other))
+
+
+def layer_bytes(shape: Shape) -> float:
+    """Return the bytes of a decoder layer that are sharded: NF4 weights and scales."""
+    return (NF4_WEIGHT + NF4_SCALE) * parameters(shape)[0] / shape.layers
+
+
+def gathered_bytes(config: PreTrainedConfig | Shape, shards: int) -> float:
+    """Return the bytes that a GPU receives from the others for one micro-batch.
+
+    The forward and the backward pass gather each layer once, except the last two layers
+    of the pass before: these are still in the two buffers.
+    """
+    shape = Shape.from_config(config)
+    layers = 2 * max(shape.layers - 2, 0)
+    return layers * layer_bytes(shape) * (shards - 1) / shards
 
 
 def kv_cache_bytes(config: PreTrainedConfig | Shape, tokens: int) -> int:

@@ -22,6 +22,8 @@ FLOPS, BANDWIDTH = 24e12, 260e9
 # 5.4 on an H100 with documents of 4,096 to 16,384 tokens (bench/LOG.md); no T4 was
 # measured.
 SLOWER = 5.0
+# Bytes a second that a GPU receives over PCIe without peer access, as on Kaggle.
+PCIE = 10e9
 # What needs less memory, for each method.
 SMALLER = {
     "qlora": "a smaller RANK or MODEL",
@@ -37,7 +39,8 @@ class Plan:
 
     A micro-batch is one packed row of `tokens` tokens, and an update sees
     `accumulation` of them. `recompute` is the number of layers with gradient
-    checkpointing; the inputs of the first `offload` of them are in RAM.
+    checkpointing; the inputs of the first `offload` of them are in RAM. The weights of
+    the layers are sharded over `shards` GPUs.
     """
 
     tokens: int
@@ -46,6 +49,7 @@ class Plan:
     offload: int
     fast: bool
     cost: Memory
+    shards: int = 1
 
     def __str__(self) -> str:
         """Return the plan in one line."""
@@ -54,6 +58,8 @@ class Plan:
         offload = ""
         if self.offload:
             offload = f", {self.cost.ram / GIB:.1f} GiB of inputs and embeddings in RAM"
+        if self.shards > 1:
+            offload += f"; 1/{self.shards} of each layer's weights on a GPU"
         return (
             f"{times}{self.tokens:,} tokens an update; gradient checkpointing for "
             f"{layers}{offload}; {self.cost.total / GIB:.2f} GiB at the peak"
@@ -87,6 +93,17 @@ def seconds(
     return (work + SLOWER * attention) / FLOPS + dequantized / BANDWIDTH
 
 
+def gather_seconds(
+    config: PreTrainedConfig | Shape, shards: int, bandwidth: float = PCIE
+) -> float:
+    """Return the seconds for which the gathers of a micro-batch occupy the connection.
+
+    They run while the GPU computes, and cost time only if they take longer than that.
+    `bandwidth` is what a GPU receives, in bytes a second.
+    """
+    return costs.gathered_bytes(config, shards) / bandwidth
+
+
 def plan(
     config: PreTrainedConfig | Shape,
     method: str,
@@ -100,6 +117,8 @@ def plan(
     gpu: bool = True,
     optimizer: str = "adamw_8bit",
     embeddings: bool = False,
+    shards: int = 1,
+    bandwidth: float = PCIE,
 ) -> Plan:
     """Return the fastest way to train that fits a budget of `budget` bytes.
 
@@ -108,7 +127,8 @@ def plan(
     each with as few checkpointed layers as fit. On the fast path of a GPU, inputs of
     layers may also be in RAM, if the machine has `ram` bytes of it. The plan is for the
     reference path if the fast path does not know the model's family, if a row is longer
-    than its sliding window, or if an adapter also trains `embeddings` and head.
+    than its sliding window, or if an adapter also trains `embeddings` and head. The
+    weights are sharded over `shards` GPUs, which receive `bandwidth` bytes a second.
 
     Raises MemoryError, with the numbers and what to change, when nothing fits.
     """
@@ -128,6 +148,7 @@ def plan(
         gpu=gpu,
         optimizer=optimizer,
         embeddings=embeddings,
+        shards=shards,
     )
     found = list(candidates(step, longest, update, budget))
     fitting = [one for one in found if one.cost.total <= budget]
@@ -152,6 +173,7 @@ def plan(
 
     def slowness(one: Plan) -> tuple[bool, float]:
         spent = seconds(step.shape, method, one.tokens, one.recompute, longest)
+        spent = max(spent, gather_seconds(step.shape, shards, bandwidth))
         return one.offload > 0, spent / one.tokens
 
     return min(fitting, key=slowness)
@@ -169,7 +191,8 @@ def candidates(step: Step, longest: int, update: int, budget: float) -> Iterator
         tokens = max(longest, -(-update // times))
         one = save_memory(replace(step, tokens=tokens, accumulating=times > 1), budget)
         cost = one.peak()
-        yield Plan(tokens, times, one.recompute, one.offload, one.fast, cost)
+        given = (one.recompute, one.offload, one.fast, cost, one.shards)
+        yield Plan(tokens, times, *given)
         if cost.total <= budget and not one.recompute:
             return  # with smaller micro-batches the weights are dequantized more often
 

@@ -27,6 +27,7 @@ class Options(TypedDict, total=False):
     packed: bool
     optimizer: str
     embeddings: bool
+    shards: int
 
 
 def estimate(
@@ -72,9 +73,11 @@ class Step:
     accumulates `accumulators` gradients in float32: those of q, k and v below compute
     capability 8.0, only that of q from there on. In `packed` rows it pads documents.
     With `embeddings`, an adapter also trains float32 copies of embeddings and head
-    (PEFT's modules_to_save) on the reference path, with all layers checkpointed.
+    (PEFT's modules_to_save) on the reference path, with all layers checkpointed. With
+    `shards` each of so many GPUs holds its part of every layer, and two whole layers.
 
-    Raises ValueError for an unknown method or optimizer, or a number below 1.
+    Raises ValueError for an unknown method or optimizer, a number below 1, or shards
+    of weights that are not in NF4 or not on the fast path.
     """
 
     shape: Shape
@@ -90,6 +93,7 @@ class Step:
     packed: bool = True
     optimizer: str = "adamw_torch"
     embeddings: bool = False
+    shards: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings and set what follows from them."""
@@ -110,6 +114,11 @@ class Step:
         object.__setattr__(self, "embeddings", embeddings)
         slow = self.full or embeddings
         object.__setattr__(self, "fast", self.fast and not slow)
+        if self.shards > 1 and not (self.fast and self.method == "qlora"):
+            raise ValueError(
+                f"shards = {self.shards}, but only QLoRA on the fast path trains with "
+                "sharded weights: set shards to 1, or METHOD to 'qlora'."
+            )
 
     @property
     def full(self) -> bool:
@@ -145,13 +154,18 @@ class Step:
             # transformers keeps the optimizer states of the embeddings in float32
             states += (8.0 - optimizer) * shape.vocab * shape.width
         return replace(
-            costs.weights(shape, self.method, self.size, self.offload > 0),
+            costs.weights(shape, self.method, self.size, self.offload > 0, self.shards),
             adapters=0.0 if self.full else 4.0 * self.trained,
             optimizer=states,
-            working=costs.CUBLAS if self.gpu else 0.0,
+            working=self.gathered + (costs.CUBLAS if self.gpu else 0.0),
             reserve=costs.RESERVE if self.gpu else 0.0,
             ram=self.ram,
         )
+
+    @property
+    def gathered(self) -> float:
+        """Bytes of the two buffers into which sharded layers are gathered."""
+        return 2 * costs.layer_bytes(self.shape) if self.shards > 1 else 0.0
 
     @property
     def ram(self) -> float:

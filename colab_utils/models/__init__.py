@@ -1,9 +1,10 @@
 """Find a model and load it: config, tokenizer, weights, and an adapter with its base.
 
 `sources` finds a model's files: bundled, in a folder or on the Hub. `loading` reads
-them with transformers and PEFT. `special_tokens` chooses the pad token, finds the
-tokens that end an answer, and adds tokens. `choosing` picks the model for "auto", and
-refuses one that the course can't train. `identity` recognizes a model by its weights.
+them with transformers and PEFT, `sharded` layer by layer for several GPUs.
+`special_tokens` chooses the pad token, finds the tokens that end an answer, and adds
+tokens. `choosing` picks the model for "auto", and refuses one that the course can't
+train. `identity` recognizes a model by its weights.
 """
 
 from colab_utils.models.choosing import resolve_model
@@ -19,6 +20,7 @@ from colab_utils.models.loading import (
     quantization_config,
     torch_dtype,
 )
+from colab_utils.models.sharded import load_sharded
 from colab_utils.models.sources import download, location
 from colab_utils.models.special_tokens import add_tokens, stop_tokens
 
@@ -32,6 +34,7 @@ __all__ = [
     "load_config",
     "load_gguf",
     "load_model",
+    "load_sharded",
     "load_tokenizer",
     "location",
     "quantization_config",

@@ -99,8 +99,8 @@ def load_model(
         quantization = None
     warmup.prepare(config, dtype)  # compiles while the weights are loaded
     model = _load_weights(Source(name), dtype, quantization)
-    _correct_quantized(model, dtype)
-    _reset_generation(model)
+    correct_quantized(model, dtype)
+    reset_generation(model)
     return model
 
 
@@ -116,7 +116,7 @@ def load_gguf(file: Path) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch_dtype(), device_map=_place()
     )
-    _reset_generation(model)
+    reset_generation(model)
     return model
 
 
@@ -141,7 +141,7 @@ def _load_weights(
         )
 
 
-def _correct_quantized(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def correct_quantized(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Set the compute dtype of 4-bit layers, and keep their gradients right on CPUs."""
     for module in model.modules():
         linear = cast("Linear4bit", module)
@@ -153,7 +153,7 @@ def _correct_quantized(model: PreTrainedModel, dtype: torch.dtype) -> None:
             linear.support_avx512bf16_for_cpu = False
 
 
-def _reset_generation(model: PreTrainedModel) -> None:
+def reset_generation(model: PreTrainedModel) -> None:
     """Decode greedily by default, and limit answers by `max_new_tokens` alone.
 
     Llama 2's repository ships sampling settings and a `max_length`.

@@ -292,3 +292,32 @@ def test_plan_takes_the_path_that_the_model_allows(name, changes, fast, said, ca
     settings = {"longest": 64, "update": 128, "budget": 2**30, "gpu": False}
     found = memory.plan(small(name, **changes), "qlora", 4, **settings)
     assert found.fast == fast and said in capsys.readouterr().out
+
+
+def test_plan_shards_what_one_gpu_cannot_hold(seven_b):
+    """Code Llama 34B fits two T4s, Llama 2 70B four."""
+    small = {"hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8}
+    for inner, layers, shards in ((22016, 48, 2), (28672, 80, 4)):
+        config = seven_b(**small, intermediate_size=inner, num_hidden_layers=layers)
+        given = {"longest": 512, "update": 2048, "budget": T4}
+        with pytest.raises(MemoryError, match="qlora at rank 16 needs at least"):
+            memory.plan(config, "qlora", 16, shards=shards // 2, **given)
+        found = memory.plan(config, "qlora", 16, shards=shards, **given)
+        assert found.cost.total <= T4 and found.shards == shards
+        assert f"1/{shards} of each layer's weights on a GPU" in str(found)
+
+
+def test_plan_takes_larger_batches_over_a_slow_connection(seven_b):
+    """A micro-batch has to compute for as long as its gathers take."""
+    given = {"longest": 256, "update": 2048, "budget": 7 * memory.GIB, "shards": 2}
+    fast = memory.plan(seven_b(), "qlora", 16, **given)
+    slow = memory.plan(seven_b(), "qlora", 16, bandwidth=1e9, **given)
+    assert slow.tokens > fast.tokens
+
+
+def test_gather_seconds_of_llama_2_7b(seven_b):
+    """30 of 32 layers in each pass, half of each from the other GPU."""
+    received = memory.gathered_bytes(seven_b(), shards=2)
+    assert received == pytest.approx(2 * 30 / 32 * 6.476e9 * (1 / 2 + 1 / 64) / 2, 1e-3)
+    assert memory.gather_seconds(seven_b(), 2, bandwidth=10e9) == received / 10e9
+    assert memory.gathered_bytes(seven_b(), shards=1) == 0

@@ -146,3 +146,24 @@ def test_estimate_with_embeddings_and_head(seven_b):
     assert not plan.fast
     # More tokens at once, or fewer checkpointed layers, ran out of a T4's memory.
     assert (plan.tokens, plan.accumulation, plan.recompute) == (1024, 8, 32)
+
+
+def test_estimate_with_shards(seven_b):
+    """Each GPU has half of the packed weights, and two whole layers in the buffers."""
+    shape = Shape.from_config(seven_b())
+    options = {"fast": True, "recompute": 32}
+    whole = memory.estimate(shape, "qlora", 16, 512, **options)
+    half = memory.estimate(shape, "qlora", 16, 512, shards=2, **options)
+    linear, _ = costs.parameters(shape)
+    assert whole.weights - half.weights == linear / 4
+    assert whole.scales - half.scales == linear / 128
+    layer = linear / 32 * (1 / 2 + 1 / 64)
+    assert half.working - whole.working == pytest.approx(2 * layer)
+    assert half.activations == whole.activations
+    assert half.adapters == whole.adapters and half.optimizer == whole.optimizer
+
+
+@pytest.mark.parametrize(("method", "fast"), [("lora", True), ("qlora", False)])
+def test_estimate_refuses_shards_of_other_weights(seven_b, method, fast):
+    with pytest.raises(ValueError, match="shards = 2, but only QLoRA on the fast path"):
+        memory.estimate(seven_b(), method, 16, 512, fast=fast, shards=2)
