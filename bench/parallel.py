@@ -1,12 +1,13 @@
 """Measure QLoRA of the shape of Llama 2 7B on two GPUs, each limited like a T4.
 
-    python bench/parallel.py [demo]
+    python bench/parallel.py [demo] [UPDATE ...]
 
 Trains the same updates in one process and in two, as notebook 02 does
 (`training.parallel`), with the cards' direct connection and without it: NCCL then goes
 through RAM, as on a machine whose cards only have PCIe. Also kills a process, and
-interrupts a run. Adds a row to bench/results/parallel.json. `demo` is a dry run on a
-CPU, which writes nothing.
+interrupts a run. UPDATE is "4x8192" (four micro-batches of 8,192 tokens in all
+processes), "4x2048" or "2x1200"; without any, all are measured. Adds a row to
+bench/results/parallel.json. `demo` is a dry run on a CPU, which writes nothing.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ from trl import SFTConfig
 
 from colab_utils import memory, models, training
 from colab_utils.training import parallel, progress
+from colab_utils.training.callbacks import SaveEvery
 from colab_utils.training.sft import FastSFTTrainer
 
 DEMO = "demo" in sys.argv[1:]
 RANK, STEPS, WARM = 16, 12, 4  # the first WARM steps are not timed
 FOLDER = Path(tempfile.gettempdir()) / "bench-parallel"
 # By name: tokens of a micro-batch, and micro-batches of an update in all processes.
-UPDATES = {"4 x 2,048": (2048, 4), "2 x 1,200": (1200, 2)}
+UPDATES = {"4x8192": (8192, 4), "4x2048": (2048, 4), "2x1200": (1200, 2)}
 
 
 class Measure(TrainerCallback):
@@ -134,8 +136,7 @@ def build(checkpoint: str, tokens: int, times: int, name: str, fail: str = ""):
         ),
     )
     training.float32_adapters(trainer)
-    training.show_progress(trainer)
-    trainer.remove_callback(progress.LivePlot)
+    trainer.add_callback(SaveEvery(10))  # show_progress also needs IPython
     training.use_fast_path(trainer, plan)
     if name:
         trainer.add_callback(Measure(name, fail))
@@ -195,7 +196,7 @@ def fails(trainer, checkpoint: str) -> dict[str, float]:
     """Return the seconds until the others stop after a kill, and after an interrupt."""
     found = {}
     try:
-        run(trainer, checkpoint, 2, "2 x 1,200", "kill", "kill")
+        run(trainer, checkpoint, 2, "2x1200", "kill", "kill")
     except RuntimeError as error:
         ended, killed = time.time(), float((FOLDER / "kill-failed").read_text())
         print(error, flush=True)
@@ -209,7 +210,7 @@ def fails(trainer, checkpoint: str) -> dict[str, float]:
     timer = threading.Timer(25 if not DEMO else 12, interrupt)
     timer.start()
     try:
-        run(trainer, checkpoint, 2, "2 x 1,200", "interrupt")
+        run(trainer, checkpoint, 2, "2x1200", "interrupt")
     except KeyboardInterrupt:
         found["after_interrupt_s"] = time.time() - state["at"]
     timer.cancel()
@@ -223,20 +224,19 @@ def main() -> None:
     progress.LivePlot.show = lambda *args, **kwargs: None  # there is no IPython
     if DEMO:
         os.environ["COURSE_GPUS"] = ""
-        UPDATES.update({"4 x 2,048": (256, 4), "2 x 1,200": (128, 2)})
+        UPDATES.update({"4x8192": (512, 4), "4x2048": (256, 4), "2x1200": (128, 2)})
     began = time.time()
     checkpoint = write_checkpoint()
     print(f"checkpoint {time.time() - began:.0f} s", flush=True)
     trainer = build(checkpoint, 256, 1, "")
     found = []
-    for update in UPDATES:
-        short = update.split()[0]
-        for processes in (1, 2):
+    for update in [name for name in sys.argv[1:] if name in UPDATES] or UPDATES:
+        for processes in () if "ram" in sys.argv[1:] else (1, 2):
             found.append(
-                run(trainer, checkpoint, processes, update, f"{short}-{processes}")
+                run(trainer, checkpoint, processes, update, f"{update}-{processes}")
             )
         os.environ["NCCL_P2P_DISABLE"] = "1"
-        found.append(run(trainer, checkpoint, 2, update, f"{short}-2-through-ram"))
+        found.append(run(trainer, checkpoint, 2, update, f"{update}-2-through-ram"))
         del os.environ["NCCL_P2P_DISABLE"]
     row = {"runs": found, **fails(trainer, checkpoint)}
     print(json.dumps({k: v for k, v in row.items() if k != "runs"}))

@@ -32,6 +32,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 from colab_utils import runtime
 
 runtime.quiet()  # sets torch's allocator, so it comes before torch takes memory
+if os.environ[runtime.ALL_GPUS] == runtime.EVERY:
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # the processes choose by number
 
 import emulate
 import ours

@@ -8,21 +8,25 @@ CUDA does not survive a fork.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colab_utils import memory, recipe, runtime
+from colab_utils import memory, runtime
+from colab_utils.training.process import (
+    BUILD,
+    STATE,
+    WEIGHTS,
+    Job,
+    trained_parameters,
+    work,
+)
 from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
@@ -33,31 +37,7 @@ if TYPE_CHECKING:
 
     from colab_utils.training.progress import LivePlot
 
-BUILD, WEIGHTS, STATE = "build.pickle", "trained.safetensors", "state.json"
 POLL = 0.5  # seconds between two looks at the processes
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the processes have in common; `folder` holds their files and logs."""
-
-    folder: Path
-    processes: int
-    gpus: tuple[str, ...]  # ids as in CUDA_VISIBLE_DEVICES; empty on a CPU
-    port: int
-    checkpoint: str | None
-
-    def log(self, rank: int) -> Path:
-        """Return the file with the output of a process."""
-        return self.folder / f"process-{rank}.log"
-
-    def error(self, rank: int) -> Path:
-        """Return the file with the error of a process."""
-        return self.folder / f"error-{rank}.json"
-
-    def report(self, rank: int) -> Path:
-        """Return the file with what a process has measured."""
-        return self.folder / f"report-{rank}.json"
 
 
 def count(wanted: int | str) -> int:
@@ -110,23 +90,52 @@ def _watch(job: Job) -> None:
     from torch.multiprocessing.spawn import (
         ProcessExitedException,
         ProcessRaisedException,
-        start_processes,
     )
 
     from colab_utils.training.progress import LivePlot
 
     plot, seen = LivePlot(), 0.0
-    context = start_processes(
-        _work, (job,), job.processes, join=False, daemon=True, start_method="spawn"
-    )
+    contexts: list[ProcessContext] = []
     try:
-        while not context.join(POLL, grace_period=5):
+        for rank in range(job.processes):
+            contexts.append(_start(rank, job))
+        while not all([context.join(0) for context in contexts]):
             seen = _draw(plot, job.folder / STATE, seen)
+            time.sleep(POLL)
     except (ProcessRaisedException, ProcessExitedException) as error:
-        raise _failure(job, context) from error
+        _stop(contexts, patience=5)  # a connection that broke is an error, too
+        raise _failure(job, contexts) from error
     finally:  # also after an interrupt
-        _stop(context)
+        _stop(contexts)
     _draw(plot, job.folder / STATE, seen)
+
+
+def _start(rank: int, job: Job) -> ProcessContext:
+    """Start a process, whose environment says which one it is.
+
+    It sees one GPU, its own, as number 0: so it runs the same code as a notebook does
+    on a machine with one. CUDA reads this variable once, and a library may ask CUDA
+    while it is imported, so the process must have it from the start.
+    """
+    from torch.multiprocessing.spawn import start_processes
+
+    world = {"WORLD_SIZE": job.processes, "LOCAL_WORLD_SIZE": job.processes}
+    world |= {"RANK": rank, "LOCAL_RANK": 0, "MASTER_PORT": job.port}
+    given = {name: str(number) for name, number in world.items()}
+    given["MASTER_ADDR"] = "127.0.0.1"
+    if job.gpus:
+        given["CUDA_VISIBLE_DEVICES"] = job.gpus[rank]
+    else:  # accelerate would name it cpu:0, which torch.load does not know
+        given["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    before = dict(os.environ)
+    os.environ.update(given)
+    try:
+        return start_processes(
+            work, (rank, job), 1, join=False, daemon=True, start_method="spawn"
+        )
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _draw(plot: LivePlot, file: Path, seen: float) -> float:
@@ -142,9 +151,16 @@ def _draw(plot: LivePlot, file: Path, seen: float) -> float:
     return max(changed, seen)
 
 
-def _stop(context: ProcessContext) -> None:
-    """End the processes that still run; kill those that do not end in 5 seconds."""
-    running = [process for process in context.processes if process.is_alive()]
+def _stop(contexts: list[ProcessContext], patience: float = 0) -> None:
+    """End the processes that still run after `patience` seconds.
+
+    Those that do not end in 5 seconds more are killed.
+    """
+    processes = [context.processes[0] for context in contexts]
+    until = time.monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    running = [process for process in processes if process.is_alive()]
     for process in running:
         process.terminate()
     for process in running:
@@ -154,20 +170,20 @@ def _stop(context: ProcessContext) -> None:
             process.join()
 
 
-def _failure(job: Job, context: ProcessContext) -> RuntimeError:
+def _failure(job: Job, contexts: list[ProcessContext]) -> RuntimeError:
     """Return the error of the process that failed first.
 
     A process that was killed leaves no error of its own, but the others then lose their
     connection to it: so it counts as the first.
     """
-    codes = {rank: one.exitcode for rank, one in enumerate(context.processes)}
+    codes = {rank: one.processes[0].exitcode for rank, one in enumerate(contexts)}
     errors = [
         json.loads(job.error(rank).read_text("utf-8"))
         for rank in codes
         if job.error(rank).is_file()
     ]
     told = {one["rank"] for one in errors}
-    ours = -15  # the signal of `_stop` and of torch
+    ours = -15  # the signal of `_stop`
     killed = [r for r, code in codes.items() if code not in (0, ours) and r not in told]
     if killed:
         rank, code = killed[0], codes[killed[0]]
@@ -202,7 +218,7 @@ def _take(trainer: Trainer, job: Job) -> TrainOutput:
             "averaged. Please report this, and set GPUS = 1."
         )
     trained = load_file(job.folder / WEIGHTS)
-    ours = _trained(model_of(trainer))
+    ours = trained_parameters(model_of(trainer))
     if trained.keys() != ours.keys():
         raise ValueError(
             f"The processes trained {len(trained)} parameters, and the notebook's "
@@ -217,10 +233,6 @@ def _take(trainer: Trainer, job: Job) -> TrainOutput:
     return TrainOutput(
         first["steps"], first["loss"], {**first["metrics"], "peak_gib": peak}
     )
-
-
-def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @contextmanager
@@ -249,75 +261,3 @@ def _free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
-
-
-def _work(rank: int, job: Job) -> None:
-    """Train in one process; torch calls this in each."""
-    log = job.log(rank).open("w", encoding="utf-8")
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(log.fileno(), stream.fileno())
-    # Each process sees one GPU, its own, as number 0: so it runs the same code as a
-    # notebook does on a machine with one.
-    world = {"WORLD_SIZE": job.processes, "RANK": rank, "LOCAL_RANK": 0}
-    world["LOCAL_WORLD_SIZE"] = job.processes
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": job.port}
-    os.environ.update({name: str(one) for name, one in (world | address).items()})
-    if job.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[rank]
-    else:  # accelerate would name it cpu:0, which torch.load does not know
-        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    try:
-        _train(rank, job)
-    except Exception as error:
-        found = {"rank": rank, "time": time.time(), "trace": traceback.format_exc()}
-        what = f"{type(error).__name__}: {error}"
-        recipe.write_json(job.error(rank), {**found, "what": what})
-        raise
-
-
-def _train(rank: int, job: Job) -> None:
-    """Build the trainer, train, and write what the notebook needs."""
-    import pickle
-
-    runtime.quiet()
-    trainer: Trainer = pickle.loads((job.folder / BUILD).read_bytes())()
-    _prepare(trainer, job.folder / STATE if rank == 0 else None)
-    memory.release()
-    result = trainer.train(resume_from_checkpoint=job.checkpoint)
-    trained = {n: p.detach().cpu() for n, p in _trained(model_of(trainer)).items()}
-    if rank == 0:
-        from safetensors.torch import save_file
-
-        save_file(
-            {name: one.contiguous() for name, one in trained.items()},
-            job.folder / WEIGHTS,
-        )
-        trainer.state.save_to_json(str(job.folder / STATE))
-    report = {
-        "steps": result.global_step,
-        "loss": result.training_loss,
-        "metrics": result.metrics,
-        "peak_gib": memory.peak(),
-        "weights": _digest(trained),
-    }
-    recipe.write_json(job.report(rank), report)
-
-
-def _prepare(trainer: Trainer, state: Path | None) -> None:
-    """Let a process's trainer report its progress instead of drawing it."""
-    from colab_utils.training.progress import LivePlot, WriteState
-
-    trainer.remove_callback(LivePlot)
-    if state:
-        trainer.add_callback(WriteState(state))
-    options = trainer.accelerator.ddp_handler
-    options.find_unused_parameters = False  # LoRA uses all of them
-    options.gradient_as_bucket_view = True  # or each gradient would exist twice
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(name.encode())
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()
