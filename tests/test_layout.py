@@ -58,6 +58,22 @@ def imports_of(name: str) -> set[str]:
     return set(imported(ast.parse(MODULES[name].read_text("utf-8")), set(MODULES)))
 
 
+def unseen(tree: ast.AST) -> list[str]:
+    """Return the imports of the package in a form that `imported` does not read."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found.append(f"from {'.' * node.level}{node.module or ''}")
+        elif isinstance(node, ast.Import):
+            found += [one.name for one in node.names if "colab_utils" in one.name]
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_have_a_form_that_is_checked(name):
+    assert unseen(ast.parse(MODULES[name].read_text("utf-8"))) == []
+
+
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
 def test_imports_go_downward(name):
     assert upward(name, imports_of(name)) == []
@@ -102,6 +118,8 @@ def test_checks_find_what_they_look_for():
     ]
     assert upward("hub.cards", {"workspace"}) == ["workspace"]  # the same floor
     assert upward("models.loading", {"models.sources", "data", ""}) == []
+    forms = "import os\nimport colab_utils.data as d\nfrom . import a\nfrom .b import c"
+    assert unseen(ast.parse(forms)) == ["colab_utils.data", "from .", "from .b"]
     with pytest.raises(CycleError):
         list(TopologicalSorter({"a": {"b"}, "b": {"a"}}).static_order())
     source = "_last = {}\nSIZE = 3\ndef f():\n    global count\n    count = 1\n"
