@@ -39,7 +39,8 @@ NOTEBOOKS ?=
 RIVALS ?=
 # Newer than the files that it depends on: the packages and the version are installed.
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4
+# The plugin nbmake takes 4 s to import, in each process; one test calls it by itself.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -p no:nbmake
 
 ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
@@ -67,7 +68,7 @@ test: check ## Check, then run all tests and every notebook from top to bottom
 	$(PYTEST) tests
 
 test-fast: check ## Check, then run the tests that are not marked slow
-	$(PYTEST) -m "not slow and not gpu" tests
+	$(PYTEST) -m "not slow and not gpu" --hypothesis-profile fast tests
 
 test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp and transformers
 	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_*.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -54,8 +55,13 @@ def upward(name: str, names: set[str]) -> list[str]:
     return sorted(other for other in units if FLOOR[other] >= FLOOR[unit])
 
 
+@functools.cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text("utf-8"))
+
+
 def imports_of(name: str) -> set[str]:
-    return set(imported(ast.parse(MODULES[name].read_text("utf-8")), set(MODULES)))
+    return set(imported(tree_of(name), set(MODULES)))
 
 
 def unseen(tree: ast.AST) -> list[str]:
@@ -71,7 +77,7 @@ def unseen(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_have_a_form_that_is_checked(name):
-    assert unseen(ast.parse(MODULES[name].read_text("utf-8"))) == []
+    assert unseen(tree_of(name)) == []
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
@@ -108,7 +114,7 @@ def state(tree: ast.Module) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_module_holds_no_state(name):
-    assert state(ast.parse(MODULES[name].read_text("utf-8"))) == []
+    assert state(tree_of(name)) == []
 
 
 def test_checks_find_what_they_look_for():

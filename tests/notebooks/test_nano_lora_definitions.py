@@ -80,7 +80,7 @@ def test_levels_are_those_of_bitsandbytes(nano):
     assert nano.LEVELS.tolist() == pytest.approx(expected.tolist(), abs=2e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples // 5, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 9),
@@ -258,6 +258,7 @@ def test_batches_take_every_row_once_an_epoch(nano, tokens):
     assert epochs[0] != epochs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "rows"), [(1, 3), (64, 8)])
 def test_activation_bytes_are_predicted_within_3_percent(nano, tokens, rank, rows):
     from colab_utils.training.measuring import StorageCounter
@@ -283,6 +284,7 @@ def test_activation_bytes_are_predicted_within_3_percent(nano, tokens, rank, row
     assert sum(kept) == pytest.approx(found, rel=0.015)
 
 
+@pytest.mark.slow
 def test_counting_what_autograd_keeps_leaves_nothing_in_memory(nano, demo_model):
     from colab_utils.training.measuring import StorageCounter
 
