@@ -48,6 +48,10 @@ ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 T4_ARGUMENTS = $(ARGUMENTS) $(strip $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS)) \
 	$(if $(RIVALS),--rivals $(filter-out none,$(RIVALS))))
 
+# Containers often set it. Then each of the processes that `make test` starts, some hundred,
+# would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run lab test test-fast test-export test-widgets colab-double has-python313 \
 	real check format badges demo bench site t4 test-t4 clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections import Counter
@@ -49,6 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 str(item.path),
             )
         )
+
+
+def pytest_collection_finish() -> None:
+    """Keep what has been imported out of each later garbage collection: it stays."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let Python find everything again, as it ends."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)

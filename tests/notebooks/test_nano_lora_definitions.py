@@ -258,7 +258,6 @@ def test_batches_take_every_row_once_an_epoch(nano, tokens):
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "rows"), [(1, 3), (64, 8)])
 def test_activation_bytes_are_predicted_within_3_percent(nano, tokens, rank, rows):
     from colab_utils.training.measuring import StorageCounter
@@ -284,7 +283,6 @@ def test_activation_bytes_are_predicted_within_3_percent(nano, tokens, rank, row
     assert sum(kept) == pytest.approx(found, rel=0.015)
 
 
-@pytest.mark.slow
 def test_counting_what_autograd_keeps_leaves_nothing_in_memory(nano, demo_model):
     from colab_utils.training.measuring import StorageCounter
 
