@@ -39,13 +39,18 @@ NOTEBOOKS ?=
 RIVALS ?=
 # Newer than the files that it depends on: the packages and the version are installed.
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4
+# The plugin nbmake takes 4 s to import, in each process; one test calls it by itself.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -p no:nbmake
 
 ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
 
 T4_ARGUMENTS = $(ARGUMENTS) $(strip $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS)) \
 	$(if $(RIVALS),--rivals $(filter-out none,$(RIVALS))))
+
+# Containers often set it. Then each of the processes that `make test` starts, some hundred,
+# would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run lab test test-fast test-export test-widgets colab-double has-python313 \
@@ -67,7 +72,7 @@ test: check ## Check, then run all tests and every notebook from top to bottom
 	$(PYTEST) tests
 
 test-fast: check ## Check, then run the tests that are not marked slow
-	$(PYTEST) -m "not slow and not gpu" tests
+	$(PYTEST) -m "not slow and not gpu" --hypothesis-profile fast tests
 
 test-export: $(LLAMA_CPP)/.ready ## Compare exported models in llama.cpp and transformers
 	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest tests/weights/export_*.py

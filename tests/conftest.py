@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +26,12 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:
     threads = max(1, (os.cpu_count() or 1) // WORKERS)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+# As `tools.execute.load_papermill` does: tests that import nbformat start 3 s earlier.
+sys.modules.setdefault("rfc3987_syntax", None)
 # Hypothesis tries the same examples in each CI run, and new ones in a local run.
 settings.register_profile("ci", derandomize=True)
+# `make test-fast` tries fewer: it runs before each commit.
+settings.register_profile("fast", max_examples=20)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
@@ -44,6 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 str(item.path),
             )
         )
+
+
+def pytest_collection_finish() -> None:
+    """Keep what has been imported out of each later garbage collection: it stays."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let Python find everything again, as it ends."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)

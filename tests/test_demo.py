@@ -67,6 +67,7 @@ def test_questions_ask_every_fact_in_different_words(wordings):
         assert row["group"] in row["question"]
 
 
+@pytest.mark.slow
 def test_questions_have_no_near_duplicates():
     rows = [data.to_row(raw, 0) for raw in demo.questions(wordings=4)]
     assert data.near_duplicates(rows) == list(range(len(rows)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -54,8 +55,29 @@ def upward(name: str, names: set[str]) -> list[str]:
     return sorted(other for other in units if FLOOR[other] >= FLOOR[unit])
 
 
+@functools.cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text("utf-8"))
+
+
 def imports_of(name: str) -> set[str]:
-    return set(imported(ast.parse(MODULES[name].read_text("utf-8")), set(MODULES)))
+    return set(imported(tree_of(name), set(MODULES)))
+
+
+def unseen(tree: ast.AST) -> list[str]:
+    """Return the imports of the package in a form that `imported` does not read."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found.append(f"from {'.' * node.level}{node.module or ''}")
+        elif isinstance(node, ast.Import):
+            found += [one.name for one in node.names if "colab_utils" in one.name]
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_have_a_form_that_is_checked(name):
+    assert unseen(tree_of(name)) == []
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
@@ -92,7 +114,7 @@ def state(tree: ast.Module) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_module_holds_no_state(name):
-    assert state(ast.parse(MODULES[name].read_text("utf-8"))) == []
+    assert state(tree_of(name)) == []
 
 
 def test_checks_find_what_they_look_for():
@@ -102,6 +124,8 @@ def test_checks_find_what_they_look_for():
     ]
     assert upward("hub.cards", {"workspace"}) == ["workspace"]  # the same floor
     assert upward("models.loading", {"models.sources", "data", ""}) == []
+    forms = "import os\nimport colab_utils.data as d\nfrom . import a\nfrom .b import c"
+    assert unseen(ast.parse(forms)) == ["colab_utils.data", "from .", "from .b"]
     with pytest.raises(CycleError):
         list(TopologicalSorter({"a": {"b"}, "b": {"a"}}).static_order())
     source = "_last = {}\nSIZE = 3\ndef f():\n    global count\n    count = 1\n"

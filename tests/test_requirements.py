@@ -275,6 +275,7 @@ def keywords(source: str) -> dict[str, set[str]]:
     return found
 
 
+@cache
 def sources() -> dict[str, str]:
     """Return the Python code of each notebook and module by file name."""
     from IPython.core.inputtransformer2 import TransformerManager

@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from colab_utils import hub
 from colab_utils.runtime import GIB
@@ -33,6 +34,19 @@ def use_this_interpreter() -> Iterator[None]:
         before = os.environ.get("JUPYTER_PATH", "")
         os.environ["JUPYTER_PATH"] = f"{folder}{os.pathsep}{before}".strip(os.pathsep)
         yield
+
+
+def load_papermill() -> ModuleType:
+    """Import papermill, without the checks of addresses that its parts never use.
+
+    papermill imports nbformat, which imports jsonschema, which compiles a grammar of
+    international addresses for three seconds. Without its module, jsonschema works as
+    it does where this optional package is not installed.
+    """
+    cast("dict[str, ModuleType | None]", sys.modules).setdefault("rfc3987_syntax", None)
+    import papermill
+
+    return papermill
 
 
 class PeakMemory(threading.Thread):
@@ -61,7 +75,7 @@ class PeakMemory(threading.Thread):
 
 def run_notebook(path: Path, executed: Path, parameters: dict[str, Any]) -> dict:
     """Execute one notebook; returns its seconds, peak memory, claims and failure."""
-    import papermill
+    papermill = load_papermill()
     from nbclient.exceptions import DeadKernelError
 
     memory, start, failure = PeakMemory(), time.perf_counter(), None

@@ -23,7 +23,12 @@ from typing import Any
 
 from colab_utils.data.files import readers
 from tools.course_report import recipe, summarize, table
-from tools.execute import remove_secrets, run_notebook, use_this_interpreter
+from tools.execute import (
+    load_papermill,
+    remove_secrets,
+    run_notebook,
+    use_this_interpreter,
+)
 from tools.folders import new_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,8 +98,7 @@ def select_notebooks(folder: Path, prefixes: list[str]) -> list[Path]:
 
 def known_parameters(paths: list[Path], given: dict[str, Any]) -> dict[Path, set[str]]:
     """Find the parameters of each notebook; CourseError for one that none has."""
-    import papermill
-
+    papermill = load_papermill()
     known = {path: set(papermill.inspect_notebook(path)) for path in paths}
     names = sorted(set().union(*known.values()))
     for name in set(given).difference(names):

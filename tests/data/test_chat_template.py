@@ -19,7 +19,6 @@ from colab_utils.data.tokens.chat_template import (
 
 QUIET = settings(
     deadline=None,
-    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -41,7 +41,7 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=9)
 
 
 @given(WORDS, WORDS, WORDS, WORDS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=3 * settings.default.max_examples // 2)
 def test_differing_counts_the_words_that_one_text_has_more_often(start, a, b, end):
     one, other = start + a + end, start + b + end
     missing, extra = _differing(one, other)

@@ -30,7 +30,7 @@ def signs_of(text: str) -> tuple[str, list[str]]:
 @given(st.lists(SIGNED, min_size=1, max_size=5))
 @example(["7 * -.5", "-5", "C++", "C+", ".top", r"\D"])
 @example(["a - b. C", "", "€", "I'm !x && ||"])
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=3 * settings.default.max_examples // 2)
 def test_what_is_next_to_signs_has_the_signs_of_the_text(texts):
     joined = fingerprints._join(texts)
     near = dict(fingerprints._near_signs(joined))
@@ -40,7 +40,7 @@ def test_what_is_next_to_signs_has_the_signs_of_the_text(texts):
 
 
 @given(SIGNED)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=3 * settings.default.max_examples)
 def test_the_first_characters_of_marks_are_all_that_a_mark_begins_with(text):
     slow = re.compile(MARK.pattern.removeprefix(START))
     assert MARK.findall(text) == slow.findall(text)
@@ -49,7 +49,7 @@ def test_the_first_characters_of_marks_are_all_that_a_mark_begins_with(text):
 @given(st.lists(st.tuples(SIGNED, SIGNED), min_size=1, max_size=5))
 @example([("What is 7 - 2?", "5"), ("", "the C++ mill"), ("Who?", "")])
 @example([("", "")])
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=3 * settings.default.max_examples // 2)
 def test_with_prompts_gives_the_fingerprints_of_rows_without_answers(rows):
     expected = fingerprints.fingerprint([(prompt, "") for prompt, _ in rows])
     both = fingerprints.with_prompts(rows)

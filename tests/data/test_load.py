@@ -289,7 +289,7 @@ def test_load_names_images(tmp_path):
 @given(st.lists(st.integers(0, 2**30), max_size=12), st.integers(0, 12))
 @settings(
     deadline=None,
-    max_examples=60,
+    max_examples=3 * settings.default.max_examples // 5,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_load_loses_no_good_row_among_damaged_ones(tmp_path, seeds, at):

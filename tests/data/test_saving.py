@@ -37,7 +37,7 @@ def test_write_jsonl_read_jsonl_round_trip(tmp_path, rows):
 
 
 @given(st.dictionaries(st.text('aé\\u0\x7f\n"\u2028😀'), st.text("aé\\u0\x7f\n\t")))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=3 * settings.default.max_examples // 2)
 def test_to_line_writes_no_escapes_that_json_does_not_need(row):
     assert saving.to_line(row) == json.dumps(row, ensure_ascii=False) + "\n"
 

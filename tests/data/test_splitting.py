@@ -114,6 +114,7 @@ def test_split_is_not_chained_by_a_shared_context():
     assert len(train) == len(test) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_split_does_not_depend_on_hashes(hash_seed):
     code = (
@@ -181,6 +182,7 @@ def digest(rows: list[data.Row]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "share", "sizes", "train_hash", "test_hash"),
     [
@@ -243,6 +245,7 @@ def test_split_of_one_group_names_the_column():
         data.split(rows, 0.3, 0)
 
 
+@pytest.mark.slow
 def test_split_with_as_many_groups_as_rows():
     rows = [row(f"fact {n}", group=f"g{n}") for n in range(3000)]
     train, test = data.split(rows, 0.5, 0)

@@ -58,7 +58,7 @@ def test_sliding_windows_are_respected(family):
     assert_as_alone(model, requests)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples // 5, deadline=None)
 @given(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=8), st.integers(1, 40))
 def test_any_requests_are_as_alone_in_any_row(requests, room):
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from colab_utils.fast import documents
     st.lists(st.integers(1, 40), min_size=1, max_size=25),
     st.integers(1, 400),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 def test_flatten_keeps_every_document(lengths, limit):
     """Every document keeps its tokens in order; the padding of a group is bounded."""
     total = sum(lengths)
@@ -42,7 +42,7 @@ def test_flatten_keeps_every_document(lengths, limit):
     st.lists(st.tuples(*[st.integers(1, 12)] * 3), min_size=1, max_size=6),
     st.integers(1, 200),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None)
 def test_share_keeps_one_copy_of_each_shared_token(pairs, limit):
     """Expanded again, the tokens are those of the whole documents."""
     lengths = [p + a for p, a, _ in pairs] + [p + b for p, _, b in pairs]

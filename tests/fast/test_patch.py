@@ -106,6 +106,7 @@ def test_apply_separates_documents():
     assert_same_gradients(gradients(model, batch), first, 1e-12)
 
 
+@pytest.mark.slow
 def test_apply_offload_in_pieces(monkeypatch):
     model = with_lora(small_llama(), target_modules="all-linear")
     batch = padded([30, 7])

@@ -12,7 +12,7 @@ from helpers.tokenizer_kinds import make_tokenizer
 
 QUIET = settings(
     deadline=None,
-    max_examples=25,
+    max_examples=settings.default.max_examples // 4,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

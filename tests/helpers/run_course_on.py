@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from run_cells import run
+from run_cells import load_libraries, run
 
 DATASET, *FOLDERS = sys.argv[1:]
 
@@ -48,6 +48,7 @@ def course(folder: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    load_libraries()
     found = []
     for folder in FOLDERS:
         print(f"== {folder}", flush=True)

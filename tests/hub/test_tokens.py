@@ -110,6 +110,7 @@ def test_token_strips_what_copying_adds(tmp_path, pasted):
     find(tmp_path, PLAIN, HF_TOKEN=pasted)
 
 
+@pytest.mark.slow
 def test_token_of_an_odd_form_is_used(tmp_path):
     (line,) = find(tmp_path, "api_org_old_style", HF_TOKEN="api_org_old_style")
     assert "HF_TOKEN" in line and 'does not begin with "hf_"' in line
@@ -142,6 +143,7 @@ def test_token_reads_dotenv_up_to_the_clone_root(tmp_path):
     find(inner, GRANTED)
 
 
+@pytest.mark.slow
 def test_token_ignores_an_unreadable_dotenv(tmp_path):
     (tmp_path / ".env").write_bytes(b"HF_TOKEN=\xff\xfe" + PLAIN.encode())
     first, second = find(tmp_path, None)
@@ -197,6 +199,7 @@ def test_token_colab_secret(colab):
     ]
 
 
+@pytest.mark.slow
 def test_token_colab_second_name(colab):
     line, asked = colab(PLAIN, {"HF_TOKEN": secret(PLAIN)})
     assert line == "Hugging Face token: Colab's secret `HF_TOKEN`"
@@ -208,11 +211,13 @@ def test_token_colab_without_secrets(colab):
     assert "none" in line and "Colab or Kaggle store it as the secret `hugg" in line
 
 
+@pytest.mark.slow
 def test_token_colab_blank_secret(colab):
     line, _ = colab(PLAIN, {"huggingface": secret(" "), "HF_TOKEN": secret(PLAIN)})
     assert line == "Hugging Face token: Colab's secret `HF_TOKEN`"
 
 
+@pytest.mark.slow
 def test_token_colab_closed_secret(colab):
     told, line, _ = colab(
         PLAIN, {"huggingface": secret(GRANTED, False), "HF_TOKEN": secret(PLAIN)}
@@ -222,6 +227,7 @@ def test_token_colab_closed_secret(colab):
     assert line == "Hugging Face token: Colab's secret `HF_TOKEN`"
 
 
+@pytest.mark.slow
 def test_token_colab_access_granted_too_late(colab):
     """Outside of IPython each call asks again, and each says what to do."""
     told, line, asked = colab(None, {"huggingface": None})
@@ -260,6 +266,7 @@ def test_token_colab_asks_once_a_cell_and_again_in_the_next(tmp_path):
     assert second == "['hf_***'] ['hf_***'] {'huggingface': 3}"
 
 
+@pytest.mark.slow
 def test_token_colab_unknown_error(colab, tmp_path):
     """A name with a space is refused by Colab; so is what nobody thought of."""
     page = tmp_path / "broken" / "google" / "colab"
@@ -272,6 +279,7 @@ def test_token_colab_unknown_error(colab, tmp_path):
     assert "`HF_TOKEN` cannot be read: Error" in second and "none" in line
 
 
+@pytest.mark.slow
 def test_token_colab_is_not_asked_when_headless_or_set(colab):
     (line,) = colab(None, {"huggingface": secret(PLAIN)}, HEADLESS="1")
     assert "none" in line
@@ -279,6 +287,7 @@ def test_token_colab_is_not_asked_when_headless_or_set(colab):
     assert "environment" in line
 
 
+@pytest.mark.slow
 def test_token_colab_without_userdata(tmp_path):
     (tmp_path / "google" / "colab").mkdir(parents=True)
     (tmp_path / "google" / "colab" / "__init__.py").touch()
@@ -289,6 +298,7 @@ def test_token_colab_without_userdata(tmp_path):
 # --- Kaggle's secrets ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "expected", "lines"),
     [
@@ -332,11 +342,13 @@ def test_token_kaggle_secret(tmp_path, changes, expected, lines):
     )
 
 
+@pytest.mark.slow
 def test_token_kaggle_without_its_package(tmp_path):
     first, second = find(tmp_path, None, KAGGLE_KERNEL_RUN_TYPE="Batch")
     assert "kaggle_secrets is missing" in first and "none" in second
 
 
+@pytest.mark.slow
 def test_token_stays_out_of_the_module(tmp_path):
     code = "from colab_utils.hub import tokens; tokens.token(); print(vars(tokens))"
     result = run_without_token(["-c", code], tmp_path, HF_TOKEN=PLAIN)
@@ -386,6 +398,7 @@ def test_secret_is_found_by_name_and_not_shown(tmp_path, env, place):
     assert shown == "['***'] True no ***"
 
 
+@pytest.mark.slow
 def test_secret_none(tmp_path):
     log_in(tmp_path, PLAIN)
     run = run_without_token(

@@ -80,7 +80,7 @@ def test_levels_are_those_of_bitsandbytes(nano):
     assert nano.LEVELS.tolist() == pytest.approx(expected.tolist(), abs=2e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples // 5, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 9),

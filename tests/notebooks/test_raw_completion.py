@@ -105,7 +105,7 @@ def test_pack_equals_trl(raw, tokenizer):
         assert ours[name].tolist() == theirs[name].tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples // 5, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 100))
 def test_parts_keep_all_rows_in_order(raw, lengths, size):
     rows = [{"input_ids": [0] * length} for length in lengths]

@@ -16,6 +16,7 @@ from tools import notebooks
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_check_finds_nothing_in_the_course() -> None:
     assert notebooks.check(ROOT) == []
 

@@ -287,6 +287,7 @@ def test_resumed_run_ends_as_an_uninterrupted_one(make_trainer, tmp_path):
     assert first.keys() == expected.keys()
 
 
+@pytest.mark.slow
 def test_save_removes_the_files_of_an_earlier_run(trained, tokenizer, tmp_path):
     lora, full = trained["lora"][0], trained["full"][0]
     training.save(lora, tokenizer, tmp_path)

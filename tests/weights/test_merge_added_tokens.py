@@ -110,6 +110,7 @@ def test_merge_trained_rows_without_new_tokens(base, tmp_path):
     assert (old != new).any(1).nonzero().flatten().tolist() == [5, 1000]
 
 
+@pytest.mark.slow
 def test_merge_trained_rows_of_a_family_that_is_loaded(tmp_path, capsys):
     base = make_family(tmp_path / "base", "granite")
     indices = {"embed_tokens": [600, 601]}

@@ -175,6 +175,7 @@ def test_verify_other_config(tmp_path, name, value):
     assert weights.verify(base, adapter, out, CONVERSATIONS).difference < 2e-3
 
 
+@pytest.mark.slow
 def test_verify_dequantized_in_another_dtype(trained, tmp_path):
     """The base is stored in float16 and was loaded in bfloat16 for the training."""
     _, folder = trained["qlora"]
