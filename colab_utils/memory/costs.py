@@ -34,8 +34,13 @@ COLAB_RAM, SYSTEM_RAM = 12.7e9, 1.0 * GIB
 # 0.27 GiB measured where nothing is left to give back (bench/LOG.md), and a margin.
 RESERVE = 0.4 * GIB
 # What several processes take of the first GPU: CUDA's part of the notebook's process,
-# and the buffers of NCCL (bench/LOG.md).
-SHARED = 0.6 * GIB
+# and the buffers of NCCL. An H100 takes 0.6 and 0.5 GiB (bench/LOG.md); CUDA takes less
+# of a T4.
+SHARED = 0.8 * GIB
+# Bytes a second that a card sends to another through RAM, over PCIe: without direct
+# access two H100s needed 43 ms more for 160 MB than with it (bench/LOG.md). Kaggle's
+# T4s were not measured.
+PCIE = 4e9
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Bytes a second that each of two cards sends to the other through RAM: PCIe carries
-# about 10 GB/s to a card of Kaggle, and without direct access between the cards each
-# byte crosses it twice.
-PCIE = 5e9
+from colab_utils.memory.costs import PCIE
 
 
 @dataclass(frozen=True)

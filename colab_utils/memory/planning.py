@@ -22,8 +22,6 @@ FLOPS, BANDWIDTH = 24e12, 260e9
 # 5.4 on an H100 with documents of 4,096 to 16,384 tokens (bench/LOG.md); no T4 was
 # measured.
 SLOWER = 5.0
-# Bytes a second that a GPU receives over PCIe without peer access, as on Kaggle.
-PCIE = 10e9
 # What needs less memory, for each method.
 SMALLER = {
     "qlora": "a smaller RANK or MODEL",
@@ -94,7 +92,7 @@ def seconds(
 
 
 def gather_seconds(
-    config: PreTrainedConfig | Shape, shards: int, bandwidth: float = PCIE
+    config: PreTrainedConfig | Shape, shards: int, bandwidth: float = costs.PCIE
 ) -> float:
     """Return the seconds for which the gathers of a micro-batch occupy the connection.
 
@@ -118,7 +116,7 @@ def plan(
     optimizer: str = "adamw_8bit",
     embeddings: bool = False,
     shards: int = 1,
-    bandwidth: float = PCIE,
+    bandwidth: float = costs.PCIE,
 ) -> Plan:
     """Return the fastest way to train that fits a budget of `budget` bytes.
 

@@ -12,7 +12,7 @@ import torch
 from helpers.parallel import AtStep, build
 from safetensors.torch import save_file
 
-from colab_utils.training import checkpoints, parallel
+from colab_utils.training import checkpoints, parallel, process
 
 pytestmark = pytest.mark.slow
 
@@ -123,8 +123,8 @@ def test_interrupt_stops_all_processes(tmp_path, monkeypatch):
     [("a", "trained 1 parameters, and the notebook's trainer has 84"), ("b", "differ")],
 )
 def test_result_of_other_processes_is_refused(one, tmp_path, weights, message):
-    job = parallel.Job(tmp_path, 2, (), 0, None)
-    save_file({"other": torch.zeros(1)}, tmp_path / parallel.WEIGHTS)
+    job = process.Job(tmp_path, 2, (), 0, None)
+    save_file({"other": torch.zeros(1)}, tmp_path / process.WEIGHTS)
     for rank, digest in enumerate(["a", weights]):
         job.report(rank).write_text(json.dumps({"weights": digest}))
     with pytest.raises((RuntimeError, ValueError), match=message):
