@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.processes import PLACES, run
@@ -176,6 +178,21 @@ def test_quiet_leaves_one_gpu_visible(monkeypatch, place, given, visible):
     code = "import os; from colab_utils import runtime; runtime.quiet(); "
     code += "print(os.environ.get('CUDA_VISIBLE_DEVICES'))"
     assert run(code, **place, **given).stdout == f"{visible}\n"
+
+
+def test_gpus_are_all_that_were_visible(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_GPUS", "2,3")
+    assert runtime.gpus() == ["2", "3"]
+    monkeypatch.setenv("COURSE_GPUS", "all")
+    machine = SimpleNamespace(device="cpu")
+    monkeypatch.setattr(runtime, "detect", lambda: machine)
+    assert runtime.gpus() == []
+    listed = tmp_path / "nvidia-smi"
+    listed.write_text("#!/bin/sh\necho 'GPU 0: Tesla T4'\necho 'GPU 1: Tesla T4'\n")
+    listed.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    machine.device = "cuda"
+    assert runtime.gpus() == ["0", "1"]
 
 
 def test_import_is_light():

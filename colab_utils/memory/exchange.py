@@ -33,7 +33,8 @@ class Exchange:
         return (
             f"{self.gpus} GPUs: each computes {self.compute:.2f} s an update and then "
             f"exchanges {self.bytes / 1e6:,.0f} MB of gradients in {self.seconds:.2f} s"
-            f", which makes {self.times:.2f} times the tokens a second of one GPU"
+            f", which makes {self.times:.2f} times the tokens a second of one GPU "
+            "(computed for T4s)"
         )
 
 

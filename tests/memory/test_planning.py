@@ -185,6 +185,20 @@ def test_preflight_counts_the_ram_of_the_plan(monkeypatch, tmp_path, seven_b):
         memory.preflight(seven_b(), str(tmp_path), memory.Memory(ram=10 * memory.GIB))
 
 
+def test_preflight_counts_the_ram_of_each_process(monkeypatch, tmp_path, seven_b):
+    """Two processes load the model, and the notebook's own waits in RAM."""
+    on_a_gpu(monkeypatch, 14.4)
+    free = SimpleNamespace(available=29 * memory.GIB, total=29 * memory.GIB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    each = 2.5 * memory.GIB + 4 * 2 * 32000 * 4096
+    most = (29 * memory.GIB - 3 * each) / 3 - 1e3  # two processes' inputs, and one model
+    cost = memory.Memory(weights=most, ram=most)
+    memory.preflight(seven_b(), str(tmp_path), cost, 2)
+    cost = memory.Memory(weights=most, ram=most + 1e6)
+    with pytest.raises(MemoryError, match="RAM has 29"):
+        memory.preflight(seven_b(), str(tmp_path), cost, 2)
+
+
 def test_preflight_prints_the_numbers(capsys):
     config = AutoConfig.from_pretrained(models.location("demo"))
     memory.preflight(config, models.location("demo"), memory.Memory(weights=1e6))

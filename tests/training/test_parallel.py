@@ -131,6 +131,14 @@ def test_result_of_other_processes_is_refused(one, tmp_path, weights, message):
         parallel._take(one, job)
 
 
+def test_usual_tokens_are_those_of_an_update_in_all_processes(one, monkeypatch):
+    alone = one.usual_tokens
+    monkeypatch.setattr(type(one.args), "world_size", 2)
+    monkeypatch.delitem(vars(one), "usual_tokens")
+    assert one.usual_tokens == pytest.approx(2 * alone, abs=1)
+    vars(one)["usual_tokens"] = alone
+
+
 @pytest.mark.parametrize(
     ("visible", "wanted", "found"),
     [("0,1", "auto", 2), ("0,1", 1, 1), ("2", "auto", 1), ("", "auto", 1), ("", 2, 2)],
