@@ -191,7 +191,8 @@ def test_preflight_counts_the_ram_of_each_process(monkeypatch, tmp_path, seven_b
     free = SimpleNamespace(available=29 * memory.GIB, total=29 * memory.GIB)
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     each = 2.5 * memory.GIB + 4 * 2 * 32000 * 4096
-    most = (29 * memory.GIB - 3 * each) / 3 - 1e3  # two processes' inputs, and one model
+    # The models of two processes and the notebook's own, and the inputs of all three.
+    most = (29 * memory.GIB - 3 * each) / 3 - 1e3
     cost = memory.Memory(weights=most, ram=most)
     memory.preflight(seven_b(), str(tmp_path), cost, 2)
     cost = memory.Memory(weights=most, ram=most + 1e6)
