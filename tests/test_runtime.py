@@ -174,10 +174,15 @@ def test_describe_elsewhere_gives_no_advice(capsys):
     ],
 )
 def test_quiet_leaves_one_gpu_visible(monkeypatch, place, given, visible):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    code = "import os; from colab_utils import runtime; runtime.quiet(); "
-    code += "print(os.environ.get('CUDA_VISIBLE_DEVICES'))"
-    assert run(code, **place, **given).stdout == f"{visible}\n"
+    for name in ("CUDA_VISIBLE_DEVICES", runtime.ALL_GPUS):
+        monkeypatch.setenv(name, "")  # so that its value of now comes back
+        monkeypatch.delenv(name)
+    for name, value in {**place, **given}.items():
+        monkeypatch.setenv(name, value)
+    runtime.quiet()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+    given = given.get("CUDA_VISIBLE_DEVICES", runtime.EVERY)
+    assert os.environ[runtime.ALL_GPUS] == given
 
 
 def test_gpus_are_all_that_were_visible(monkeypatch, tmp_path):
@@ -203,6 +208,15 @@ def test_import_is_light():
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_quiet_imports_bitsandbytes_without_the_compiler():
+    result = run(
+        "import sys; from colab_utils import runtime; runtime.quiet(); import torch;"
+        "names = ['bitsandbytes', 'torch._inductor.compile_fx'];"
+        "print([name in sys.modules for name in names], torch.compile.__module__)"
+    )
+    assert result.stdout.strip() == "[True, False] torch", result.stderr
 
 
 # --- progress ------------------------------------------------------------------------

@@ -117,7 +117,8 @@ class Comparer:
             c, d = pairs[1 - k]
             row = Row(size, c.vocabulary & d.vocabulary, 0 if k else answer)
             rests.append(Rest(a, b, row))
-            self._take_typos(rests[-1])
+            if a is not b:
+                self._take_typos(rests[-1])
         left = (pair for rest in rests for pair in rest.alike())
         if any(rest.typos for rest in rests) or typos.are_several(left, self._count):
             # Where one typo is, a second one is likelier than another word.

@@ -6,6 +6,7 @@ hashes of its words, modulo 2^64. Prefix sums give the polynomials of all texts 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 import unicodedata
@@ -187,15 +188,14 @@ def _of_texts(
 
 def pieces(batch: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     """Yield the rows in pieces of about 128 KB."""
-    piece, size = [], 0
-    for pair in batch:
-        piece.append(pair)
-        size += len(pair[0]) + len(pair[1])
-        if size >= PIECE:
-            yield piece
-            piece, size = [], 0
-    if piece or not batch:
-        yield piece
+    ends = [*itertools.accumulate(len(asked) + len(said) for asked, said in batch)]
+    start = size = 0
+    while True:
+        stop = bisect.bisect_left(ends, size + PIECE, start) + 1
+        yield batch[start:stop]
+        if stop >= len(batch):
+            return
+        start, size = stop, ends[stop - 1]
 
 
 def _letters(
