@@ -43,10 +43,10 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -p no:nbmake
 
 ARGUMENTS = $(strip $(if $(DATASET),--dataset "$(DATASET)") \
-	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)))
+	$(if $(MODEL),--model "$(MODEL)") $(if $(PARAMETERS),--parameters $(PARAMETERS)) \
+	$(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS)))
 
-T4_ARGUMENTS = $(ARGUMENTS) $(strip $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS)) \
-	$(if $(RIVALS),--rivals $(filter-out none,$(RIVALS))))
+T4_ARGUMENTS = $(ARGUMENTS) $(if $(RIVALS),--rivals $(filter-out none,$(RIVALS)))
 
 # Containers often set it. Then each of the processes that `make test` starts, some hundred,
 # would compile the package again.
@@ -62,7 +62,7 @@ help: ## Print this
 	@echo "The first use makes .venv. PYTHON=python3.12 picks the Python (3.10 or newer);"
 	@echo "PIP_ARGS='--index-url ...' reaches pip, for instance for a CPU build of torch."
 
-run: $(READY) ## Run the course: DATASET=my.csv MODEL=name PARAMETERS="NAME=value ..."
+run: $(READY) ## Run the course: NOTEBOOKS="01 02" DATASET=my.csv MODEL=name PARAMETERS="..."
 	$(BIN)/python -m tools.run_course $(ARGUMENTS)
 
 lab: $(READY) ## Open the notebooks in JupyterLab

@@ -1,6 +1,6 @@
 """Measure RAM and time of merging a model of Llama 2 7B's shape.
 
-    python bench/merge.py FOLDER [tiny]
+    python bench/merge.py FOLDER [70B | tiny]
 
 Writes the model (13.5 GB of random weights, three files) and an adapter of rank 16 to
 FOLDER, which needs 30 GB. Measures, each in a process of its own: a copy of the files
@@ -8,7 +8,9 @@ and `weights.merge`, three times in turn after the files were read once; then
 `weights.merge` into dequantized weights, PEFT's `merge_and_unload`, and
 `weights.verify` of 400 tokens. A measurement ends when all data is on the disk.
 Writes bench/results/merge.json: every run, and the median time of a merge divided by
-that of a copy. `tiny` tests the script on a small model.
+that of a copy. `70B` is 10 of the 80 layers of Llama 2 70B (18 GB, in FOLDER 40 GB),
+merged once in both ways, and writes merge-70b.json. `tiny` tests the script on a small
+model.
 """
 
 from __future__ import annotations
@@ -24,13 +26,24 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from sampling import Sampler, each, settle
 
-OUT = Path(__file__).parent / "results" / "merge.json"
+RESULTS = Path(__file__).parent / "results"
 ROUNDS = 3  # of a copy and a merge, because a disk's speed varies
 WAYS = ("copy", "original") * ROUNDS + ("dequantized", "peft", "verify")
-TINY = "tiny" in sys.argv[2:]
+LARGE_WAYS = ("original", "dequantized")  # PEFT takes as much RAM as the model
+SHAPES: dict[str, dict[str, int]] = {
+    "7B": {},
+    "70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+    "tiny": {"hidden_size": 256, "intermediate_size": 512},
+}
 
 
-def make(folder: Path, files: int = 3) -> None:
+def make(folder: Path, shape: dict[str, int], files: int = 3) -> None:
     """Write base and adapter; their random weights repeat, which changes no result."""
     import torch
     from peft import LoraConfig
@@ -40,7 +53,6 @@ def make(folder: Path, files: int = 3) -> None:
     from colab_utils import models
     from colab_utils.shape import Shape
 
-    shape = {"hidden_size": 256, "intermediate_size": 512} if TINY else {}
     config = LlamaConfig(architectures=["LlamaForCausalLM"], **shape)
     base, adapter = folder / "base", folder / "adapter"
     base.mkdir(parents=True, exist_ok=True)
@@ -122,21 +134,22 @@ def measure(way: str, folder: Path) -> dict:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    if len(sys.argv) > 2 and sys.argv[2] in WAYS:
-        print(json.dumps(measure(sys.argv[2], folder)))
+    folder, name = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "7B"
+    if name in WAYS:
+        print(json.dumps(measure(name, folder)))
         return
     if not (folder / "adapter" / "adapter_config.json").exists():
-        make(folder)
-    results = each(__file__, folder, WAYS)
-    seconds = {w: [r["seconds"] for r in results if r["way"] == w] for w in WAYS}
-    merge, copy = (statistics.median(seconds[way]) for way in ("original", "copy"))
-    ratio = round(merge / copy, 2)
-    print(f"a merge took {ratio} times a copy")
-    if not TINY:
-        OUT.parent.mkdir(exist_ok=True)
-        text = json.dumps({"merge_over_copy": ratio, "runs": results}, indent=1)
-        OUT.write_text(text + "\n")
+        make(folder, SHAPES[name])
+    results = each(__file__, folder, LARGE_WAYS if name == "70B" else WAYS)
+    found: dict = {"runs": results}
+    if name != "70B":
+        seconds = {w: [r["seconds"] for r in results if r["way"] == w] for w in WAYS}
+        merge, copy = (statistics.median(seconds[w]) for w in ("original", "copy"))
+        found = {"merge_over_copy": round(merge / copy, 2), **found}
+        print(f"a merge took {found['merge_over_copy']} times a copy")
+    if name != "tiny":
+        file = RESULTS / ("merge-70b.json" if name == "70B" else "merge.json")
+        file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def write_config(
         {"Notebooks": [{title: path} for path, title in titles.items()]},
         {"Models": "docs/models.md"},
         {"Large datasets": "docs/data.md"},
+        {"Several GPUs": "docs/scale.md"},
         {"Benchmarks": "docs/benchmarks.md"},
         {"API": reference},
         {"Project": there},

@@ -33,7 +33,8 @@ DEMO = {name: {"MODEL": "demo"} for name in ("01", "02")}
 # does not learn to end an answer in it, so there are few rows.
 SHORT = {
     "01": {"MODEL": "demo", "MAX_ROWS": 120},
-    "02": {"MODEL": "demo", "EPOCHS": 0.3},
+    # As many processes as Kaggle has GPUs; here they share the CPU.
+    "02": {"MODEL": "demo", "EPOCHS": 0.3, "GPUS": 2},
 }
 
 
@@ -93,7 +94,9 @@ def test_course_on_kaggle(course, new_machine):
     for name in COURSE:
         machine = new_machine(KAGGLE)
         executed = run_all(machine, course, name, SHORT)
-        assert "Drive" not in all_text(executed)
+        text = all_text(executed)
+        assert "Drive" not in text
+        assert ("training runs in 2 processes" in text) == name.startswith("02")
         assert boxes(executed) == name.startswith(("02", "03"))
         outputs = hosted.KAGGLE_INPUTS / "somebody" / Path(name).stem
         shutil.rmtree(outputs, ignore_errors=True)  # of a test run that was killed
