@@ -13,7 +13,7 @@ from helpers.parallel import AtStep, build, build_in_first
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from colab_utils.training import checkpoints, parallel, process
+from colab_utils.training import checkpoints, parallel, process, watching
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +139,7 @@ def test_interrupt_stops_all_processes(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parallel, "_draw", interrupt)
+    monkeypatch.setattr(watching, "_draw", interrupt)
     with pytest.raises(KeyboardInterrupt):
         in_two(tmp_path)
     assert not multiprocessing.active_children()
