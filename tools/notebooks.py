@@ -48,6 +48,8 @@ NOTEBOOK_METADATA: dict[str, Any] = {
 }
 # Colab and Kaggle open these without a GPU: its free hours are for the others.
 WITHOUT_GPU = ("00_start_here", "01_create_dataset", "13_create_from_documents")
+# These use several GPUs, or none: Kaggle has two, and Colab has one.
+SEVERAL_GPUS = ("17_large_models",)
 CELL_METADATA = ("_kg_hide-input", "cellView", "tags")
 # These name the project's own address. Model cards take it from the package.
 NAMING = ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")
@@ -116,9 +118,10 @@ def canonical(nb: dict, path: Path) -> dict:
         result.append(new)
     nb = {"cells": result, "nbformat": 4, "nbformat_minor": 5}
     nb["metadata"] = dict(NOTEBOOK_METADATA)
-    if path.stem in WITHOUT_GPU:
+    if path.stem in WITHOUT_GPU + SEVERAL_GPUS:
         del nb["metadata"]["accelerator"]
         nb["metadata"]["colab"] = {"provenance": []}
+    if path.stem in WITHOUT_GPU:
         kaggle = {"accelerator": "none", "isGpuEnabled": False}
         nb["metadata"]["kaggle"] = NOTEBOOK_METADATA["kaggle"] | kaggle
     return _formatted(nb, path)
@@ -235,7 +238,8 @@ def canonical_findings(path: Path, nb: dict) -> list[Finding]:
             what = f"not canonical: {', '.join(keys)}"
             findings.append((number, what, "make format"))
     if {**nb, "cells": 0} != {**wanted, "cells": 0}:
-        gpu = "asking for a GPU" if path.stem in WITHOUT_GPU else "not asking for a T4"
+        one = path.stem not in WITHOUT_GPU + SEVERAL_GPUS
+        gpu = "not asking for a T4" if one else "asking for a GPU"
         findings.append((None, f"metadata not canonical, or {gpu}", "make format"))
     layout = (None, "JSON not laid out as Jupyter writes it", "make format")
     return findings or [layout]

@@ -30,6 +30,8 @@ MLP_ROWS = 512  # tokens of a prompt that go through an MLP at a time
 PIECE = 2**26
 # RAM of a free Colab machine, and what its system takes.
 COLAB_RAM, SYSTEM_RAM = 12.7e9, 1.0 * GIB
+# RAM of Python and the libraries of training.
+PYTHON_RAM = 2.5 * GIB
 # GPU memory that torch reserves beyond its tensors, as `runtime.quiet` sets it up:
 # 0.27 GiB measured where nothing is left to give back (bench/LOG.md), and a margin.
 RESERVE = 0.4 * GIB
@@ -200,7 +202,7 @@ def page_locked(rows: int, row: int) -> int:
 def ram_to_load(config: PreTrainedConfig | Shape) -> float:
     """Return the bytes of RAM for loading: Python, its libraries and a few tensors."""
     shape = Shape.from_config(config)
-    return 2.5 * GIB + 4 * 2.0 * shape.vocab * shape.width
+    return PYTHON_RAM + 4 * 2.0 * shape.vocab * shape.width
 
 
 def ram_to_merge(config: PreTrainedConfig | Shape, rank: int = 16) -> float:

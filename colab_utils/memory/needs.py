@@ -47,18 +47,23 @@ class Need(NamedTuple):
 
 
 def preflight(
-    config: PreTrainedConfig, model: str, cost: Memory, processes: int = 1
+    config: PreTrainedConfig,
+    model: str,
+    cost: Memory,
+    processes: int = 1,
+    sharded: bool = False,
 ) -> None:
     """Check GPU, RAM, disk and access before a download; print the numbers.
 
     `model` is a folder or a Hub id, `cost` a result of `estimate` or of `plan`, which
-    each of the `processes` needs (`training.parallel`). Raises
+    each of the `processes` needs (`training.parallel`). The notebook has a model of its
+    own as well, unless the weights are `sharded` over the processes. Raises
     MemoryError if memory or disk space is too small; the message lists what is needed,
     what is free and what to change. Raises PermissionError for a model that can't be
     downloaded, and FileNotFoundError for a name that does not exist.
     """
     shape = Shape.from_config(config)
-    needs, denied = _memory_needs(shape, cost, processes), None
+    needs, denied = _memory_needs(shape, cost, processes, sharded), None
     if not Path(model).is_dir():
         with hub.hub_errors(model, None):
             downloaded = _downloaded(model)
@@ -76,14 +81,18 @@ def preflight(
         raise PermissionError(f"{denied}.")
 
 
-def _memory_needs(shape: Shape, cost: Memory, processes: int) -> list[Need]:
+def _memory_needs(
+    shape: Shape, cost: Memory, processes: int, sharded: bool
+) -> list[Need]:
     """Return the memory that the GPU, if there is one, and RAM must have free."""
     import psutil
     import torch
 
     machine, ram = runtime.detect(), psutil.virtual_memory()
     needed, loading = [], processes * (costs.ram_to_load(shape) + cost.ram)
-    if processes > 1:  # the notebook itself, with its model
+    if sharded:
+        loading += costs.PYTHON_RAM  # the notebook itself
+    elif processes > 1:  # the notebook itself, with its model
         loading += costs.ram_to_load(shape) + cost.weights + cost.scales
     if machine.device == "cuda":
         free, total = torch.cuda.mem_get_info()

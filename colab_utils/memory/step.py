@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypedDict
 
+from colab_utils.families import FAMILIES
 from colab_utils.memory import activations, costs
 from colab_utils.memory.costs import Memory
 from colab_utils.shape import Shape
@@ -117,7 +118,8 @@ class Step:
         if self.shards > 1 and not (self.fast and self.method == "qlora"):
             raise ValueError(
                 f"shards = {self.shards}, but only QLoRA on the fast path trains with "
-                "sharded weights: set shards to 1, or METHOD to 'qlora'."
+                "sharded weights: choose METHOD = 'qlora', a MODEL of the families "
+                f"{', '.join(FAMILIES)}, and rows within its sliding window."
             )
 
     @property

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, cast
 from colab_utils import recipe, runtime
 from colab_utils.data.tokens.chat_template import choose_template
 from colab_utils.fast import warmup
+from colab_utils.memory import costs
 from colab_utils.models.sources import Source
 from colab_utils.models.special_tokens import as_ids, set_padding
+from colab_utils.shape import Shape
 from colab_utils.weights import vocabulary
 
 if TYPE_CHECKING:
@@ -171,6 +173,7 @@ def load_adapter(
     The base model is loaded as in training: in NF4 for QLoRA, in the compute dtype for
     LoRA. After full fine-tuning the folder holds a whole model. A `trainable` adapter
     stays in float32, to be trained further; raises ValueError for a whole model then.
+    Raises MemoryError before the base is loaded if the GPU is too small for it.
     """
     made = recipe.read(folder)
     tokenizer = load_tokenizer(str(folder))
@@ -183,6 +186,7 @@ def load_adapter(
     from peft import PeftModel
 
     quantization = quantization_config() if made["method"] == "qlora" else None
+    _check_fits(made["base_model"], made["method"])
     base = load_model(made["base_model"], quantization)
     vocabulary.fit(base, folder)
     model = PeftModel.from_pretrained(base, folder, is_trainable=trainable).eval()
@@ -192,6 +196,20 @@ def load_adapter(
         if "lora_" in name:  # trained in float32; inference needs only the base's dtype
             parameter.data = parameter.data.to(base.dtype)
     return model, tokenizer
+
+
+def _check_fits(name: str, method: str) -> None:
+    """Raise MemoryError if the GPU cannot hold the weights, whatever else it holds."""
+    machine = runtime.detect()
+    needed = costs.weights(Shape.from_config(load_config(name)), method, 2).total
+    if machine.memory_gib is None or needed <= machine.memory_gib * runtime.GIB:
+        return
+    raise MemoryError(
+        f"The weights of {name} take {needed / runtime.GIB:.1f} GiB, and this GPU has "
+        f"{machine.memory_gib:.1f}: load the adapter on a machine with a larger GPU, "
+        "or merge it with 04_merge_and_publish, which needs no GPU, and run the GGUF "
+        "file."
+    )
 
 
 @contextmanager

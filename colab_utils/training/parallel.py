@@ -3,52 +3,75 @@
 The processes are torch's own (`torch.multiprocessing`), and so is the mean of their
 gradients (DistributedDataParallel, through accelerate and transformers' trainer). They
 are new processes, not forks: a notebook has used its GPU long before it trains, and
-CUDA does not survive a fork.
+CUDA does not survive a fork. `train` puts the result into the model of the notebook,
+and `train_sharded` into files, for a model that the notebook cannot hold.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from colab_utils import memory, runtime
 from colab_utils.training.process import (
+    ADAPTER,
     BUILD,
     STATE,
     WEIGHTS,
     Job,
     trained_parameters,
-    work,
 )
 from colab_utils.training.trainer import model_of
+from colab_utils.training.watching import watch
 
 if TYPE_CHECKING:
     import torch
-    from torch.multiprocessing.spawn import ProcessContext
-    from transformers import Trainer
+    from transformers import Trainer, TrainerState
     from transformers.trainer_utils import TrainOutput
 
-    from colab_utils.training.progress import LivePlot
 
-POLL = 0.5  # seconds between two looks at the processes
+@dataclass(frozen=True)
+class Result:
+    """The result of `train_sharded`, which `training.save` writes to a folder.
+
+    `peaks_gib` has the peak memory of each process. The adapter is in `files`, which
+    are deleted with this object.
+    """
+
+    files: tempfile.TemporaryDirectory[str]
+    state: TrainerState
+    metrics: dict[str, float]
+    peaks_gib: list[float]
+
+    def save_model(self, folder: str) -> None:
+        """Copy the adapter into a folder."""
+        shutil.copytree(Path(self.files.name) / ADAPTER, folder, dirs_exist_ok=True)
 
 
-def count(wanted: int | str) -> int:
+def count(wanted: int | str, sharded: bool = False) -> int:
     """Return the number of processes: that of the GPUs for "auto", at least 1.
 
-    Raises ValueError if fewer GPUs are there than are wanted.
+    A `sharded` model needs two: without a GPU these share the CPU. Raises ValueError if
+    fewer GPUs are there than are wanted or needed.
     """
-    gpus = len(runtime.gpus())
+    gpus, least = len(runtime.gpus()), 2 if sharded else 1
+    if sharded and (gpus == 1 or wanted == 1):
+        here = f"GPUS = {wanted}" if gpus != 1 else "this machine has 1 GPU"
+        raise ValueError(
+            f"Sharded weights need at least 2 processes, but {here}: choose a machine "
+            "with several GPUs, such as Kaggle's GPU T4 x2, or train on one GPU with "
+            '02_finetune_qlora. MODEL = "demo" also runs on a machine without a GPU.'
+        )
     if wanted != "auto" and gpus and int(wanted) > gpus:
         raise ValueError(f"GPUS = {wanted}, but this machine has {gpus}: set {gpus}.")
-    found = max(1, gpus) if wanted == "auto" else int(wanted)
+    found = max(least, gpus) if wanted == "auto" else int(wanted)
     if found > 1:
         print(
             f"training runs in {found} processes, "
@@ -75,133 +98,57 @@ def train(
     Raises RuntimeError, with the number of the process and its error, if one fails: the
     others are then stopped. An interrupt stops them all.
     """
+    with tempfile.TemporaryDirectory() as folder, _parked(model_of(trainer)):
+        return _take(trainer, _run(build, processes, checkpoint, folder))
+
+
+def train_sharded(
+    build: Callable[[], Trainer], processes: int, checkpoint: str | None = None
+) -> Result:
+    """Train a model whose weights are sharded over `processes` processes.
+
+    As `train`, but the notebook has no trainer and no model. Each process calls
+    `build`, which returns a trainer with a model of `models.load_sharded`. The adapter
+    and the log are in the result.
+
+    Raises the errors of `train`.
+    """
+    from transformers import TrainerState
+
+    files = tempfile.TemporaryDirectory()
+    job = _run(build, processes, checkpoint, files.name, sharded=True)
+    reports = _reports(job)
+    state = TrainerState.load_from_json(str(job.folder / STATE))
+    peaks = [one["peak_gib"] for one in reports]
+    return Result(files, state, reports[0]["metrics"], peaks)
+
+
+def _run(
+    build: Callable[[], Trainer],
+    processes: int,
+    checkpoint: str | None,
+    folder: str,
+    sharded: bool = False,
+) -> Job:
+    """Train in processes, which write their results to a folder."""
     import cloudpickle
 
     gpus = tuple(runtime.gpus()[:processes])
-    with tempfile.TemporaryDirectory() as folder, _parked(model_of(trainer)):
-        job = Job(Path(folder), processes, gpus, _free_port(), checkpoint)
-        (job.folder / BUILD).write_bytes(cloudpickle.dumps(build))
-        _watch(job)
-        return _take(trainer, job)
+    job = Job(Path(folder), processes, gpus, _free_port(), checkpoint, sharded)
+    (job.folder / BUILD).write_bytes(cloudpickle.dumps(build))
+    watch(job)
+    return job
 
 
-def _watch(job: Job) -> None:
-    """Start the processes, and draw the progress of the first until all have ended."""
-    from torch.multiprocessing.spawn import (
-        ProcessExitedException,
-        ProcessRaisedException,
-    )
-
-    from colab_utils.training.progress import LivePlot
-
-    plot, seen = LivePlot(), 0.0
-    contexts: list[ProcessContext] = []
-    try:
-        for rank in range(job.processes):
-            contexts.append(_start(rank, job))
-        while not all([context.join(0) for context in contexts]):
-            seen = _draw(plot, job.folder / STATE, seen)
-            time.sleep(POLL)
-    except (ProcessRaisedException, ProcessExitedException) as error:
-        _stop(contexts, patience=5)  # a connection that broke is an error, too
-        raise _failure(job, contexts) from error
-    finally:  # also after an interrupt
-        _stop(contexts)
-    _draw(plot, job.folder / STATE, seen)
-
-
-def _start(rank: int, job: Job) -> ProcessContext:
-    """Start a process, whose environment says which one it is.
-
-    It sees one GPU, its own, as number 0: so it runs the same code as a notebook does
-    on a machine with one. CUDA reads this variable once, and a library may ask CUDA
-    while it is imported, so the process must have it from the start.
-    """
-    from torch.multiprocessing.spawn import start_processes
-
-    world = {"WORLD_SIZE": job.processes, "LOCAL_WORLD_SIZE": job.processes}
-    world |= {"RANK": rank, "LOCAL_RANK": 0, "MASTER_PORT": job.port}
-    given = {name: str(number) for name, number in world.items()}
-    given["MASTER_ADDR"] = "127.0.0.1"
-    if job.gpus:
-        given["CUDA_VISIBLE_DEVICES"] = job.gpus[rank]
-    else:  # accelerate would name it cpu:0, which torch.load does not know
-        given["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    before = dict(os.environ)
-    os.environ.update(given)
-    try:
-        return start_processes(
-            work, (rank, job), 1, join=False, daemon=True, start_method="spawn"
+def _reports(job: Job) -> list[dict[str, Any]]:
+    """Return what each process has measured; their weights must be equal."""
+    reports = [json.loads(job.report(r).read_text()) for r in range(job.processes)]
+    if len({one["weights"] for one in reports}) > 1:
+        raise RuntimeError(
+            "The processes ended with different weights, so their gradients were not "
+            "averaged. Please report this, and train on one GPU."
         )
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _draw(plot: LivePlot, file: Path, seen: float) -> float:
-    """Draw the state in a file if it is newer than `seen`; return its time."""
-    from transformers import TrainerState
-
-    changed = file.stat().st_mtime if file.exists() else 0.0
-    if changed > seen:
-        state = TrainerState.load_from_json(str(file))
-        if not seen:
-            plot.begin(state)
-        plot.show(state, last=state.global_step == state.max_steps)
-    return max(changed, seen)
-
-
-def _stop(contexts: list[ProcessContext], patience: float = 0) -> None:
-    """End the processes that still run after `patience` seconds.
-
-    Those that do not end in 5 seconds more are killed.
-    """
-    processes = [context.processes[0] for context in contexts]
-    until = time.monotonic() + patience
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-    running = [process for process in processes if process.is_alive()]
-    for process in running:
-        process.terminate()
-    for process in running:
-        process.join(5)
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _failure(job: Job, contexts: list[ProcessContext]) -> RuntimeError:
-    """Return the error of the process that failed first.
-
-    A process that was killed leaves no error of its own, but the others then lose their
-    connection to it: so it counts as the first.
-    """
-    codes = {rank: one.processes[0].exitcode for rank, one in enumerate(contexts)}
-    errors = [
-        json.loads(job.error(rank).read_text("utf-8"))
-        for rank in codes
-        if job.error(rank).is_file()
-    ]
-    told = {one["rank"] for one in errors}
-    ours = -15  # the signal of `_stop`
-    killed = [r for r, code in codes.items() if code not in (0, ours) and r not in told]
-    if killed:
-        rank, code = killed[0], codes[killed[0]]
-        why = (
-            f"ended with exit code {code}"
-            if code is None or code >= 0
-            else f"was killed by signal {-code}; signal 9 often means that the machine "
-            "ran out of RAM"
-        )
-        tail = job.log(rank).read_text("utf-8", "replace").splitlines()[-5:]
-        more = "\n".join(tail)
-    else:
-        first = min(errors, key=lambda one: one["time"])
-        rank, why, more = first["rank"], f"stopped: {first['what']}", first["trace"]
-    return RuntimeError(
-        f"Process {rank} of {job.processes} (counted from 0) {why}. The others were "
-        f"stopped. Run the notebook again: it resumes at the last checkpoint.\n{more}"
-    )
+    return reports
 
 
 def _take(trainer: Trainer, job: Job) -> TrainOutput:
@@ -211,12 +158,7 @@ def _take(trainer: Trainer, job: Job) -> TrainOutput:
     from transformers import TrainerState
     from transformers.trainer_utils import TrainOutput
 
-    reports = [json.loads(job.report(r).read_text()) for r in range(job.processes)]
-    if len({one["weights"] for one in reports}) > 1:
-        raise RuntimeError(
-            "The processes ended with different weights, so their gradients were not "
-            "averaged. Please report this, and set GPUS = 1."
-        )
+    reports = _reports(job)
     trained = load_file(job.folder / WEIGHTS)
     ours = trained_parameters(model_of(trainer))
     if trained.keys() != ours.keys():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 BUILD, WEIGHTS, STATE = "build.pickle", "trained.safetensors", "state.json"
+ADAPTER = "adapter"  # a folder
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Job:
     gpus: tuple[str, ...]  # ids as in CUDA_VISIBLE_DEVICES; empty on a CPU
     port: int
     checkpoint: str | None
+    sharded: bool = False  # the result is an adapter folder, not only its weights
 
     def log(self, rank: int) -> Path:
         """Return the file with the output of a process."""
@@ -67,6 +69,8 @@ def work(_: int, rank: int, job: Job) -> None:
 def _train(rank: int, job: Job) -> None:
     """Build the trainer, train, and write what the notebook needs."""
     runtime.quiet()
+    if job.sharded:
+        _join(job)
     trainer: Trainer = pickle.loads((job.folder / BUILD).read_bytes())()
     _prepare(trainer, job.folder / STATE if rank == 0 else None)
     memory.release()
@@ -75,13 +79,11 @@ def _train(rank: int, job: Job) -> None:
         n: p.detach().cpu() for n, p in trained_parameters(model_of(trainer)).items()
     }
     if rank == 0:
-        from safetensors.torch import save_file
-
-        save_file(
-            {name: one.contiguous() for name, one in trained.items()},
-            job.folder / WEIGHTS,
-        )
         trainer.state.save_to_json(str(job.folder / STATE))
+        if job.sharded:
+            trainer.save_model(str(job.folder / ADAPTER))
+        else:
+            _save(trained, job.folder / WEIGHTS)
     report = {
         "steps": result.global_step,
         "loss": result.training_loss,
@@ -90,6 +92,20 @@ def _train(rank: int, job: Job) -> None:
         "weights": _digest(trained),
     }
     recipe.write_json(job.report(rank), report)
+
+
+def _join(job: Job) -> None:
+    """Join the group of processes, which a sharded model needs before its trainer.
+
+    The trainer takes the group that exists; otherwise it would create one.
+    """
+    import torch.distributed as dist
+
+    if job.gpus:
+        device = torch.device("cuda", 0)  # the only one that this process sees
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
 
 
 def _prepare(trainer: Trainer, state: Path | None) -> None:
@@ -102,6 +118,12 @@ def _prepare(trainer: Trainer, state: Path | None) -> None:
     options = trainer.accelerator.ddp_handler
     options.find_unused_parameters = False  # LoRA uses all of them
     options.gradient_as_bucket_view = True  # or each gradient would exist twice
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: one.contiguous() for name, one in tensors.items()}, file)
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

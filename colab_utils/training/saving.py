@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from colab_utils import workspace
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedTokenizerBase, TrainerState
 
 # Files of an earlier result. They do not stay next to a new one: an old adapter would
 # be loaded with the new model, and a folder with an old recipe counts as finished.
@@ -37,8 +37,19 @@ RESULT = (
 )
 
 
+class Trained(Protocol):
+    """What has a result to save: a trainer, or a `parallel.Result`."""
+
+    @property
+    def state(self) -> TrainerState:
+        """The state with the log."""
+
+    def save_model(self, folder: str, /) -> None:
+        """Write the model or the adapter to a folder."""
+
+
 def save(
-    trainer: Trainer,
+    trained: Trained,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     describe: Callable[[Path], object] | None = None,
@@ -55,7 +66,7 @@ def save(
     new = part / folder.name  # `describe` finds the name of the result here
     new.mkdir(parents=True)
     try:
-        _write(trainer, tokenizer, new)
+        _write(trained, tokenizer, new)
         if describe:
             describe(new)
         workspace.replace(new, folder, keep=_kept(folder))
@@ -63,11 +74,11 @@ def save(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    trainer.save_model(str(folder))
+def _write(trained: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    trained.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and full of paths
     tokenizer.save_pretrained(folder)
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    log = [entry for entry in trained.state.log_history if "loss" in entry]
     (folder / "training_log.json").write_text(json.dumps(log, indent=1))
 
 

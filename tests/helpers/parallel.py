@@ -16,13 +16,16 @@ from colab_utils.training.sft import FastSFTTrainer
 from helpers.training import ON_CPU
 
 
-def build(folder: Path, *callbacks, rows: int = 76, **settings) -> FastSFTTrainer:
+def build(
+    folder: Path, *callbacks, rows: int = 76, sharded: bool = False, **settings
+) -> FastSFTTrainer:
     """Return a QLoRA trainer of the demo model on the fast path: 12 packed batches."""
+    load = models.load_sharded if sharded else models.load_model
     tokenizer = models.load_tokenizer("demo")
     asked = [{"messages": data.to_messages(row)} for row in demo.questions()[:rows]]
     set_seed(0)
     trainer = FastSFTTrainer(
-        model=models.load_model("demo", models.quantization_config()),
+        model=load("demo", models.quantization_config()),
         args=SFTConfig(
             **ON_CPU
             | {
@@ -50,6 +53,13 @@ def build(folder: Path, *callbacks, rows: int = 76, **settings) -> FastSFTTraine
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
+
+
+def build_in_first(folder: Path) -> FastSFTTrainer:
+    """Return a sharded trainer in the first process, and fail in the second."""
+    if os.environ["RANK"] == "1":
+        raise ValueError("planted before there is a trainer")
+    return build(folder, sharded=True)
 
 
 class AtStep(TrainerCallback):

@@ -200,6 +200,24 @@ def test_preflight_counts_the_ram_of_each_process(monkeypatch, tmp_path, seven_b
         memory.preflight(seven_b(), str(tmp_path), cost, 2)
 
 
+def test_preflight_of_shards_counts_no_model_in_the_notebook(
+    monkeypatch, tmp_path, seven_b
+):
+    on_a_gpu(monkeypatch, 14.4)
+    each = 2.5 * memory.GIB + 4 * 2 * 32000 * 4096
+    most = 2 * each + 2.5 * memory.GIB  # two processes and the notebook
+    cost = memory.Memory(weights=memory.GIB)
+    given = (seven_b(), str(tmp_path), cost, 2, True)
+    for available in (most + 1e6, most - 1e6):
+        free = SimpleNamespace(available=available, total=29 * memory.GIB)
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: free)
+        if available > most:
+            memory.preflight(*given)
+            continue
+        with pytest.raises(MemoryError, match="restart the session"):
+            memory.preflight(*given)
+
+
 def test_preflight_prints_the_numbers(capsys):
     config = AutoConfig.from_pretrained(models.location("demo"))
     memory.preflight(config, models.location("demo"), memory.Memory(weights=1e6))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,10 @@ def test_estimate_with_shards(seven_b):
 def test_estimate_refuses_shards_of_other_weights(seven_b, method, fast):
     with pytest.raises(ValueError, match="shards = 2, but only QLoRA on the fast path"):
         memory.estimate(seven_b(), method, 16, 512, fast=fast, shards=2)
+
+
+def test_plan_refuses_shards_of_an_unknown_family(seven_b):
+    shape = replace(Shape.from_config(seven_b()), family="mixtral")
+    sizes = {"longest": 512, "update": 512, "budget": 14 * memory.GIB, "shards": 2}
+    with pytest.raises(ValueError, match="a MODEL of the families llama, mistral"):
+        memory.plan(shape, "qlora", 16, **sizes)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
-from colab_utils import memory, models, recipe, weights
+from colab_utils import memory, models, recipe, runtime, weights
 from colab_utils.data.tokens.chat_template import CHAT_TEMPLATE
 from colab_utils.models import loading
 
@@ -137,6 +138,16 @@ def test_load_adapter_to_train_it_further(trained, monkeypatch):
         assert torch.equal(weight, expected[name])  # also in dtype: float32
     with pytest.raises(ValueError, match="is a whole model, not an adapter"):
         models.load_adapter(trained["full"][1], trainable=True)
+
+
+@pytest.mark.slow
+def test_load_adapter_refuses_a_base_that_the_gpu_cannot_hold(trained, monkeypatch):
+    small = dataclasses.replace(runtime.detect(), memory_gib=0.001)
+    monkeypatch.setattr(runtime, "detect", lambda: small)
+    with pytest.raises(
+        MemoryError, match=r"weights of demo take 0\.0 GiB.*needs no GPU"
+    ):
+        models.load_adapter(trained["qlora"][1])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Run 01 to 04, 12 and 16 with their defaults, and check the results."""
+"""Run 01 to 04, 12, 16 and 17 with their defaults, and check the results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def workspace(tmp_path_factory) -> Path:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     command = [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=900"]
-    patterns = ("0[1-4]_*", "12_*", "16_*")
+    patterns = ("0[1-4]_*", "12_*", "16_*", "17_*")
     found = (file for one in patterns for file in (ROOT / "notebooks").glob(one))
     paths = sorted(map(str, found))
     run = subprocess.run(
@@ -44,9 +44,10 @@ def workspace(tmp_path_factory) -> Path:
 
 
 def recipe(workspace: Path, kind: str) -> dict:
-    found = list((workspace / kind).glob("*/recipe.json"))
-    assert len(found) == 1
-    return json.loads(found[0].read_text())
+    """Return the recipe of what 01 to 04 made."""
+    found = [*(workspace / kind).glob("*/recipe.json")]
+    (made,) = [file for file in found if file.parent.name != "my-large-adapter"]
+    return json.loads(made.read_text())
 
 
 def test_01_rejects_exactly_the_planted_flaws(workspace):
@@ -106,6 +107,20 @@ def test_12_writes_a_report_and_a_section_of_each_card(workspace):
 def test_16_writes_the_trust_section(workspace):
     text = (workspace / "adapters/my-adapter/README.md").read_text()
     assert text.count("## Trust") == 1 and "AUROC of its confidence" in text
+
+
+def test_17_trains_sharded_what_02_trains_whole(workspace):
+    folder = workspace / "adapters/my-large-adapter"
+    large = json.loads((folder / "recipe.json").read_text())
+    small = recipe(workspace, "adapters")
+    for name in ("data", "weights", "template", "optimizer", "rank", "method"):
+        assert large[name] == small[name]
+    loss, accuracy = large["results"]["loss"], large["results"]["accuracy"]
+    assert loss["tuned"] < 0.1 * loss["base"]  # seen: 0.005
+    assert accuracy["tuned"] >= 0.75  # seen: 0.87 to 0.95 over three seeds
+    names = {path.name for path in folder.iterdir()}
+    assert {"adapter_model.safetensors", "tokenizer.json", "README.md"} <= names
+    assert not [path for path in folder.iterdir() if path.is_dir()]
 
 
 def test_workspace_contains_all_files(workspace):

@@ -54,6 +54,16 @@ def test_a_notebook_without_gpu_does_not_ask_for_one(project: Path) -> None:
     assert not metadata["kaggle"]["isGpuEnabled"]
 
 
+def test_a_notebook_for_several_gpus_asks_kaggle_only(project: Path) -> None:
+    path = project / "notebooks/17_large_models.ipynb"
+    (project / "notebooks" / NAME).rename(path)
+    assert "or asking for a GPU" in " ".join(notebooks.check(project))
+    tool(project, "format")
+    metadata = json.loads(path.read_text())["metadata"]
+    assert "accelerator" not in metadata and "gpuType" not in metadata["colab"]
+    assert metadata["kaggle"]["accelerator"] == "nvidiaTeslaT4"
+
+
 def test_check_finds_json_layout(project: Path) -> None:
     path = project / "notebooks" / NAME
     path.write_text(json.dumps(json.loads(path.read_text())))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parallel import AtStep, build
-from safetensors.torch import save_file
+from helpers.parallel import AtStep, build, build_in_first
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
-from colab_utils.training import checkpoints, parallel, process
+from colab_utils.training import checkpoints, parallel, process, watching
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +93,32 @@ def test_two_processes_with_uneven_batches_train_all_of_them(tmp_path):
     assert result.global_step == (batches + 1) // 2
 
 
+def test_sharded_processes_resume_what_one_has_saved(one, tmp_path):
+    """Their checkpoints and their result hold the adapter, without the base."""
+    folder = tmp_path / "sharded"
+    make = functools.partial(build, folder, AtStep(4, "save"), sharded=True)
+    result = parallel.train_sharded(make, 2, saved(one))
+    assert losses(result) == pytest.approx(losses(one), abs=1e-4)
+    assert len(result.peaks_gib) == 2 and min(result.peaks_gib) > 0
+    result.save_model(str(tmp_path / "adapter"))
+    assert checkpoints.is_complete(folder / "checkpoint-4")
+    expected = get_peft_model_state_dict(one.model)
+    for place in (folder / "checkpoint-4", tmp_path / "adapter"):
+        assert (place / "adapter_config.json").is_file()
+        (file,) = place.glob("*.safetensors")
+        found = load_file(file)
+        assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4)
+
+
+def test_error_before_there_is_a_sharded_trainer(tmp_path):
+    message = "Process 1 of 2 .* stopped: ValueError: planted before there is"
+    with pytest.raises(RuntimeError, match=message):
+        parallel.train_sharded(functools.partial(build_in_first, tmp_path), 2)
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -112,7 +139,7 @@ def test_interrupt_stops_all_processes(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parallel, "_draw", interrupt)
+    monkeypatch.setattr(watching, "_draw", interrupt)
     with pytest.raises(KeyboardInterrupt):
         in_two(tmp_path)
     assert not multiprocessing.active_children()
@@ -152,3 +179,23 @@ def test_count_refuses_more_than_there_are(monkeypatch):
     monkeypatch.setenv("COURSE_GPUS", "0,1")
     with pytest.raises(ValueError, match="GPUS = 3, but this machine has 2: set 2"):
         parallel.count(3)
+
+
+@pytest.mark.parametrize(("visible", "wanted", "found"), [("", "auto", 2), ("", 3, 3)])
+def test_count_of_processes_for_shards(monkeypatch, visible, wanted, found):
+    monkeypatch.setenv("COURSE_GPUS", visible)
+    assert parallel.count(wanted, sharded=True) == found
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted", "reason"),
+    [
+        ("0", "auto", "this machine has 1 GPU"),
+        ("0,1", 1, "GPUS = 1"),
+        ("", 1, "GPUS = 1"),
+    ],
+)
+def test_count_refuses_one_process_for_shards(monkeypatch, visible, wanted, reason):
+    monkeypatch.setenv("COURSE_GPUS", visible)
+    with pytest.raises(ValueError, match=f"{reason}: choose a machine .* Kaggle's"):
+        parallel.count(wanted, sharded=True)
