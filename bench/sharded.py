@@ -31,9 +31,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from colab_utils import runtime
 
+# Each process of this script sees all GPUs, and takes one by its number.
+os.environ.setdefault(runtime.ALL_GPUS, runtime.EVERY)
 runtime.quiet()  # sets torch's allocator, so it comes before torch takes memory
-if os.environ[runtime.ALL_GPUS] == runtime.EVERY:
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # the processes choose by number
 
 import emulate
 import ours
@@ -55,6 +55,13 @@ from colab_utils.shape import Shape
 RANK, TOKENS, WARM, STEPS = 16, 2048, 2, 10
 SHAPES: dict[str, dict[str, Any]] = {
     "7B": {"max_position_embeddings": 4096},
+    "13B": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "max_position_embeddings": 4096,
+    },
     "34B": {  # Code Llama 34B
         "hidden_size": 8192,
         "intermediate_size": 22016,
@@ -72,7 +79,8 @@ TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
-PARTS = ("7B whole", "7B", "7B host", "34B", "34B host")
+LONG = {"13B": 4096}  # tokens of a row; TOKENS of the others
+PARTS = ("7B whole", "7B", "7B host", "13B", "34B", "34B host")
 
 
 def write(_: int, config: LlamaConfig, folder: Path) -> None:
@@ -118,7 +126,7 @@ def quantized(path: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     return {path: packed, **{f"{path}.{name}": part for name, part in parts.items()}}
 
 
-def step_of(config: Any, shards: int, gpu: bool) -> Step:
+def step_of(config: Any, shards: int, gpu: bool, tokens: int) -> Step:
     """Return the step with the fewest checkpointed layers that fit a T4.
 
     DistributedDataParallel holds its buckets, which are the gradients, all the time.
@@ -127,7 +135,7 @@ def step_of(config: Any, shards: int, gpu: bool) -> Step:
         Shape.from_config(config),
         "qlora",
         RANK,
-        TOKENS if gpu else 64,
+        tokens if gpu else 64,
         fast=True,
         accumulating=True,
         gpu=gpu,
@@ -153,7 +161,9 @@ def work(rank: int, count: int, port: int, folder: Path, part: str, out: Path) -
         given["device_id"] = torch.device("cuda", rank)
     dist.init_process_group("nccl" if gpu else "gloo", **given)
     whole, began = "whole" in part, time.time()
-    step = step_of(models.load_config(str(folder)), 1 if whole else count, gpu)
+    config = models.load_config(str(folder))
+    tokens = LONG.get(folder.name, TOKENS)
+    step = step_of(config, 1 if whole else count, gpu, tokens)
     if whole and gpu:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=models.torch_dtype(), device_map={"": rank}

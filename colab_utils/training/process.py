@@ -99,6 +99,7 @@ def _join(job: Job) -> None:
 
     The trainer takes the group that exists; otherwise it would create one.
     """
+    import torch
     import torch.distributed as dist
 
     if job.gpus:
