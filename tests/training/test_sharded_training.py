@@ -1,8 +1,10 @@
-"""TRL's trainer trains a sharded model as it trains a whole one, in two processes."""
+"""In two processes: a sharded model trains as a whole one, and all save together."""
 
 from __future__ import annotations
 
 import os
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,3 +65,25 @@ def test_train_sharded_equals_whole(tmp_path):
     (_, first), (_, second) = found
     assert first["sum"] == second["sum"]
     assert "adapter_model.safetensors" in first["files"]
+
+
+def saves_at_once() -> list[bool]:
+    """Return whether to save when ten minutes are over in the first, in the second."""
+    import torch
+    import torch.distributed as dist
+
+    from colab_utils.training.callbacks import SaveEvery
+
+    args, state = SimpleNamespace(world_size=2, device="cpu"), SimpleNamespace()
+    state.global_step, found = 1, []
+    for early in (0, 1):
+        control, clock = SimpleNamespace(should_save=False), SaveEvery(10)
+        clock.saved = time.time() - (700 if dist.get_rank() == early else 0)
+        clock.on_step_end(args, state, control, model=torch.nn.Linear(1, 1))
+        found.append(control.should_save)
+    return found
+
+
+@pytest.mark.slow
+def test_the_clock_of_the_first_process_decides_when_all_save(tmp_path):
+    assert in_processes(tmp_path, saves_at_once) == [[True, False]] * 2
