@@ -52,12 +52,12 @@ def test_05_equals_bitsandbytes_and_peft(done):
 
 def test_05_is_as_good_as_02(done):
     folder, printed, claims = done
-    # Seen with seeds 0, 1, 2: 0.959, 0.971, 0.966. 02: 0.958 to 0.978.
+    # Seen with seeds 0, 1, 2: 0.963, 0.965, 0.962. 02: 0.958 to 0.978.
     assert claims["held-out accuracy"] > 0.94
     found = recipe.read(folder)["results"]["accuracy"]["tuned"]
     assert found == claims["held-out accuracy"]
     (generated,) = re.findall(r"PEFT: held-out accuracy ([\d.]+)%", printed)
-    assert abs(float(generated) / 100 - found) < 0.04  # on 150 of 990 rows
+    assert abs(float(generated) / 100 - found) < 0.04  # on 100 of 990 rows
 
 
 def test_05_experiments_differ_as_the_text_says(done):

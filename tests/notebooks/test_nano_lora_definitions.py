@@ -242,20 +242,44 @@ def test_train_lowers_the_loss_and_leaves_the_base(nano, demo_model, tokens):
     torch.manual_seed(0)
     base = {n: w.detach().clone() for n, w in demo_model.named_parameters()}
     nano.inject(demo_model, 8, alpha=16)
-    losses = nano.train(demo_model, tokens, 12, 3e-3, size=2, seed=0)
+    losses = nano.train(demo_model, tokens, 12, 3e-3, size=2, seed=0, pool=1)
     assert len(losses) == 12 and losses[-1] < 0.6 * losses[0]
     assert all(weight.grad is None for weight in nano.trainable(demo_model))
     left = {n.replace(".base.", "."): w for n, w in demo_model.named_parameters()}
     assert all(torch.equal(left[name], weight) for name, weight in base.items())
 
 
-def test_batches_take_every_row_once_an_epoch(nano, tokens):
-    drawn = nano.batches(list(range(10)), 4, seed=1)
-    epochs = [[next(drawn) for _ in range(3)] for _ in range(2)]
-    assert [list(map(len, epoch)) for epoch in epochs] == [[4, 4, 2]] * 2
+def test_batches_take_every_row_once_an_epoch(nano):
+    rows = [{"input_ids": [n] * (n % 7 + 1)} for n in range(20)]
+    drawn = nano.batches(rows, 4, seed=1, pool=8)
+    epochs = [[next(drawn) for _ in range(5)] for _ in range(2)]
+    assert [list(map(len, epoch)) for epoch in epochs] == [[4, 4, 4, 4, 4]] * 2
     for epoch in epochs:
-        assert sorted(row for rows in epoch for row in rows) == list(range(10))
+        assert sorted(row["input_ids"][0] for one in epoch for row in one) == list(
+            range(20)
+        )
+        for first, second in (epoch[:2], epoch[2:4]):  # each pool is sorted by length
+            lengths = [len(row["input_ids"]) for row in first + second]
+            assert lengths == sorted(lengths)
     assert epochs[0] != epochs[1]
+
+
+def test_batches_end_an_epoch_with_the_rows_that_are_left(nano):
+    rows = [{"input_ids": [n]} for n in range(10)]
+    drawn = nano.batches(rows, 4, seed=1, pool=4)
+    assert [len(next(drawn)) for _ in range(6)] == [4, 4, 2] * 2
+
+
+def test_answers_are_those_of_all_logits(nano, demo_model, tokens):
+    rows = sorted(tokens, key=lambda row: len(row["input_ids"]))[::9]
+    ids, mask = nano.batch(rows, "cpu")
+    with torch.no_grad():
+        found, truth, sizes = nano.answers(demo_model, rows)
+        every = demo_model(input_ids=ids).logits[:, :-1]
+    trained = mask[:, 1:].bool()
+    assert torch.equal(truth, ids[:, 1:][trained])
+    assert sizes.tolist() == trained.sum(1).tolist()
+    assert relative(found, every[trained]) < 1e-6
 
 
 @pytest.mark.parametrize(("rank", "rows"), [(1, 3), (64, 8)])
