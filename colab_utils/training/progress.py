@@ -58,7 +58,12 @@ class LivePlot(TrainerCallback):
             self.show(state)
 
     def show(self, state: TrainerState, last: bool = False) -> None:
-        """Show a state; in a headless run only each tenth of the steps, as a line."""
+        """Show a state; in a headless run only each tenth of the steps, as a line.
+
+        A training may log no loss; then there is nothing to show.
+        """
+        if not any("loss" in entry for entry in state.log_history):
+            return
         if runtime.headless():
             tenths = state.global_step * 10 // state.max_steps
             if tenths > self.tenths:
@@ -81,8 +86,6 @@ class LivePlot(TrainerCallback):
         from IPython.display import display
 
         points = [(e["step"], e["loss"]) for e in state.log_history if "loss" in e]
-        if not points:
-            return
         figure = self._figure(state, points)
         if self.handle is None:
             self.handle = display(figure, display_id=True)

@@ -41,6 +41,15 @@ def test_live_plot_headless_prints_ten_lines_and_shows_one_figure(
     assert [text.endswith("s left") for text in lines[:-1]] == [True] * (len(lines) - 1)
 
 
+def test_live_plot_of_a_training_that_logs_no_loss_shows_nothing(
+    headless, capsys, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda f, **_: shown.append(f))
+    play(progress.LivePlot(), steps=20, every=21)
+    assert capsys.readouterr().out == "" and shown == []
+
+
 @pytest.mark.parametrize("loss", [0.5, -0.5])
 def test_live_plot_shows_every_loss_and_zero_if_none_is_negative(loss, headless):
     points = [(1, loss), (2, loss / 2)]
