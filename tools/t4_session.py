@@ -62,9 +62,8 @@ def alive(number):
     except OSError:
         return False
     return True
-found = {"missing": not (folder / "pid").exists()}
-if not found["missing"]:
-    found["alive"] = alive(int((folder / "pid").read_text()))
+try:
+    found = {"missing": False, "alive": alive(int((folder / "pid").read_text()))}
     state = folder / "state.json"
     found |= json.loads(state.read_text()) if state.exists() else {}
     with open(folder / "log.txt", "rb") as log:
@@ -72,6 +71,8 @@ if not found["missing"]:
         text = log.read(chunk)
     text = text[: text.rfind(b"\\n") + 1] or text
     found |= {"text": text.decode("utf-8", "replace"), "offset": offset + len(text)}
+except FileNotFoundError:
+    found = {"missing": True}
 print(mark + json.dumps(found))
 """
 
@@ -129,16 +130,7 @@ class Run:
         Raises ColabError if the runtime or the connection is lost.
         """
         while True:
-            values = {"folder": self.remote, "offset": self.offset, "chunk": CHUNK}
-            look = with_values(LOOK, **values)
-            found = keep_trying(colab.run, look)
-            if found["missing"]:
-                raise SessionEndedError(
-                    "Colab has replaced the runtime by an empty one. Next: try again."
-                )
-            self.log(found)
-            if found.get("piece", {}).get("number", 0) > self.piece:
-                keep_trying(self.fetch, colab, found["piece"])
+            found = keep_trying(self.look, colab)
             if found.get("done") and not found["text"]:
                 return found["failed"]
             if not found["alive"] and not found.get("done"):
@@ -148,6 +140,24 @@ class Run:
                 )
             if not found.get("done") and len(found["text"]) < CHUNK // 2:
                 time.sleep(POLL)
+
+    def look(self, colab: Colab) -> dict[str, Any]:
+        """Return how the run is, after its log and its newest archive are here.
+
+        A download that fails may be a runtime that was replaced after it was asked, so
+        the caller tries both again. Raises CutError, or SessionEndedError if the
+        runtime was replaced.
+        """
+        values = {"folder": self.remote, "offset": self.offset, "chunk": CHUNK}
+        found = colab.run(with_values(LOOK, **values))
+        if found["missing"]:
+            raise SessionEndedError(
+                "Colab has replaced the runtime by an empty one. Next: try again."
+            )
+        self.log(found)
+        if found.get("piece", {}).get("number", 0) > self.piece:
+            self.fetch(colab, found["piece"])
+        return found
 
     def log(self, found: dict[str, Any]) -> None:
         """Add new text of the remote log to log.txt, and print it."""

@@ -100,6 +100,9 @@ def work(options: argparse.Namespace) -> int:
         return 1
     elif options.command == "exec":
         subprocess.run([sys.executable, "-"], input=sys.stdin.read(), text=True)
+    elif not options.source.exists():
+        print(f"[colab] {options.command.title()} failed: File or directory not found")
+        return 1
     else:
         shutil.copy(options.source, options.target)
     return 0
@@ -115,6 +118,8 @@ def main() -> int:
     if answer == "late":  # it is done, but the answer does not arrive
         work(options)
         answer = "cut"
+    if answer == "emptied":  # the runtime is replaced just before this download
+        options.source.parents[1].rename(options.source.parents[1].with_name("gone"))
     if answer == "interrupt":  # Ctrl-C during the call; Colab has rented it already
         if options.command == "new":
             ENDPOINT.write_text("m-s-0")

@@ -246,6 +246,14 @@ def test_empty_runtime_is_noticed(desk, capsys):
 
 
 @pytest.mark.slow
+def test_runtime_that_is_emptied_before_a_download_is_noticed(desk, capsys):
+    desk.remote(stop="time.sleep(60)")
+    desk.plan(download=["emptied"])
+    assert desk.run("--notebooks", "01") == 2
+    assert "replaced the runtime by an empty one" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_process_that_dies_is_noticed(desk, capsys):
     desk.remote(stop="raise SystemExit(9)")
     assert desk.run("--notebooks", "01") == 2
