@@ -227,7 +227,7 @@ class _Matching(logging.Filter):
         return not self.pattern.search(record.getMessage())
 
 
-def _import_bitsandbytes() -> None:
+def import_bitsandbytes() -> None:
     """Import bitsandbytes without torch's compiler, which alone takes four seconds.
 
     While it is imported, it passes two functions to `torch.compile`. It calls neither
@@ -272,4 +272,4 @@ def quiet() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Matching) for known in logger.filters):
             logger.addFilter(_Matching(pattern))
-    _import_bitsandbytes()
+    import_bitsandbytes()

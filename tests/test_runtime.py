@@ -210,6 +210,7 @@ def test_import_is_light():
     assert result.stdout.strip() == "[]", result.stderr
 
 
+@pytest.mark.slow
 def test_quiet_imports_bitsandbytes_without_the_compiler():
     result = run(
         "import sys; from colab_utils import runtime; runtime.quiet(); import torch;"

@@ -109,6 +109,7 @@ def test_endpoint_gives_up_after_six_tries(server):
     assert "run this cell again" in text and len(server.seen) == 6
 
 
+@pytest.mark.slow
 def test_endpoint_waits_double(server):
     server.usual = (500, {}, "")
     refuse(make(server, first_wait=0.05), ConnectionError)
@@ -118,6 +119,7 @@ def test_endpoint_waits_double(server):
         assert 0.05 * 2**n * 0.75 <= gap <= 0.05 * 2**n * 1.25 + 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_endpoint_waits_as_long_as_the_server_asks(server, form):
     value = "0.6"

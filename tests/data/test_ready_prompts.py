@@ -215,6 +215,7 @@ def test_an_answer_about_marks_is_kept_whole():
     )
 
 
+@pytest.mark.slow
 def test_long_runs_of_spaces_and_special_tokens_take_linear_time():
     text = "[INST] Who? [/INST] Me." + "</s> " * 200_000
     assert data.to_messages({"text": text}) == DIALOG

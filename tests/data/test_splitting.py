@@ -201,6 +201,7 @@ def test_split_of_the_demo(seed, share, sizes, train_hash, test_hash):
     assert (digest(train), digest(test)) == (train_hash, test_hash)
 
 
+@pytest.mark.slow
 def test_steps_on_the_demo_give_the_published_rows(tokenizer, capsys):
     """The steps of 01_create_dataset with its defaults."""
     rows, _ = data.load("demo")

@@ -298,6 +298,7 @@ def test_load_adapter_with_added_tokens(tmp_path, method, options):
     assert (other - expected).abs().max() > 0.1  # the rows differ
 
 
+@pytest.mark.slow
 def test_gguf_answers_as_the_model_that_it_was_written_from(tokenizer, tmp_path):
     folder = tmp_path / "whole"
     model = models.load_model("demo")

@@ -9,6 +9,7 @@ import pytest
 from tools.folders import new_folder
 
 
+@pytest.mark.slow
 def test_runs_in_one_second_get_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(3) as pool:
         made = list(pool.map(lambda _: new_folder(tmp_path / "runs", "t4-"), range(3)))

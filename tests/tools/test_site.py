@@ -243,6 +243,7 @@ def test_reference_pages(package: Path) -> None:
     assert "_hidden" not in page
 
 
+@pytest.mark.slow
 def test_reference_pages_cover_the_package() -> None:
     """No module of the package is left out of the reference."""
     text = "\n".join(site_reference.reference_pages(ROOT / "colab_utils").values())

@@ -301,6 +301,7 @@ def test_save_removes_the_files_of_an_earlier_run(trained, tokenizer, tmp_path):
     assert (tmp_path / "checkpoints" / "checkpoint-3" / "optimizer.pt").exists()
 
 
+@pytest.mark.slow
 def test_save_that_fails_keeps_the_earlier_result(trained, tokenizer, tmp_path):
     folder = tmp_path / "mine"
     training.save(trained["lora"][0], tokenizer, folder)

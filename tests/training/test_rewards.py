@@ -177,6 +177,7 @@ def test_reference_is_a_copy_of_the_adapter_that_training_begins_with(make):
     assert first == pytest.approx(0, abs=1e-4) and second > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reward", [lambda rows, answers: [1.0], lambda rows, answers: [float("nan")] * 16]
 )

@@ -196,6 +196,7 @@ def test_merge_out_holds_base(tokenizer, tmp_path, inside):
     assert weights.find_shards(base)
 
 
+@pytest.mark.slow
 def test_merge_out_holds_other_files(tmp_path, trained):
     _, adapter = trained["qlora"]
     (tmp_path / "thesis").mkdir()
