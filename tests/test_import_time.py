@@ -18,6 +18,7 @@ LATE |= {"data.repeats.hashes"}
 LATE |= {"training.callbacks", "training.sft", "training.preferences", "fast.attention"}
 LATE |= {"training.pairs", "training.log_probs", "training.objectives"}
 LATE |= {"training.rewards", "training.rollouts", "training.progress"}
+LATE |= {"training.keeping"}
 LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
 LATE |= {"fast.documents", "training.reward_model", "training.classification"}
 LATE |= {"fast.loss_kernels", "evaluation.harness", "evaluation.reports"}

@@ -138,14 +138,16 @@ class CheckLoss(TrainerCallback):
 class SaveEvery(TrainerCallback):
     """Save a checkpoint every few minutes: a disconnect loses at most this time.
 
-    It also records the hash of each file of a checkpoint, and writes the run's
-    inputs.json again if somebody removed it. With several processes, the clock of the
-    first one decides for all.
+    The first one is due after a minute, and so is another try when a save has failed.
+    The last step saves if a minute is unsaved, before anything else can go wrong. It
+    also records the hash of each file of a checkpoint, and writes the run's inputs.json
+    again if somebody removed it. With several processes, the clock of the first one
+    decides for all.
     """
 
     def __init__(self, minutes: float) -> None:
-        self.minutes = minutes
-        self.saved = 0.0
+        self.seconds, self.first = minutes * 60, min(minutes * 60, 60)
+        self.saved = self.wait = 0.0
         self.inputs: bytes | None = None
 
     def on_train_begin(
@@ -156,7 +158,7 @@ class SaveEvery(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Start the clock."""
-        self.saved = time.time()
+        self.saved, self.wait = time.time(), self.first
         note = Path(str(args.output_dir)) / checkpoints.INPUTS
         self.inputs = note.read_bytes() if note.is_file() else None
 
@@ -173,7 +175,12 @@ class SaveEvery(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir))
-        checkpoints.write_hashes(folder / f"checkpoint-{state.global_step}")
+        checkpoint = folder / f"checkpoint-{state.global_step}"
+        if not checkpoint.exists():  # `keep_work` has told why
+            self.wait = self.first
+            return
+        if args.world_size > 1:  # with one process, `keep_work` has written them
+            checkpoints.write_hashes(checkpoint)
         note = folder / checkpoints.INPUTS
         if self.inputs is not None and not note.exists():
             note.write_bytes(self.inputs)
@@ -186,11 +193,13 @@ class SaveEvery(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Ask the trainer to save when it is time, and the weights are finite."""
-        due = torch.tensor(time.time() - self.saved >= self.minutes * 60)
+        last = state.global_step >= state.max_steps
+        wait = self.first if last else self.wait
+        due = torch.tensor(time.time() - self.saved >= wait)
         if args.world_size > 1:
             due = due.to(args.device)
             torch.distributed.broadcast(due, src=0)
         if due:
             check_finite(kwargs["model"], state.global_step)
             control.should_save = True
-            self.saved = time.time()
+            self.saved, self.wait = time.time(), self.seconds

@@ -78,7 +78,7 @@ def _inspect(
     checkpoints: Path, inputs: dict[str, Any]
 ) -> tuple[Path | None, str | None]:
     """Return the checkpoint to resume from, if any, and what forbids to resume."""
-    found = sorted(_numbered(checkpoints), key=_step, reverse=True)
+    found = numbered(checkpoints)[::-1]
     if not found:
         return None, None
     point = _newest_complete(found)
@@ -197,9 +197,11 @@ def _read(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _numbered(checkpoints: Path) -> list[Path]:
+def numbered(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the oldest first, whole or not."""
     folders = checkpoints.glob("checkpoint-*")
-    return [one for one in folders if re.fullmatch(r"checkpoint-\d+", one.name)]
+    found = [one for one in folders if re.fullmatch(r"checkpoint-\d+", one.name)]
+    return sorted(found, key=_step)
 
 
 def _step(folder: Path) -> int:

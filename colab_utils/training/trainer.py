@@ -109,12 +109,15 @@ def use_reference_path(trainer: Trainer) -> None:
 def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
     """Show a live plot instead of the trainer's own progress; save every few minutes.
 
-    Training also stops, with FloatingPointError, when the loss or a weight is NaN.
+    A checkpoint that can't be saved does not end the training, and an interrupt saves
+    one (`keeping.keep_work`). Training also stops, with FloatingPointError, when the
+    loss or a weight is NaN.
     """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.notebook import NotebookProgressCallback
 
     from colab_utils.training.callbacks import CheckLoss, SaveEvery
+    from colab_utils.training.keeping import keep_work
     from colab_utils.training.progress import LivePlot
 
     for kind in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
@@ -123,6 +126,7 @@ def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
     trainer.add_callback(CheckLoss())
     trainer.add_callback(LivePlot())
     trainer.add_callback(SaveEvery(save_minutes))
+    keep_work(trainer)
 
 
 def checkpointable(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:

@@ -1,0 +1,161 @@
+"""Keep the work of a training: when it is interrupted, and when the disk is full."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+from colab_utils import runtime, workspace
+from colab_utils.training import checkpoints
+from colab_utils.training.trainer import model_of
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+# torch.save raises RuntimeError when it can't write to the end of its zip file.
+TORCH_WRITES = re.compile(r"inline_container|PytorchStreamWriter|unexpected pos")
+REST = 32 * 2**20  # bytes of a checkpoint beside its tensors: mostly the tokenizer
+
+
+def keep_work(trainer: Trainer) -> None:
+    """Let a training survive a checkpoint that can't be saved, and save when stopped.
+
+    A failed save is told, and its half-written folder is removed. An interrupt (Ctrl-C,
+    or the stop button) ends the training after the step that runs, with a checkpoint,
+    and raises KeyboardInterrupt then; a second one stops at once. With several
+    processes all of this is left to their launcher.
+    """
+    if trainer.args.world_size > 1:
+        return
+    stop = SaveAndStop()
+    trainer.add_callback(stop)
+    save, train = trainer._save_checkpoint, trainer.train
+    # transformers has no event around these two, and the course trains with the
+    # trainers of TRL, so both are replaced in this one object.
+    for name, replaced in {
+        "_save_checkpoint": functools.partial(_save_or_go_on, trainer, save),
+        "train": functools.partial(_train_until_stopped, stop, train),
+    }.items():
+        setattr(trainer, name, replaced)
+
+
+class SaveAndStop(TrainerCallback):
+    """Once `asked`, save a checkpoint after the step that runs, and stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Ask the trainer to save and to stop."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def _train_until_stopped(
+    stop: SaveAndStop, train: Any, *args: Any, **given: Any
+) -> Any:
+    stop.asked = False
+    with _first_interrupt_asks(stop):
+        result = train(*args, **given)
+    if stop.asked:
+        raise KeyboardInterrupt
+    return result
+
+
+@contextlib.contextmanager
+def _first_interrupt_asks(stop: SaveAndStop) -> Iterator[None]:
+    """Let the first interrupt ask `stop`; the next one acts as before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted, and may choose what happens
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(_: int, __: FrameType | None) -> None:
+        stop.asked = True
+        signal.signal(signal.SIGINT, before)
+        print(
+            "Stopping after this step, with a checkpoint. Interrupt again to stop at "
+            "once, without one.",
+            flush=True,
+        )
+
+    if callable(before):
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _save_or_go_on(trainer: Trainer, save: Any, *args: Any, **given: Any) -> None:
+    """Save a checkpoint; if that fails, say why, and leave none."""
+    parent = Path(str(trainer.args.output_dir))
+    folder = parent / f"checkpoint-{trainer.state.global_step}"
+    _make_room(trainer, parent)
+    try:
+        save(*args, **given)
+        checkpoints.write_hashes(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not TORCH_WRITES.search(str(error)):
+            raise
+        if folder.exists():
+            workspace.discard(folder, ignore_errors=True)
+        print(_not_saved(trainer, parent, error), flush=True)
+
+
+def _make_room(trainer: Trainer, parent: Path) -> None:
+    """Remove the oldest of several checkpoints if there is no room for another."""
+    older = checkpoints.numbered(parent)
+    if len(older) > 1 and _free(parent) < size(trainer):
+        print(f"The disk is nearly full: {older[0].name} is removed before the next.")
+        workspace.discard(older[0], ignore_errors=True)
+
+
+def size(trainer: Trainer) -> int:
+    """Return the bytes that a checkpoint takes at most.
+
+    Its tensors are the trained weights and the states of the optimizer.
+    """
+    trained = [p for p in model_of(trainer).parameters() if p.requires_grad]
+    states = getattr(trainer.optimizer, "state", {}).values()
+    kept = [value for state in states for value in state.values()]
+    tensors = trained + [value for value in kept if hasattr(value, "nbytes")]
+    return sum(tensor.nbytes for tensor in tensors) + REST
+
+
+def _not_saved(trainer: Trainer, parent: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    older = checkpoints.numbered(parent)
+    newest = f"the newest is {older[-1].name}" if older else "there is none yet"
+    return (
+        f"The checkpoint of step {trainer.state.global_step} could not be saved in "
+        f"{parent}: {reason}. It takes {size(trainer) / runtime.GIB:.2f} GiB, and "
+        f"{_free(parent) / runtime.GIB:.2f} GiB are free; {newest}. The training goes "
+        "on, and tries again in a minute: free some space until then."
+    )
+
+
+def _free(folder: Path) -> int:
+    """Return the free bytes of a folder's disk; 0 if it can't be asked."""
+    there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(there).free
+    return 0
