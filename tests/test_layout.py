@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "colab_utils"
 # A file or folder imports only from the lines above its own.
 FLOORS = (
-    ("runtime", "parameters", "families", "recipe"),
+    ("runtime", "parameters", "families", "recipe", "limits"),
     ("shape", "storage"),
     ("workspace", "hub", "demo"),
     ("data", "memory"),

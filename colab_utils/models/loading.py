@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from colab_utils.models.sources import Source
 from colab_utils.models.special_tokens import as_ids, set_padding
 from colab_utils.shape import Shape
 from colab_utils.weights import vocabulary
+from colab_utils.weights.adapters import check_patterns
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +175,8 @@ def load_adapter(
     The base model is loaded as in training: in NF4 for QLoRA, in the compute dtype for
     LoRA. After full fine-tuning the folder holds a whole model. A `trainable` adapter
     stays in float32, to be trained further; raises ValueError for a whole model then.
-    Raises MemoryError before the base is loaded if the GPU is too small for it.
+    Raises MemoryError before the base is loaded if the GPU is too small for it, and
+    what `weights.adapters.check_patterns` raises.
     """
     made = recipe.read(folder)
     tokenizer = load_tokenizer(str(folder))
@@ -189,6 +192,8 @@ def load_adapter(
     _check_fits(made["base_model"], made["method"])
     base = load_model(made["base_model"], quantization)
     vocabulary.fit(base, folder)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    check_patterns(config, [name for name, _ in base.named_modules()])
     model = PeftModel.from_pretrained(base, folder, is_trainable=trainable).eval()
     if trainable:
         return model, tokenizer

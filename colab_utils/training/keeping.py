@@ -17,7 +17,6 @@ from transformers import TrainerCallback
 
 from colab_utils import runtime, workspace
 from colab_utils.training import checkpoints
-from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -134,10 +133,10 @@ def size(trainer: Trainer) -> int:
 
     Its tensors are the trained weights and the states of the optimizer.
     """
-    trained = [p for p in model_of(trainer).parameters() if p.requires_grad]
-    states = getattr(trainer.optimizer, "state", {}).values()
-    kept = [value for state in states for value in state.values()]
-    tensors = trained + [value for value in kept if hasattr(value, "nbytes")]
+    optimizer: Any = trainer.optimizer
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    states = (value for state in optimizer.state.values() for value in state.values())
+    tensors += [value for value in states if hasattr(value, "nbytes")]
     return sum(tensor.nbytes for tensor in tensors) + REST
 
 

@@ -78,8 +78,23 @@ def _write(trained: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     trained.save_model(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and full of paths
     tokenizer.save_pretrained(folder)
+    _in_order(folder / "adapter_config.json")
     log = [entry for entry in trained.state.log_history if "loss" in entry]
     (folder / "training_log.json").write_text(json.dumps(log, indent=1))
+
+
+def _in_order(config: Path) -> None:
+    """Sort the sets of an adapter's config: two equal runs write equal files.
+
+    Python's order of a set of texts differs from process to process.
+    """
+    if not config.exists():
+        return
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(fields.get(name), list):
+            fields[name].sort()
+    config.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _kept(folder: Path) -> list[str]:

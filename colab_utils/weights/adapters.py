@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from colab_utils import limits
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +80,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tenso
 def parse(folder: Path) -> Adapter:
     """Return all that an adapter's files hold; raise the errors of `read_adapter`."""
     config, tensors = _read(folder)
+    check_patterns(config, {name.partition(".lora_")[0] for name in tensors})
     unsupported = [name for name in UNSUPPORTED if config.get(name)]
     if config.get("bias", "none") != "none":  # PEFT trains biases, may not save them
         unsupported.append("bias")
@@ -140,6 +144,29 @@ def _scale(config: dict[str, Any], layer: str, rank: int) -> float:
     alphas = (a for p, a in patterns if re.match(rf"(.*\.)?({p})$", layer))
     alpha = next(alphas, config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def check_patterns(config: dict[str, Any], names: Iterable[str]) -> None:
+    """Match an adapter's patterns with names of modules, as PEFT does later.
+
+    Raises ValueError for a pattern that is no regular expression, and TimeoutError if
+    they take more than 10 s: a pattern such as "(a+)+$" may need years.
+    """
+    given = [config.get("target_modules"), config.get("exclude_modules")]
+    patterns = [pattern for pattern in given if isinstance(pattern, str)]
+    for field in ("alpha_pattern", "rank_pattern"):
+        patterns += [rf"(.*\.)?({end})$" for end in config.get(field) or {}]
+    with limits.seconds(10, "Matching the patterns in adapter_config.json"):
+        for pattern in patterns:
+            try:
+                matches = re.compile(pattern).match
+            except re.error as error:
+                raise ValueError(
+                    f"adapter_config.json has the pattern {pattern!r}, which is no "
+                    f"regular expression: {error}."
+                ) from error
+            for name in names:
+                matches(name)
 
 
 def _replaced(

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colab_utils import limits
 from colab_utils.data.tokens.chat_template import without_generation_marks
 from colab_utils.weights.gguf_pretokenizer import find_name
 from colab_utils.weights.stops import stop_tokens
@@ -177,7 +178,8 @@ def _begins_with_bos(tokenizer: Tokenizer) -> bool:
     if not (tokenizer.chat_template and tokenizer.bos_token):
         return False
     turn = [{"role": "user", "content": "x"}]
-    text = str(tokenizer.apply_chat_template(turn, tokenize=False))
+    with limits.seconds(10, "The chat template"):
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False))
     return text.startswith(tokenizer.bos_token)
 
 

@@ -126,7 +126,9 @@ def _merged_bytes(
         yield from _changed_rows(file, path, name, entry, changes, quantized_in)
     else:
         first, last = entry["data_offsets"]
-        yield from read_blocks(file, last - first, BLOCK, path)
+        for data in read_blocks(file, last - first, BLOCK, path):
+            _check_copied(name, data, stored, path)
+            yield data
 
 
 def _replaced_bytes(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
@@ -200,6 +202,19 @@ def _scales(
         found.append(nf4.block_maxima(rows, quantized_in))
     file.seek(place)
     return nf4.quantize_scales(torch.cat(found))
+
+
+def _check_copied(name: str, data: bytearray, dtype: torch.dtype, path: Path) -> None:
+    import torch
+
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return
+    copied = torch.frombuffer(data, dtype=dtype)
+    if not (copied.sum().isfinite() or copied.isfinite().all()):
+        raise ValueError(
+            f"{name} in {path} holds NaN or infinity, and the adapter does not change "
+            "it: the base is damaged. Download it again."
+        )
 
 
 def _check_finite(name: str, merged: torch.Tensor) -> None:

@@ -138,8 +138,12 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 def read_header(path: Path) -> tuple[dict[str, Entry], int]:
     """Return the entries of a safetensors file's header, and where its data begins.
 
-    Raises ValueError for a file of another format.
+    Raises ValueError for a file of another format, for one that is cut short, and for a
+    header that contradicts itself: tensors that overlap, that leave gaps, or whose
+    length is not that of their shape and dtype.
     """
+    from safetensors import SafetensorError, safe_open
+
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -152,6 +156,13 @@ def read_header(path: Path) -> tuple[dict[str, Entry], int]:
             "(after `git clone`, `git lfs pull`)."
         ) from error
     entries.pop("__metadata__", None)
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is cut short or damaged ({error}): download the model again."
+        ) from error
     return entries, 8 + length
 
 

@@ -318,6 +318,13 @@ def test_save_that_fails_keeps_the_earlier_result(trained, tokenizer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_save_writes_the_sets_of_a_config_in_order(trained):
+    """Else two equal runs differ: Python orders a set anew in each process."""
+    config = json.loads((trained["qlora"][1] / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert len(config["target_modules"]) == 7
+
+
 def test_save_keeps_the_readers_files(trained, tokenizer, tmp_path):
     folder = tmp_path / "mine"
     kept = {

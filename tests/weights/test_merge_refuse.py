@@ -173,12 +173,23 @@ def test_merge_base_without_one_shard(adapter, tmp_path):
         weights.merge(base, adapter, tmp_path / "out")
 
 
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("name", [EMBEDDINGS, "model.norm.weight"])
+def test_merge_copies_no_damaged_weight(base, adapter, tmp_path, older, name, number):
+    tensor = tensors_of(base)[name].clone()
+    tensor.view(-1)[5] = number
+    wrong = changed(base, tmp_path / "wrong", **{name: tensor})
+    with pytest.raises(ValueError, match=rf"{name} in .* holds NaN or infinity, and"):
+        weights.merge(wrong, adapter, older)
+    assert_untouched(older)
+
+
 def test_merge_truncated_base(base, adapter, tmp_path, older):
     cut = tmp_path / "cut"
     shutil.copytree(base, cut)
     content = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(content[:-1000])
-    with pytest.raises(ValueError, match="cut short: download the model again"):
+    with pytest.raises(ValueError, match="is cut short or damaged"):
         weights.merge(cut, adapter, older)
     assert_untouched(older)
 

@@ -78,6 +78,38 @@ def test_read_header_other_format(tmp_path, text):
         shards.read_header(path)
 
 
+LIES = {
+    "overlap": lambda header: header["b"].update(data_offsets=[8, 24]),
+    "gap": lambda header: header["b"].update(data_offsets=[20, 36]),
+    "beyond the end": lambda header: header["b"].update(data_offsets=[16, 40]),
+    "backwards": lambda header: header["b"].update(data_offsets=[32, 16]),
+    "negative": lambda header: header["a"].update(data_offsets=[-16, 16]),
+    "longer shape": lambda header: header["a"].update(shape=[5]),
+    "negative shape": lambda header: header["a"].update(shape=[-4]),
+    "other dtype": lambda header: header["a"].update(dtype="F16"),
+    "unknown dtype": lambda header: header["a"].update(dtype="F7"),
+    "no dtype": lambda header: header["a"].pop("dtype"),
+    "a number": lambda header: header.update(a=3),
+    "one tensor less": lambda header: header.pop("b"),
+    "one tensor more": lambda header: header.update(c=header["a"]),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_read_header_that_lies(tmp_path, lie):
+    """Two tensors of four numbers in float32, 16 bytes each."""
+    path = tmp_path / "model.safetensors"
+    header = {
+        name: {"dtype": "F32", "shape": [4], "data_offsets": [start, start + 16]}
+        for name, start in (("a", 0), ("b", 16))
+    }
+    LIES[lie](header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))
+    with pytest.raises(ValueError, match=r"is cut short or damaged \(.+\): download"):
+        shards.read_header(path)
+
+
 def test_find_shards_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="lama does not exist"):
         weights.find_shards(tmp_path / "lama")

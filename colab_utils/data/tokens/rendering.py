@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from colab_utils import limits
 from colab_utils.data.tokens.tools import Tool, probe_tools, uniform
 from colab_utils.data.tokens.vocabulary import added_tokens, any_of, special_tokens
 
@@ -76,16 +77,20 @@ class Conversations:
     ) -> str:
         """Return the text of a conversation; `prompt` adds the generation prompt.
 
-        Raises BadTemplate if the template rejects the messages.
+        Raises BadTemplate if the template rejects the messages, and TimeoutError if
+        it takes more than 10 s.
         """
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages),
-                tools=cast(Any, list(tools) if tools else None),
-                tokenize=False,
-                add_generation_prompt=prompt,
-                **self.variables(thinking),
-            )
+            with limits.seconds(10, f"The chat template of {self.name}"):
+                text = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=cast(Any, list(tools) if tools else None),
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    **self.variables(thinking),
+                )
+        except TimeoutError:
+            raise
         except Exception as error:  # a template can raise any error
             why = f"rejects these messages ({error})"
             raise BadTemplate(self.name, why) from error
