@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "colab_utils"
 # A file or folder imports only from the lines above its own.
 FLOORS = (
     ("runtime", "parameters", "families", "recipe", "limits"),
-    ("shape", "storage"),
+    ("shape", "storage", "locks"),
     ("workspace", "hub", "demo"),
     ("data", "memory"),
     ("fast", "weights", "plots", "creation"),

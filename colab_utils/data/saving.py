@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from colab_utils import hub, recipe, runtime, workspace
+from colab_utils import hub, locks, recipe, runtime, workspace
 from colab_utils.data import describing
 from colab_utils.data.describing import Facts
 from colab_utils.data.schema import COLUMNS, Message, Rejected, Row, kind_of
@@ -178,9 +178,15 @@ def save(
 def replacing(folder: Path) -> Iterator[Path]:
     """Return a temporary folder, which replaces `folder` if the block succeeds.
 
-    Raises FileExistsError when `folder` is not a saved dataset, and OSError, with the
-    free disk space, when the disk is full; the temporary folder is then deleted.
+    Raises RuntimeError when another process is saving it, FileExistsError when `folder`
+    is not a saved dataset, and OSError, with the free disk space, when the disk is
+    full; the temporary folder is then deleted.
     """
+    with locks.locked(folder):
+        yield from _replacing(folder)
+
+
+def _replacing(folder: Path) -> Iterator[Path]:
     part = folder.with_name(f".{folder.name}.part")
     workspace.restore(folder)
     _check_replaceable(folder)

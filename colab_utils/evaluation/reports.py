@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import hub, recipe, workspace
+from colab_utils import hub, locks, recipe, workspace
 from colab_utils.evaluation import harness
 
 if TYPE_CHECKING:
@@ -28,18 +28,19 @@ def save(
     become PNG files, and `fields` go to recipe.json. Raises OSError if a file cannot be
     written.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    new = part / folder.name
-    new.mkdir(parents=True)
-    try:
-        for name, results in found.items():
-            harness.save(results, new, name)
-        for name, figure in figures.items():
-            figure.savefig(new / f"{name}.png", dpi=150)
-        pictures = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
-        hub.write_card(new, {}, folder.name, f"{text}\n\n{pictures}")
-        recipe.write(new, **fields)
-        workspace.replace(new, folder)
-    finally:
+    with locks.locked(folder):
+        part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
+        new = part / folder.name
+        new.mkdir(parents=True)
+        try:
+            for name, results in found.items():
+                harness.save(results, new, name)
+            for name, figure in figures.items():
+                figure.savefig(new / f"{name}.png", dpi=150)
+            pictures = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
+            hub.write_card(new, {}, folder.name, f"{text}\n\n{pictures}")
+            recipe.write(new, **fields)
+            workspace.replace(new, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from colab_utils import recipe, workspace
+from colab_utils import locks, recipe, workspace
 
 HASHES = "sha256.json"  # of each file of a checkpoint
 INPUTS = "inputs.json"  # identifies the run: its data and parameters
@@ -28,17 +28,19 @@ def resume_point(checkpoints: Path, inputs: dict[str, Any]) -> str | None:
 
     No checkpoint is deleted: the folder of any other run is renamed, and renamed back
     when that run is started again. Incomplete checkpoints are skipped. Printed lines
-    report this, and each input that differs.
+    report this, and each input that differs. Raises RuntimeError while another process
+    trains there.
     """
-    point, obstacle = _inspect(checkpoints, inputs)
-    if obstacle:
-        workspace.set_aside(checkpoints, obstacle)
-    if point is None:
-        point = _bring_back(checkpoints, inputs)
-    note = checkpoints / INPUTS
-    earlier = _read(note)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    recipe.write_json(note, inputs, sort_keys=True)
+    with locks.locked(checkpoints):
+        point, obstacle = _inspect(checkpoints, inputs)
+        if obstacle:
+            workspace.set_aside(checkpoints, obstacle)
+        if point is None:
+            point = _bring_back(checkpoints, inputs)
+        note = checkpoints / INPUTS
+        earlier = _read(note)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        recipe.write_json(note, inputs, sort_keys=True)
     if point is None:
         return None
     print(f"resuming at step {_step(point)}, from {point}")

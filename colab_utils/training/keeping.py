@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from colab_utils import runtime, workspace
+from colab_utils import locks, runtime, workspace
 from colab_utils.training import checkpoints
 
 if TYPE_CHECKING:
@@ -31,21 +31,22 @@ REST = 32 * 2**20  # bytes of a checkpoint beside its tensors: mostly the tokeni
 def keep_work(trainer: Trainer) -> None:
     """Let a training survive a checkpoint that can't be saved, and save when stopped.
 
-    A failed save is told, and its half-written folder is removed. An interrupt (Ctrl-C,
-    or the stop button) ends the training after the step that runs, with a checkpoint,
-    and raises KeyboardInterrupt then; a second one stops at once. With several
-    processes all of this is left to their launcher.
+    The folder of the checkpoints is locked while the training runs: no other process
+    can train there. A failed save is told, and its half-written folder is removed. An
+    interrupt (Ctrl-C, or the stop button) ends the training after the step that runs,
+    with a checkpoint, and raises KeyboardInterrupt then; a second one stops at once.
+    With several processes all of this is left to their launcher.
     """
     if trainer.args.world_size > 1:
         return
-    stop = SaveAndStop()
+    stop, folder = SaveAndStop(), Path(str(trainer.args.output_dir)).absolute()
     trainer.add_callback(stop)
     save, train = trainer._save_checkpoint, trainer.train
     # transformers has no event around these two, and the course trains with the
     # trainers of TRL, so both are replaced in this one object.
     for name, replaced in {
         "_save_checkpoint": functools.partial(_save_or_go_on, trainer, save),
-        "train": functools.partial(_train_until_stopped, stop, train),
+        "train": functools.partial(_train_until_stopped, stop, folder, train),
     }.items():
         setattr(trainer, name, replaced)
 
@@ -69,10 +70,10 @@ class SaveAndStop(TrainerCallback):
 
 
 def _train_until_stopped(
-    stop: SaveAndStop, train: Any, *args: Any, **given: Any
+    stop: SaveAndStop, folder: Path, train: Any, *args: Any, **given: Any
 ) -> Any:
     stop.asked = False
-    with _first_interrupt_asks(stop):
+    with locks.locked(folder), _first_interrupt_asks(stop):
         result = train(*args, **given)
     if stop.asked:
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from colab_utils import workspace
+from colab_utils import locks, workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerState
@@ -61,17 +61,18 @@ def save(
     result in `folder` stays complete. Files that are not of a result, such as
     checkpoints, stay in `folder`.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    new = part / folder.name  # `describe` finds the name of the result here
-    new.mkdir(parents=True)
-    try:
-        _write(trained, tokenizer, new)
-        if describe:
-            describe(new)
-        workspace.replace(new, folder, keep=_kept(folder))
-    finally:
+    with locks.locked(folder):
+        part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
+        new = part / folder.name  # `describe` finds the name of the result here
+        new.mkdir(parents=True)
+        try:
+            _write(trained, tokenizer, new)
+            if describe:
+                describe(new)
+            workspace.replace(new, folder, keep=_kept(folder))
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _write(trained: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import runtime
+from colab_utils import locks, runtime
 from colab_utils.families import FAMILIES
 from colab_utils.shape import Shape
 from colab_utils.weights.gguf_blocks import converted, equal_bytes
@@ -44,23 +44,24 @@ def write_gguf(
         raise ValueError(f"out = {out}, but it must be the name of a .gguf file.")
     config = _supported_config(model)
     tensors = _tensors(model, config, kind)
-    part = out.with_name(f".{out.name}.part")
-    part.unlink(missing_ok=True)  # of a run that was killed
-    out.parent.mkdir(parents=True, exist_ok=True)
-    check_disk(out.parent, sum(tensor.size for tensor in tensors), out.name)
-    try:
-        writer = _header(model.name, config, tensors, kind)
-        write_tokenizer(writer, model, config.vocab_size)
-        factors = _rope(writer, config)
-        writer.write_header_to_file(part)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        _write_data(part, tensors, factors)
-        part.replace(out)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with locks.locked(out):
+        part = out.with_name(f".{out.name}.part")
+        part.unlink(missing_ok=True)  # of a run that was killed
+        out.parent.mkdir(parents=True, exist_ok=True)
+        check_disk(out.parent, sum(tensor.size for tensor in tensors), out.name)
+        try:
+            writer = _header(model.name, config, tensors, kind)
+            write_tokenizer(writer, model, config.vocab_size)
+            factors = _rope(writer, config)
+            writer.write_header_to_file(part)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            writer.close()
+            _write_data(part, tensors, factors)
+            part.replace(out)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     return out
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from colab_utils import families, runtime, workspace
+from colab_utils import families, locks, runtime, workspace
 from colab_utils.weights import nf4
 from colab_utils.weights.adapter_fit import read_for_base
 from colab_utils.weights.merge_blocks import Changes, merge_shard
@@ -23,7 +23,6 @@ from colab_utils.weights.merge_layout import layout_of
 from colab_utils.weights.shards import (
     all_entries,
     check_disk,
-    exclusive_lock,
     find_shards,
 )
 from colab_utils.weights.stops import change_json, write_stop_tokens
@@ -60,7 +59,7 @@ def merge(
     warn_about_ids(others.get("tokenizer.json"), shards, changes.vocab)
     inputs = describe_inputs(shards, adapter, others, quantized_in)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(out.parent):
+    with locks.locked(out):
         workspace.restore(out)
         read = (base, adapter)
         workspace.check_replaceable(out, "MODEL_NAME", (INPUTS,), inputs=read)

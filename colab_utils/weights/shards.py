@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -106,33 +103,6 @@ def convert_bin(folder: Path) -> None:
             tensors[name] = tensor.clone() if shared else tensor.contiguous()
         save_file(tensors, folder / renamed(file.name), metadata={"format": "pt"})
         print(renamed(file.name))
-
-
-@contextlib.contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Lock `folder` for this process; raise RuntimeError when another holds the lock.
-
-    The lock ends with the process. On Windows this does nothing.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise RuntimeError(
-            f"Another process is writing into {folder}: wait until it ends, or stop it."
-        ) from error
-    except OSError:
-        print(f"{folder} can't be locked: do not write there until this has finished")
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], int]:
