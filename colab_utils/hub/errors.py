@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -76,6 +77,10 @@ def _rules() -> list[_Rule]:
         first = next((e for e in failure.causes if isinstance(e, unsent)), None)
         header = f"{first}{getattr(first, 'object', '')}" if first else ""
         return failure.token_given and "Bearer" in header
+
+    def page_instead(failure: _Failure) -> bool:
+        parsed = (e for e in failure.causes if isinstance(e, json.JSONDecodeError))
+        return any(error.doc.lstrip().startswith("<") for error in parsed)
 
     absent = hub.LocalEntryNotFoundError
     return [
@@ -159,6 +164,15 @@ def _rules() -> list[_Rule]:
             "minute.",
         ),
         (
+            lambda f: (
+                page_instead(f) or f.has(httpx.TooManyRedirects, hub.FileMetadataError)
+            ),
+            ConnectionError,
+            "Another page came instead of the Hub's answer for {repo}: the network may "
+            "want a login, or a proxy is in between. Open any page in a browser, log "
+            "in there, then run the cell again.",
+        ),
+        (
             lambda f: f.has(absent),
             ConnectionError,
             "The Hub was not reached, and {repo} is not on this machine yet. "
@@ -206,13 +220,17 @@ def _hub_types() -> tuple[type[BaseException], ...]:
     import httpx
     from huggingface_hub.errors import HFValidationError
 
-    return OSError, httpx.HTTPError, HFValidationError, UnicodeEncodeError
+    sent = (httpx.HTTPError, UnicodeEncodeError, json.JSONDecodeError)
+    return OSError, HFValidationError, *sent
 
 
 def can_read(repo_id: str, token: str | None) -> bool:
     """Return whether the token gives access to a model; if not, print the reason."""
     from huggingface_hub import constants, utils
 
+    from colab_utils.hub.network import be_patient
+
+    be_patient()
     try:
         utils.validate_repo_id(repo_id)
         # Not `auth_check`: it has no timeout, and waits forever if packets are lost.
@@ -235,8 +253,12 @@ def hub_errors(repo_id: str, token: str | None, before: str = "") -> Iterator[No
     Raises PermissionError (no token, a wrong one, or no license), FileNotFoundError (no
     such repository or file) or ConnectionError. Every message begins with the text
     `before`. Other errors pass unchanged; with a text `before`, or if they contain the
-    token, they become an OSError. No message contains the token.
+    token, they become an OSError. No message contains the token. In the block, a
+    request ends in time, and is repeated if the Hub fails (`network.PatientClient`).
     """
+    from colab_utils.hub.network import be_patient
+
+    be_patient()
     types: tuple[type[BaseException], ...] = _hub_types()
     if before:  # an upload's threads raise RuntimeError; the reason is among its causes
         types = (*types, RuntimeError)

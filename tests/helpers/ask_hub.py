@@ -7,7 +7,13 @@ import json
 import sys
 import traceback
 
+import httpx
+
 from colab_utils import hub
+from colab_utils.hub import network
+
+network.PAUSES = (0.05, 0.1)
+network.LIMIT = httpx.Timeout(1)  # seconds
 
 
 def one(how, repo, token):
@@ -16,6 +22,10 @@ def one(how, repo, token):
             from huggingface_hub import auth_check
 
             auth_check(repo, token=token or False)
+        elif how == "info":
+            from huggingface_hub import HfApi
+
+            HfApi().model_info(repo, token=token or False)
         elif how == "transformers":
             from transformers import AutoConfig
 

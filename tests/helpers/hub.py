@@ -11,7 +11,9 @@ import http.server
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import ClassVar
 
 ROOT = Path(__file__).resolve().parents[2]
 GRANTED = "hf_GrantedGrantedGrantedGrantedGranted1"
@@ -24,6 +26,9 @@ MINE = ("HF_", "HUGGING", "huggingface", "COLAB", "KAGGLE", "CI", "HEADLESS")
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """Answers as the Hub does for public, gated, missing and failing repositories."""
+
+    hiccups: ClassVar = {"hiccup/limit": 429, "hiccup/error": 500, "hiccup/busy": 503}
+    seen: ClassVar[dict[str, int]] = {}
 
     def answer(self, status: int, code: str = "", message: str = "", body: bytes = b""):
         self.send_response(status)
@@ -47,6 +52,26 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer(502)
         elif repo == "too/many":
             self.answer(429)
+        elif repo in self.hiccups:  # it fails twice, then it works
+            self.seen[repo] = self.seen.get(repo, 0) + 1
+            if self.seen[repo] <= 2:
+                self.answer(self.hiccups[repo])
+            else:
+                self.answer(200, body=b'{"model_type": "llama"}')
+        elif repo == "never/answers":
+            time.sleep(30)
+        elif repo == "network/login":  # a captive portal
+            page = b"<html>Please log in</html>"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(page)
+        elif repo == "network/loop":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif token and token not in (GRANTED, PLAIN):
             self.answer(401, message="Invalid credentials in Authorization header")
         elif repo == "mine/readonly":
