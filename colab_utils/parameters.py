@@ -6,6 +6,8 @@ number field writes 3, 3.0 or None. Papermill passes any of these.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Literal, TypeVar
 
 Number = TypeVar("Number", int, float)
@@ -22,6 +24,27 @@ def clean(value: object) -> str:
     while len(text) > 1 and text[0] + text[-1] in QUOTES:
         text = text[1:-1].strip()
     return text
+
+
+def path(text: str | Path) -> Path:
+    """Return a path that was typed; a leading ~ is the home folder.
+
+    Raises ValueError for a path that no file system has: a part of it is longer than
+    255 bytes, it holds a NUL or half of a character, or its home is that of nobody.
+    """
+    try:
+        found = Path(text).expanduser()
+        longest = max((len(os.fsencode(part)) for part in found.parts), default=0)
+        problem = f"a part of it has {longest} bytes" if longest > 255 else ""
+    except RuntimeError:
+        problem = f"there is no user {Path(text).parts[0][1:]}"
+    except UnicodeEncodeError:
+        problem = "it holds half of a character"
+    if "\0" in str(text):
+        problem = "it holds a NUL character"
+    if problem:
+        raise ValueError(f"{str(text)[:200]!r} can't be a path: {problem}.")
+    return found
 
 
 def is_auto(value: object) -> bool:

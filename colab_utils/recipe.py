@@ -19,6 +19,12 @@ PACKAGES = (
     "datasets",
     "accelerate",
 )
+# The types of the fields that the course reads again.
+TEXTS = ("kind", "name", "source", "row_kind", "base_model", "method", "metric")
+OBJECTS = ("rows", "parameters", "results", "versions", "sha256")
+KINDS: dict[str, type] = {**dict.fromkeys((*TEXTS, "dtype"), str)}
+KINDS |= dict.fromkeys(OBJECTS, dict)
+REMAKE = "Run the notebook that wrote it again, or put the file back."
 
 
 def versions() -> dict[str, str]:
@@ -58,6 +64,35 @@ def write_json(file: Path, value: dict[str, Any], sort_keys: bool = False) -> No
     part.replace(file)
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Return the recipe of an artifact that `Workspace.find` has found."""
-    return json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+class Recipe(dict[str, Any]):
+    """The fields of a recipe.json; one that is missing raises ValueError."""
+
+    def __init__(self, file: Path, fields: dict[str, Any]) -> None:
+        self.file = file
+        super().__init__(fields)
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.file} has no {name!r}. {REMAKE}")
+
+
+def read(folder: Path) -> Recipe:
+    """Return the recipe of an artifact that `Workspace.find` has found.
+
+    Raises ValueError for a file that is not a recipe: it was cut short, or changed.
+    """
+    file = folder / "recipe.json"
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}). {REMAKE}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} holds no fields. {REMAKE}")
+    for name, kind in KINDS.items():
+        value = fields.get(name)
+        if value is not None and not isinstance(value, kind):
+            wanted = "a text" if kind is str else "an object with fields"
+            raise ValueError(
+                f"{file} has {name} = {json.dumps(value)[:80]}, which is not {wanted}. "
+                f"{REMAKE}"
+            )
+    return Recipe(file, fields)

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from colab_utils import runtime
+from colab_utils import parameters, runtime
 
 DRIVE = Path("/content/drive")
 KAGGLE = Path("/kaggle")
@@ -60,7 +60,7 @@ def choose(use_drive: bool) -> Place:
     if named:
         if use_drive and runtime.on_colab():
             _ignored("the environment variable WORKSPACE decides")
-        return Place(Path(named).expanduser().absolute())
+        return Place(parameters.path(named).absolute())
     if runtime.on_kaggle():
         return _kaggle()
     if runtime.on_colab():

@@ -166,12 +166,20 @@ def _create(path: Path) -> None:
 
 
 def _check_name(kind: str, name: str) -> None:
-    plain = isinstance(name, str) and re.fullmatch(r"[^/\\\x00-\x1f]{1,80}", name)
-    if not plain or ".." in name or name != name.strip(" .") or name.endswith(".part"):
+    plain = re.fullmatch(r"[^/\\\x00-\x1f\ud800-\udfff]{1,80}", name)
+    # A file system takes 255 bytes, and the course adds up to 40, such as the date.
+    long = plain and len(name.encode()) > 200
+    if (
+        not plain
+        or long
+        or ".." in name
+        or name != name.strip(" .")
+        or name.endswith(".part")
+    ):
         raise ValueError(
             f"{MAKERS[kind][1]} = {name!r} is not a plain name. It names a folder in "
-            f"workspace/{kind}, so it needs 1 to 80 characters, without a slash or "
-            "'..', and without a dot or a space at either end."
+            f"workspace/{kind}, so it needs 1 to 80 characters (up to 200 bytes), "
+            "without a slash or '..', and without a dot or a space at either end."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -130,3 +131,29 @@ def test_choice_names_the_parameter():
     with pytest.raises(ValueError, match="X = None"):
         parameters.choice("X", None, "a", "b")
     assert parameters.choice("X", None, "auto", "own") == "auto"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("~nosuchuser/data.jsonl", "there is no user nosuchuser"),
+        ("data/" + "x" * 256, "a part of it has 256 bytes"),
+        ("🦙" * 64, "a part of it has 256 bytes"),
+        ("a\0b", "it holds a NUL character"),
+        ("a\ud800b", "it holds half of a character"),
+    ],
+)
+def test_path_that_no_file_system_has(text, problem):
+    with pytest.raises(ValueError, match=rf"can't be a path: {problem}\.$"):
+        parameters.path(text)
+
+
+@given(st.text())
+def test_path_of_any_text_can_be_asked_for(text):
+    try:
+        found = parameters.path(text)
+    except ValueError as error:
+        assert "can't be a path" in str(error)
+        return
+    found.exists()
+    assert text.startswith("~") or found == Path(text)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from colab_utils import recipe
 
@@ -41,3 +44,47 @@ def test_write_keeps_the_old_recipe_on_failure(tmp_path):
     with pytest.raises(TypeError):
         recipe.write(tmp_path, kind=object())
     assert recipe.read(tmp_path) == made
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+FIELDS = st.dictionaries(st.sampled_from([*recipe.KINDS, "note"]), JSON)
+
+
+@given(st.binary() | (JSON | FIELDS).map(lambda one: json.dumps(one).encode()))
+def test_read_refuses_what_is_no_recipe_in_a_sentence(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("artifact")
+    (folder / "recipe.json").write_bytes(content)
+    try:
+        found = recipe.read(folder)
+    except ValueError as error:
+        assert str(error).endswith(recipe.REMAKE)
+        return
+    for name, kind in recipe.KINDS.items():
+        assert found.get(name) is None or isinstance(found[name], kind)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "is not valid JSON"),
+        ('{"kind": "adapter", "na', "is not valid JSON"),
+        ("[]", "holds no fields"),
+        ('{"base_model": 3}', "has base_model = 3, which is not a text"),
+        ('{"rows": [1]}', r"has rows = \[1\], which is not an object with fields"),
+    ],
+)
+def test_read_says_what_is_wrong(tmp_path, content, sentence):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(ValueError, match=f"recipe.json {sentence}.*Run the notebook"):
+        recipe.read(tmp_path)
+
+
+def test_recipe_without_a_field_says_so(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"kind": "adapter"}')
+    made = recipe.read(tmp_path)
+    assert made["kind"] == "adapter" and made.get("method") is None
+    with pytest.raises(ValueError, match=r"recipe\.json has no 'method'\. Run the"):
+        _ = made["method"]

@@ -159,7 +159,11 @@ def test_find_unknown_kind():
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", ".", "..", "../x", "a/b", "a\\b", "a\nb", ".x", "x.part", None]
+    "name",
+    [
+        *("", " ", ".", "..", "../x", "a/b", "a\\b", "a\nb", ".x", "x.part", None),
+        *("🦙" * 51, "x" * 81, "\ud800"),
+    ],
 )
 def test_new_and_find_refuse_a_name_that_is_not_plain(headless, name):
     for find in (Workspace.open().new, Workspace.open().find):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colab_utils.evaluation.claims import MIME
+from colab_utils.recipe import read
 
 
 def claims(executed: Path) -> list[dict[str, Any]]:
@@ -32,28 +33,41 @@ def _sources(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def recipe(workspace: Path, kind: str, name: str) -> dict[str, Any]:
-    """Read the recipe of this name, else the oldest one of this kind, else {}."""
+    """Read the recipe of this name, else the oldest one of this kind, else {}.
+
+    A damaged one is told and left out: the notebooks have run, and the summary comes.
+    """
     found = sorted(workspace.glob(f"{kind}/*/recipe.json"), key=os.path.getmtime)
     found = [path for path in found if path.parent.name == name] or found
-    return json.loads(found[0].read_text(encoding="utf-8")) if found else {}
+    try:
+        return read(found[0].parent) if found else {}
+    except ValueError as error:
+        print(error)
+        return {}
+
+
+def numbers(value: Any) -> dict[str, float]:
+    """Return the numbers in an object, by name."""
+    fields = value.items() if isinstance(value, dict) else ()
+    return {name: one for name, one in fields if type(one) in (int, float)}
 
 
 def summarize(workspace: Path, notebooks: dict[str, Any]) -> dict[str, Any]:
     """Collect what the notebooks of a run wrote into their recipes."""
     summary: dict[str, Any] = {}
-    rows = recipe(workspace, "datasets", "my-dataset").get("rows")
-    if rows:
-        names = {"rows_in": "in", "rows_kept": "kept", "rejected": "rejected"}
+    rows = numbers(recipe(workspace, "datasets", "my-dataset").get("rows"))
+    names = {"rows_in": "in", "rows_kept": "kept", "rejected": "rejected"}
+    if rows.keys() >= {*names.values()}:
         summary["dataset"] = {name: rows[key] for name, key in names.items()}
-    adapter = recipe(workspace, "adapters", "my-adapter").get("results", {})
-    model = recipe(workspace, "models", "my-llama").get("results", {})
+    adapter = recipe(workspace, "adapters", "my-adapter").get("results") or {}
+    model = recipe(workspace, "models", "my-llama").get("results") or {}
     for measure in ("accuracy", "loss"):
         # The adapter may be newer than the model, whose recipe repeats its results.
-        both = {**model.get(measure, {}), **adapter.get(measure, {})}
+        both = {**numbers(model.get(measure)), **numbers(adapter.get(measure))}
         if both:
             summary[measure] = both
-    if "agreement" in model:
-        summary["agreement"] = model["agreement"]
+    if agreement := numbers(model).get("agreement"):
+        summary["agreement"] = agreement
     found = [claim for run in notebooks.values() for claim in run.pop("claims", [])]
     if found:
         summary["claims"] = found

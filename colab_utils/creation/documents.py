@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colab_utils import parameters
 from colab_utils.data.schema import Rejected, reject
 
 # Not part of the text that a reader of a page sees.
@@ -56,7 +57,7 @@ def read(source: str | Path) -> tuple[list[Document], list[Rejected]]:
 
 def _files(source: str | Path) -> dict[str, Path]:
     """Return the files by their names, relative to the folder that holds all."""
-    path = Path(source).expanduser()
+    path = parameters.path(source)
     if path.is_dir():
         found = list(path.rglob("*"))
     else:

@@ -134,7 +134,7 @@ def add_section(card: Path, heading: str, text: str) -> None:
 
 def _is_local(name: str) -> bool:
     """Return whether a name is a path on this machine."""
-    path = Path(name).expanduser()
+    path = parameters.path(name)
     return path.is_absolute() or path.exists()
 
 

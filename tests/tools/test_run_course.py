@@ -176,6 +176,32 @@ def test_run_writes_notebooks_html_and_workspace(done: tuple[Path, str]) -> None
     assert os.readlink(link) == folder.name
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"rows": 3, "results": 3}',
+        '{"rows": {"in": "3"}, "results": null}',
+        '{"rows": {}, "results": {"accuracy": [1], "loss": {"base": "x", "y": null}}}',
+        '{"results": {"agreement": "all", "accuracy": null}}',
+    ],
+)
+def test_summary_survives_damaged_recipes(tmp_path: Path, content: str) -> None:
+    """The notebooks have run by then: their numbers must not be lost."""
+    for kind, name in (
+        ("datasets", "my-dataset"),
+        ("adapters", "my-adapter"),
+        ("models", "my-llama"),
+    ):
+        (tmp_path / kind / name).mkdir(parents=True)
+        (tmp_path / kind / name / "recipe.json").write_text(content)
+    ran = {"01_a": {"seconds": 1.0, "peak_rss_gib": 0.5, "claims": []}}
+    text = course_report.table(course_report.summarize(tmp_path, ran))
+    assert text.split() == ["notebook", "seconds", "peak", "GiB", "01_a", "1.0", "0.50"]
+
+
 def test_summarize_loss_without_accuracy(tmp_path: Path) -> None:
     for kind, name, loss in (
         ("adapters", "a", {"base": 3.0, "tuned": 2.0}),

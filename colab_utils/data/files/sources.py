@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from colab_utils import parameters
 from colab_utils.data.files.streams import ZIP
 from colab_utils.data.schema import escape
 
@@ -67,9 +68,10 @@ def find(source: str) -> list[Source] | None:
 
     `source` is a file, a pattern such as data/*.jsonl, a folder with one data file, or
     a part of a file: data.zip/train.jsonl, data.json/train. Raises FileNotFoundError
-    when nothing has that name, and ValueError when it is not clear what to read.
+    when nothing has that name, and ValueError when nothing can have it or when it is
+    not clear what to read.
     """
-    path = Path(source).expanduser()
+    path = parameters.path(source)
     if path.is_file():
         return [_whole(path)]
     if path.is_dir():
