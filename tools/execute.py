@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import itertools
 import json
 import os
@@ -16,12 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from colab_utils import hub
 from colab_utils.runtime import GIB
+from tools import scrubbing
 from tools.course_report import claims
 
 ROOT = Path(__file__).resolve().parents[1]
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingface", "OPENAI_API_KEY")
 
 
 @contextlib.contextmanager
@@ -79,6 +77,8 @@ def run_notebook(path: Path, executed: Path, parameters: dict[str, Any]) -> dict
     from nbclient.exceptions import DeadKernelError
 
     memory, start, failure = PeakMemory(), time.perf_counter(), None
+    clean = scrubbing.Clean()
+    papermill.iorw.papermill_io.register(str(executed), clean)
     memory.start()
     try:
         papermill.execute_notebook(
@@ -103,6 +103,8 @@ def run_notebook(path: Path, executed: Path, parameters: dict[str, Any]) -> dict
         memory.join()
         seconds = round(time.perf_counter() - start, 1)
         write_html(executed)
+        if clean.found:
+            print(f"{executed.name} contained a token; it is replaced by ***.")
     result = {"seconds": seconds, "peak_rss_gib": round(memory.gib, 2)}
     return {**result, "claims": claims(executed), "failure": failure}
 
@@ -119,24 +121,10 @@ def failing_cell(path: Path, executed: Path) -> str:
 
 
 def write_html(executed: Path) -> None:
-    """Write the executed notebook as HTML, and remove secrets from both files."""
+    """Write the executed notebook as HTML, without secrets."""
     import nbconvert
 
-    if not executed.exists():
-        return
-    text = executed.read_text(encoding="utf-8")
-    if (clean := remove_secrets(text)) != text:
-        executed.write_text(clean, encoding="utf-8")
-        print(f"{executed.name} contained a token; it is replaced by ***.")
-    page, _ = nbconvert.HTMLExporter().from_filename(str(executed))
-    page = remove_secrets(page)  # HTML may escape a token differently
-    executed.with_suffix(".html").write_text(page, encoding="utf-8")
-
-
-def remove_secrets(text: str) -> str:
-    """Replace this environment's tokens, and anything like a Hub token, by ***."""
-    for secret in (os.environ.get(name, "").strip() for name in SECRETS):
-        if len(secret) >= 8:
-            for written in (secret, json.dumps(secret)[1:-1], html.escape(secret)):
-                text = text.replace(written, "***")
-    return hub.scrub(text, None)
+    if executed.exists():
+        page, _ = nbconvert.HTMLExporter().from_filename(str(executed))
+        page = scrubbing.remove(page)  # its pictures and scripts came with it
+        executed.with_suffix(".html").write_text(page, encoding="utf-8")

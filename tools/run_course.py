@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from colab_utils.data.files import readers
+from tools import scrubbing
 from tools.course_report import recipe, summarize, table
 from tools.execute import (
     load_papermill,
-    remove_secrets,
     run_notebook,
     use_this_interpreter,
 )
@@ -148,7 +148,7 @@ def run_notebooks(
         failure = result["failure"]
         if failure:
             page = (folder / path.name).with_suffix(".html")
-            print(remove_secrets(f"\n{failure}\n\nThe whole notebook: {page}"))
+            print(scrubbing.remove(f"\n{failure}\n\nThe whole notebook: {page}"))
         yield path.stem, result
         if failure:
             return
@@ -173,7 +173,7 @@ def run_course(options: argparse.Namespace) -> int:
     workspace = Path(os.environ.get("WORKSPACE") or folder / "workspace").absolute()
     set_environment(workspace)
     values = ", ".join(f"{name} = {value!r}" for name, value in given.items())
-    print(f"run {folder}", remove_secrets(values), sep="\n")
+    print(f"run {folder}", scrubbing.remove(values), sep="\n")
     runs: dict[str, Any] = {}
     failure = None
     try:
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_course(options)
     except CourseError as error:
-        print(remove_secrets(str(error)), file=sys.stderr)
+        print(scrubbing.remove(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         # Without this, asyncio logs the interrupted cell again with its traceback.

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from tools import course_report, execute, run_course
+from tools import course_report, run_course
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -384,9 +384,32 @@ def test_secrets_are_removed_from_notebooks_and_html(tmp_path: Path) -> None:
         assert found not in text
 
 
-def test_remove_secrets_ignores_short_values(monkeypatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "demo")
-    assert execute.remove_secrets("the demo world") == "the demo world"
+@pytest.mark.slow
+def test_killed_run_leaves_no_secret(tmp_path: Path) -> None:
+    folder, printed = tmp_path / "notebooks", tmp_path / "printed"
+    secret = "not-a-real-&-token"
+    show = "import os, sys, time\nfor part in os.environ['HF_TOKEN'], '.':\n"
+    show += "    for letter in part:\n        sys.stdout.write(letter)\n"
+    show += "        sys.stdout.flush()\n        time.sleep(0.05)"
+    wait = f"open({str(printed)!r}, 'w').write('1')\ntime.sleep(100)"
+    write(folder, "01_first.ipynb", "", show, wait)
+    process = subprocess.Popen(
+        command(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_TOKEN": secret},
+        start_new_session=True,
+    )
+    for _ in range(600):
+        if printed.exists():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    (path,) = (tmp_path / "runs").rglob("01_first.ipynb")
+    text = path.read_text()
+    assert "***." in text and secret not in text
+    json.loads(text)
 
 
 def test_link_latest_without_symlinks_prints_newest_run(tmp_path: Path, capsys) -> None:
