@@ -60,7 +60,8 @@ class CheckWeights(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Raise RuntimeError if the steps have changed no weight."""
-        steps = state.global_step - self.first_step
+        # A run that is resumed at its end makes one more step, with learning rate 0.
+        steps = min(state.global_step, state.max_steps) - self.first_step
         if steps and torch.equal(sums(kwargs["model"]), self.before):
             raise RuntimeError(
                 f"No trainable weight has changed in {steps} steps. Raise the learning "

@@ -109,7 +109,8 @@ def use_reference_path(trainer: Trainer) -> None:
 def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
     """Show a live plot instead of the trainer's own progress; save every few minutes.
 
-    A checkpoint that can't be saved does not end the training, and an interrupt saves
+    The last two checkpoints stay, unless the trainer's `save_total_limit` says
+    otherwise. One that can't be saved does not end the training, and an interrupt saves
     one (`keeping.keep_work`). Training also stops, with FloatingPointError, when the
     loss or a weight is NaN.
     """
@@ -122,6 +123,8 @@ def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
 
     for kind in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
         trainer.remove_callback(kind)
+    if trainer.args.save_total_limit is None:
+        trainer.args.save_total_limit = 2  # a Drive is soon full of checkpoints
     trainer.args.logging_nan_inf_filter = False  # or the trainer replaces NaN losses
     trainer.add_callback(CheckLoss())
     trainer.add_callback(LivePlot())

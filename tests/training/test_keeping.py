@@ -132,6 +132,22 @@ def test_oldest_checkpoint_goes_when_room_is_short(begin, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_run_that_has_ended_is_loaded_from_its_last_checkpoint(begin):
+    trainer, folder, _ = begin()
+    trainer.train()
+    assert names(folder) == ["checkpoint-3", "checkpoint-4"]  # the last two stay
+    again, _, point = begin()
+    assert point == str(folder / "checkpoint-4")
+    expected = adapter(trainer)
+    assert not all(
+        torch.equal(adapter(again)[name], expected[name]) for name in expected
+    )
+    again.train(resume_from_checkpoint=point)
+    found = adapter(again)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
 def test_size_is_that_of_a_checkpoint(begin):
     trainer, folder, _ = begin()
     trainer.train()
