@@ -25,12 +25,12 @@ ENDLESS = r"(.*a+)+(.*a+)+(.*a+)+(.*a+)+(.*a+)+!"  # for a name with many letter
 
 @pytest.fixture
 def short(monkeypatch):
-    """Wait for half a second instead of ten."""
+    """Wait for a tenth of a second instead of ten."""
     real = limits.seconds
 
     @contextmanager
     def seconds(limit: float, what: str):
-        with real(limit / 20, what):
+        with real(limit / 100, what):
             yield
 
     monkeypatch.setattr(limits, "seconds", seconds)

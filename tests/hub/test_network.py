@@ -23,7 +23,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.asked.append(self.command)
         _, status, *after = self.path.split("/")
         if status == "wait":
-            time.sleep(2)
+            time.sleep(0.5)
             return
         self.send_response(int(status) if len(self.asked) <= 2 else 200)
         if after:
@@ -100,7 +100,7 @@ def test_the_hub_may_ask_for_more_time(address, waited, after, pauses):
 
 @pytest.mark.parametrize("given", [None, httpx.Timeout(None)])
 def test_a_request_without_a_limit_gets_one(address, monkeypatch, given):
-    monkeypatch.setattr(network, "LIMIT", httpx.Timeout(0.2))
+    monkeypatch.setattr(network, "LIMIT", httpx.Timeout(0.1))
     with network.PatientClient() as client, pytest.raises(httpx.ReadTimeout):
         client.get(f"{address}/wait", timeout=given)
 
@@ -108,7 +108,7 @@ def test_a_request_without_a_limit_gets_one(address, monkeypatch, given):
 def test_a_limit_that_is_given_stays(address, monkeypatch):
     monkeypatch.setattr(network, "LIMIT", httpx.Timeout(100))
     with network.PatientClient() as client, pytest.raises(httpx.ReadTimeout):
-        client.get(f"{address}/wait", timeout=0.2)
+        client.get(f"{address}/wait", timeout=0.1)
 
 
 def test_be_patient_keeps_the_hooks_of_huggingface_hub():
