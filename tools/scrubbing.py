@@ -17,7 +17,10 @@ from colab_utils import hub, runtime
 # The names of environment variables, and of lines in .env, that hold a secret.
 NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)S?$|^huggingface$", re.IGNORECASE)
 SHORTEST = 8  # a shorter text is no secret, and may be part of any word
-USUAL = re.compile(r"[a-z_]+|[0-9.]+")  # so may such a word, or a number
+NUMBER = re.compile(r"[0-9.]+")  # so may a number
+# The words of the notebook format: without one of them a file is no notebook.
+FORMAT = {"cell_type", "display_data", "execute_result", "execution_count", "markdown"}
+FORMAT |= {"metadata", "nbformat", "nbformat_minor", "output_type", "papermill"}
 
 
 def known() -> list[str]:
@@ -26,8 +29,9 @@ def known() -> list[str]:
     The longest comes first: one may be a part of another.
     """
     found = {value.strip() for value in _values()}
-    long = (one for one in found if len(one) >= SHORTEST and not USUAL.fullmatch(one))
-    return sorted(long, key=len, reverse=True)
+    found = {one for one in found - FORMAT if len(one) >= SHORTEST}
+    secret = (one for one in found if not NUMBER.fullmatch(one))
+    return sorted(secret, key=len, reverse=True)
 
 
 def _values() -> Iterator[str]:

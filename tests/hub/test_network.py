@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import http.server
-import threading
 import time
 from typing import ClassVar
 
 import httpx
 import pytest
+from helpers.hub import served
 from huggingface_hub import get_session
 
 from colab_utils.hub import network
@@ -40,13 +40,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def address():
     Server.asked.clear()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Server) as address:
+        yield address
 
 
 @pytest.fixture

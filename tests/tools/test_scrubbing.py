@@ -84,6 +84,11 @@ def test_usual_words_and_numbers_are_no_secrets(alone, monkeypatch, value):
     assert scrubbing.remove(text) == text
 
 
+def test_a_token_of_small_letters_is_removed(alone, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "onlysmallletters")
+    assert scrubbing.remove("[onlysmallletters]") == "[***]"
+
+
 def test_longer_secret_goes_before_one_that_is_a_part_of_it(alone, monkeypatch):
     monkeypatch.setenv("A_KEY", "abc-123-xyz")
     monkeypatch.setenv("B_KEY", "abc-123-xyz-and-more")
