@@ -74,10 +74,11 @@ def saves_at_once() -> list[bool]:
 
     from colab_utils.training.callbacks import SaveEvery
 
-    args, state = SimpleNamespace(world_size=2, device="cpu"), SimpleNamespace()
-    state.global_step, found = 1, []
+    args = SimpleNamespace(world_size=2, device="cpu", output_dir="no-such-folder")
+    state, found = SimpleNamespace(global_step=1, max_steps=9), []
     for early in (0, 1):
         control, clock = SimpleNamespace(should_save=False), SaveEvery(10)
+        clock.on_train_begin(args, state, control)
         clock.saved = time.time() - (700 if dist.get_rank() == early else 0)
         clock.on_step_end(args, state, control, model=torch.nn.Linear(1, 1))
         found.append(control.should_save)
