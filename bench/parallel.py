@@ -1,12 +1,13 @@
-"""Measure QLoRA of the shape of Llama 2 7B on two GPUs, each limited like a T4.
+"""Measure QLoRA of the shape of Llama 2 7B on several GPUs, each limited like a T4.
 
-    python bench/parallel.py [demo] [UPDATE ...]
+    python bench/parallel.py [demo] [ram] [UPDATE ...]
 
-Trains the same updates in one process and in two, as notebook 02 does
-(`training.parallel`), with the cards' direct connection and without it: NCCL then goes
-through RAM, as on a machine whose cards only have PCIe. Also kills a process, and
-interrupts a run. UPDATE is "4x8192" (four micro-batches of 8,192 tokens in all
-processes), "4x2048" or "2x1200"; without any, all are measured. Adds a row to
+Trains the same updates in one process, in two, and in four if there are so many GPUs,
+as notebook 02 does (`training.parallel`), with the cards' direct connection and without
+it: NCCL then goes through RAM, as on a machine whose cards only have PCIe. With two
+GPUs, it also kills a process, and interrupts a run. UPDATE is "4x8192" (four
+micro-batches of 8,192 tokens in all processes), "4x2048" or "2x1200"; without any, all
+are measured. `ram` measures only the exchange through RAM. Adds a row to
 bench/results/parallel.json. `demo` is a dry run on a CPU, which writes nothing.
 """
 
@@ -230,15 +231,18 @@ def main() -> None:
     print(f"checkpoint {time.time() - began:.0f} s", flush=True)
     trainer = build(checkpoint, 256, 1, "")
     found = []
+    most = 2 if DEMO else len(runtime.gpus())
     for update in [name for name in sys.argv[1:] if name in UPDATES] or UPDATES:
-        for processes in () if "ram" in sys.argv[1:] else (1, 2):
+        counts = [n for n in (1, 2, 4, 8) if n <= min(most, UPDATES[update][1])]
+        for processes in () if "ram" in sys.argv[1:] else counts:
             found.append(
                 run(trainer, checkpoint, processes, update, f"{update}-{processes}")
             )
         os.environ["NCCL_P2P_DISABLE"] = "1"
-        found.append(run(trainer, checkpoint, 2, update, f"{update}-2-through-ram"))
+        name = f"{update}-{counts[-1]}-through-ram"
+        found.append(run(trainer, checkpoint, counts[-1], update, name))
         del os.environ["NCCL_P2P_DISABLE"]
-    row = {"runs": found, **fails(trainer, checkpoint)}
+    row = {"runs": found} | (fails(trainer, checkpoint) if most == 2 else {})
     print(json.dumps({k: v for k, v in row.items() if k != "runs"}))
     if not DEMO:
         listed = subprocess.run(

@@ -2,13 +2,13 @@
 
     python bench/sharded.py [--tiny] [PART ...]
 
-Each GPU is limited like a T4. For each part: write a model of random weights, load it
-in one process for each GPU, and train some steps under DistributedDataParallel.
-"whole" loads the model into every process. "host" sends the bytes between the GPUs
-through RAM, as on machines without peer access. Prints a row for each part: the peak of
-each GPU and the planned one, tokens a second, the losses, the bytes gathered. Adds the
-rows to bench/results/sharded.json. `--tiny` tests the script on a CPU with two
-processes, and writes nothing.
+Each GPU is limited like a T4, or to 24 GiB in parts that say so. For each part: write a
+model of random weights, load it in one process for each GPU, and train some steps under
+DistributedDataParallel. "whole" loads the model into every process. "host" sends the
+bytes between the GPUs through RAM, as on machines without peer access. Prints a row for
+each part: the peak of each GPU and the planned one, tokens a second, the losses, the
+bytes gathered. Adds the rows to bench/results/sharded.json. `--tiny` tests the script
+on a CPU with two processes, and writes nothing.
 """
 
 from __future__ import annotations
@@ -70,6 +70,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 16384,
     },
+    "70B": {  # Llama 2 70B; needs four GPUs
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 4096,
+    },
 }
 TINY = {
     "hidden_size": 128,
@@ -79,8 +87,9 @@ TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
-LONG = {"13B": 4096}  # tokens of a row; TOKENS of the others
+LENGTHS = {"13B": 4096, "70B": 512}  # tokens of a row; TOKENS of the others
 PARTS = ("7B whole", "7B", "7B host", "13B", "34B", "34B host")
+MORE = ("70B", "70B 24GiB")  # only when they are asked for
 
 
 def write(_: int, config: LlamaConfig, folder: Path) -> None:
@@ -149,6 +158,8 @@ def step_of(config: Any, shards: int, gpu: bool, tokens: int) -> Step:
 def work(rank: int, count: int, port: int, folder: Path, part: str, out: Path) -> None:
     """Train in one of `count` processes, and write its measurements."""
     gpu = torch.cuda.is_available()
+    if "24GiB" in part:
+        emulate.CAP = 24
     if gpu:
         torch.cuda.set_device(rank)
         emulate.t4()
@@ -162,7 +173,7 @@ def work(rank: int, count: int, port: int, folder: Path, part: str, out: Path) -
     dist.init_process_group("nccl" if gpu else "gloo", **given)
     whole, began = "whole" in part, time.time()
     config = models.load_config(str(folder))
-    tokens = LONG.get(folder.name, TOKENS)
+    tokens = LENGTHS.get(part, TOKENS)
     step = step_of(config, 1 if whole else count, gpu, tokens)
     if whole and gpu:
         model = AutoModelForCausalLM.from_pretrained(
@@ -273,8 +284,9 @@ def measure(part: str, folder: Path, count: int) -> dict[str, Any]:
 def main() -> None:
     tiny = "--tiny" in sys.argv
     parts = [one for one in sys.argv[1:] if one != "--tiny"] or list(PARTS)
-    if unknown := set(parts) - set(PARTS):
-        sys.exit(f"There is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if unknown := set(parts) - {*PARTS, *MORE}:
+        known = ", ".join(PARTS + MORE)
+        sys.exit(f"There is no part {', '.join(unknown)}; there are {known}")
     gpus = torch.cuda.device_count()
     if not tiny and gpus < 2:
         sys.exit("This needs two GPUs; --tiny tests it without.")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.families import CONFIGS, small_model
 from helpers.llamas import gradients, packed, padded, with_lora
+from helpers.training import StopAt
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from colab_utils import generation, memory, models, runtime, training
@@ -161,6 +162,39 @@ def test_training_with_a_loss_scale_that_is_too_large(make_trainer, fast):
     losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
     assert trainer.accelerator.scaler.get_scale() < 2.0**24
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+
+
+def test_resumed_training_equals_the_uninterrupted_one(make_trainer, checkpoint):
+    """With a loss scale and an 8-bit optimizer, which are in the checkpoint."""
+    settings = {"use_cpu": False, "optim": "adamw_8bit", "learning_rate": 2e-4}
+    settings["max_steps"] = 24
+    plan = memory.Plan(512, 1, 0, False, True, memory.Memory())
+
+    def make(**more):
+        trainer = make_trainer("qlora", checkpoint, **settings | more)
+        training.float32_adapters(trainer)
+        training.use_fast_path(trainer, plan)
+        return trainer
+
+    def weights(trainer):
+        named = trainer.model.named_parameters()
+        found = [p.detach().float().flatten() for _, p in named if p.requires_grad]
+        return torch.cat(found)
+
+    whole, again, other, short, resumed = (
+        make(**more) for more in ({}, {}, {"seed": 1}, {}, {})
+    )
+    short.add_callback(StopAt(12))
+    for trainer in (whole, again, other, short):
+        trainer.train()
+    resumed.train(resume_from_checkpoint=f"{short.args.output_dir}/checkpoint-12")
+    expected, seed = weights(whole), (weights(other) - weights(whole)).norm()
+    noise = (weights(again) - expected).norm() / seed
+    found = (weights(resumed) - expected).norm() / seed
+    print(f"repeated {noise:.3g}, resumed {found:.3g} of the distance of another seed")
+    scales = [one.accelerator.scaler.get_scale() for one in (whole, resumed)]
+    assert scales[0] == scales[1]
+    assert found < 0.1
 
 
 def test_load_model_nf4_peak(checkpoint):
