@@ -133,7 +133,7 @@ def main() -> None:
             r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
-    if GPU:
+    if GPU and version == 1:  # whose units must be trained, or not, as a whole
         plugin = trainer.accelerator.state.fsdp_plugin
         plugin.auto_wrap_policy = fsdp_auto_wrap_policy(trainer.model)
     clock = Clock()

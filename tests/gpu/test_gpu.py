@@ -170,27 +170,21 @@ def test_resumed_training_equals_the_uninterrupted_one(make_trainer, checkpoint)
     settings["max_steps"] = 24
     plan = memory.Plan(512, 1, 0, False, True, memory.Memory())
 
-    def make(**more):
-        trainer = make_trainer("qlora", checkpoint, **settings | more)
+    def train(seed=0, stop=24, checkpoint_folder=None):
+        trainer = make_trainer("qlora", checkpoint, **settings, seed=seed)
         training.float32_adapters(trainer)
         training.use_fast_path(trainer, plan)
-        return trainer
-
-    def weights(trainer):
+        trainer.add_callback(StopAt(stop))
+        trainer.train(resume_from_checkpoint=checkpoint_folder)
         named = trainer.model.named_parameters()
         found = [p.detach().float().flatten() for _, p in named if p.requires_grad]
-        return torch.cat(found)
+        return trainer, torch.cat(found)
 
-    whole, again, other, short, resumed = (
-        make(**more) for more in ({}, {}, {"seed": 1}, {}, {})
-    )
-    short.add_callback(StopAt(12))
-    for trainer in (whole, again, other, short):
-        trainer.train()
-    resumed.train(resume_from_checkpoint=f"{short.args.output_dir}/checkpoint-12")
-    expected, seed = weights(whole), (weights(other) - weights(whole)).norm()
-    noise = (weights(again) - expected).norm() / seed
-    found = (weights(resumed) - expected).norm() / seed
+    (whole, expected), (_, again), (_, other) = train(), train(), train(seed=1)
+    short, _ = train(stop=12)
+    resumed, found = train(checkpoint_folder=f"{short.args.output_dir}/checkpoint-12")
+    seed = (other - expected).norm()
+    noise, found = (again - expected).norm() / seed, (found - expected).norm() / seed
     print(f"repeated {noise:.3g}, resumed {found:.3g} of the distance of another seed")
     scales = [one.accelerator.scaler.get_scale() for one in (whole, resumed)]
     assert scales[0] == scales[1]
