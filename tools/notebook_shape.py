@@ -113,7 +113,7 @@ def _sizes(cells: list[dict], code: list[int]) -> Iterator[Finding]:
     lengths = []
     for number in code:
         cell = cells[number - 1]
-        if "setup" in tags(cell):
+        if {"setup", "imports"} & set(tags(cell)):
             continue
         lines = [line for line in cell["source"].splitlines() if line.strip()]
         lengths.append(len(lines))

@@ -17,6 +17,7 @@ from colab_utils.training.saving import save
 from colab_utils.training.trainer import (
     float32_adapters,
     precision,
+    prepare,
     prepare_fast_path,
     show_progress,
     use_fast_path,
@@ -28,6 +29,7 @@ __all__ = [
     "float32_adapters",
     "memory_held",
     "precision",
+    "prepare",
     "prepare_fast_path",
     "remove_checkpoints",
     "resume_point",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from colab_utils import runtime
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     from colab_utils.memory import Plan
+
+T = TypeVar("T", bound="Trainer")
 
 
 def model_of(trainer: Trainer) -> PreTrainedModel:
@@ -130,6 +132,18 @@ def show_progress(trainer: Trainer, save_minutes: float = 10) -> None:
     trainer.add_callback(LivePlot())
     trainer.add_callback(SaveEvery(save_minutes))
     keep_work(trainer)
+
+
+def prepare(trainer: T, plan: Plan) -> T:
+    """Make a trainer ready, and return it.
+
+    Its adapter is kept in float32, its progress is shown and saved, and it computes as
+    planned: see `float32_adapters`, `show_progress` and `use_fast_path`.
+    """
+    float32_adapters(trainer)
+    show_progress(trainer)
+    use_fast_path(trainer, plan)
+    return trainer
 
 
 def checkpointable(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:

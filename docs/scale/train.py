@@ -28,11 +28,10 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import set_seed
-from trl import SFTConfig
 
 from colab_utils import data, hub, memory, models, recipe, training
 from colab_utils.training.progress import LivePlot
-from colab_utils.training.sft import FastSFTTrainer
+from colab_utils.training.sft import FastSFTTrainer, settings
 
 RANK, RATE, EPOCHS, ROWS, SEED = 16, 2e-4, 3, 16, 0  # ROWS in an update
 
@@ -78,38 +77,18 @@ def main(dataset: Path, name: str, out: Path, shard: bool) -> None:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    settings = SFTConfig(
-        output_dir=str(out / "checkpoints"),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=plan.accumulation,
-        num_train_epochs=EPOCHS,
-        learning_rate=RATE,
-        warmup_steps=0.05,
-        max_length=plan.tokens,
-        packing=True,
-        gradient_checkpointing=False,
-        optim=optimizer,
-        logging_steps=0.02,
-        save_strategy="no",
-        save_total_limit=2,
-        report_to="none",
-        seed=SEED,
-        use_cpu=not gpu,
-        ddp_find_unused_parameters=False,
-        **training.precision(),
-    )
+    usual = {"learning_rate": RATE, "num_train_epochs": EPOCHS, "seed": SEED}
+    usual |= {"ddp_find_unused_parameters": False}
     trainer = FastSFTTrainer(
         model=model,
-        args=settings,
+        args=settings(out / "checkpoints", plan, **usual),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora,
     )
-    training.float32_adapters(trainer)
-    training.show_progress(trainer, save_minutes=10)
+    training.prepare(trainer, plan)
     if not state.is_main_process:
         trainer.remove_callback(LivePlot)
-    training.use_fast_path(trainer, plan)
     result = trainer.train(resume_from_checkpoint=point)
     print(f"process {state.process_index}: {memory.peak():.2f} GiB at the peak")
     if state.is_main_process:

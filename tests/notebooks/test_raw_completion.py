@@ -148,7 +148,7 @@ def test_groups_give_whole_matrices_a_tenth_of_the_rate(raw, model):
     )
     adapted = raw.get_peft_model(models.load_model("demo").float(), config)
     lora, whole = raw.groups(adapted, 1e-3)
-    assert (lora["peak"], whole["peak"]) == (1e-3, 1e-4)
+    assert (lora["lr"], whole["lr"]) == (1e-3, 1e-4)
     assert len(lora["params"]) == 2 * 6 and len(whole["params"]) == 2
 
 
