@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+MOST_PARTS = 32  # of the tokens in a cache
+
 
 @triton.jit
 def _rotate_and_store(
@@ -73,12 +75,14 @@ def rotate_and_store(
 
 
 @triton.jit
-def _attention_step(
-    q, keys, values, lengths, out, size, heads, kv_heads, width, scale,
-    N: tl.constexpr, D: tl.constexpr,
+def _attention_part(
+    q, keys, values, lengths, sums, found, out, size, heads, kv_heads, width, scale,
+    N: tl.constexpr, D: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    part, parts = tl.program_id(2), tl.num_programs(2)
     count = tl.load(lengths + row) + 1
+    share = tl.cdiv(tl.cdiv(count, N), parts) * N
     at = tl.arange(0, D)
     inside = at < width
     mine = (row * heads + head) * width + at
@@ -90,33 +94,73 @@ def _attention_step(
     )
     best = tl.full((), float("-inf"), tl.float32)
     total = tl.zeros((), tl.float32)
-    found = tl.zeros((D,), tl.float32)
-    for start in range(0, count, N):
+    mean = tl.zeros((D,), tl.float32)
+    end = tl.minimum(count, (part + 1) * share)
+    for start in range(part * share, end, N):
         place = (start + tl.arange(0, N))[:, None]
-        there = (place < count) & inside[None, :]
+        there = (place < end) & inside[None, :]
         k = tl.load(keys + first + place * kv_heads * width, there, 0).to(tl.float32)
+        v = tl.load(values + first + place * kv_heads * width, there, 0).to(tl.float32)
         score = tl.sum(k * x[None, :], 1)
-        score = tl.where(start + tl.arange(0, N) < count, score, float("-inf"))
+        score = tl.where(start + tl.arange(0, N) < end, score, float("-inf"))
         top = tl.maximum(best, tl.max(score, 0))
         weight, fade = tl.exp(score - top), tl.exp(best - top)
-        v = tl.load(values + first + place * kv_heads * width, there, 0).to(tl.float32)
         total = total * fade + tl.sum(weight, 0)
-        found = found * fade + tl.sum(weight[:, None] * v, 0)
+        mean = mean * fade + tl.sum(weight[:, None] * v, 0)
         best = top
-    tl.store(out + mine, found / total, inside)
+    if ALONE:
+        tl.store(out + mine, mean / total, inside)
+    else:
+        place = (row * heads + head) * parts + part
+        tl.store(sums + 2 * place, best)
+        tl.store(sums + 2 * place + 1, total)
+        tl.store(found + place * width + at, mean, inside)
+
+
+@triton.jit
+def _join_parts(
+    sums, found, out, parts, width, P: tl.constexpr, D: tl.constexpr
+):  # fmt: skip
+    one = tl.program_id(0).to(tl.int64)
+    part, at = tl.arange(0, P), tl.arange(0, D)
+    inside = at < width
+    place = one * parts + part
+    best = tl.load(sums + 2 * place, part < parts, float("-inf"))
+    total = tl.load(sums + 2 * place + 1, part < parts, 0)
+    weight = tl.exp(best - tl.max(best, 0))
+    there = (part < parts)[:, None] & inside[None, :]
+    mean = tl.load(found + place[:, None] * width + at[None, :], there, 0)
+    mean = tl.sum(mean * weight[:, None], 0) / tl.sum(total * weight, 0)
+    tl.store(out + one * width + at, mean, inside)
 
 
 def attention_step(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+    parts: int | None = None,
 ) -> torch.Tensor:
-    """Return attention of one new token a row over its `lengths` + 1 cached tokens."""
+    """Return attention of one new token a row over its `lengths` + 1 cached tokens.
+
+    The tokens are divided into `parts`, each with a softmax of its own, which are then
+    joined (flash-decoding): few rows and heads alone would use a small part of a GPU.
+    """
     size, kv_heads, width = keys.shape[1:]
-    out, heads = torch.empty_like(q), q.shape[1] // width
-    _attention_step[(len(q), heads)](
+    heads, padded = q.shape[1] // width, triton.next_power_of_2(width)
+    parts = parts or parts_for(len(q) * heads, size, q.device)
+    out, sums, found = torch.empty_like(q), q, q
+    if parts > 1:
+        where = len(q), heads, parts
+        sums = q.new_empty(*where, 2, dtype=torch.float32)
+        found = q.new_empty(*where, width, dtype=torch.float32)
+    _attention_part[(len(q), heads, parts)](
         q,
         keys,
         values,
         lengths,
+        sums,
+        found,
         out,
         size,
         heads,
@@ -124,6 +168,23 @@ def attention_step(
         width,
         width**-0.5,
         N=32,
-        D=triton.next_power_of_2(width),
+        D=padded,
+        ALONE=parts == 1,
     )
+    if parts > 1:
+        _join_parts[(len(q) * heads,)](
+            sums, found, out, parts, width, P=MOST_PARTS, D=padded
+        )
     return out
+
+
+def parts_for(programs: int, size: int, device: torch.device) -> int:
+    """Return into how many parts to divide the tokens of a cache of `size`.
+
+    Each of `programs` rows and heads then gives work to several multiprocessors of the
+    GPU: four programs for each one, of 64 tokens or more.
+    """
+    if device.type != "cuda":
+        return 1
+    units = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, min(MOST_PARTS, 4 * units // programs, size // 64))

@@ -110,7 +110,8 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     keys, values = ones(2, 1, 16, shape.kv_heads, shape.head_dim)
     lengths = torch.zeros(1, dtype=torch.int32, device=device)
     attention_kernels.rotate_and_store(q, k, v, angles, angles, keys, values, lengths)
-    attention_kernels.attention_step(q, keys, values, lengths)
+    for parts in (1, 2):
+        attention_kernels.attention_step(q, keys, values, lengths, parts)
     _compile_nf4(dtype, device)
 
 

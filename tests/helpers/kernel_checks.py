@@ -12,6 +12,7 @@ where the kernel is right, and the names of the kernels that were compiled for a
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import traceback
@@ -198,6 +199,17 @@ def step_on_a_cache(check: Check) -> None:
     check.compare(of(attention_kernels), of(attention), *given)
 
 
+def step_in_parts(check: Check) -> None:
+    """More parts than some rows have blocks of 32 tokens; one row fills the cache."""
+    shape, rows, size = check.shape, 4, 160
+    q = torch.randn(rows, shape.queries)
+    keys, values = torch.randn(2, rows, size, shape.kv_heads, shape.head_dim)
+    lengths = torch.tensor([0, 31, 100, 159], dtype=torch.int32)
+    for parts in (1, 2, 3, 32):
+        step = functools.partial(attention_kernels.attention_step, parts=parts)
+        check.compare(step, attention.attention_step, q, keys, values, lengths)
+
+
 def all_kernels_of_a_model(check: Check) -> None:
     warmup.compile_training(check.shape, check.dtype, check.device)
     warmup.compile_decoding(check.shape, check.dtype, check.device)
@@ -205,7 +217,13 @@ def all_kernels_of_a_model(check: Check) -> None:
 
 CHECKS = (
     *(dequantize_nf4, norm, add_norm, norm_backward, norm_heads, rotate, swiglu),
-    *(cross_entropy, swiglu_backward, step_on_a_cache, all_kernels_of_a_model),
+    *(
+        cross_entropy,
+        swiglu_backward,
+        step_on_a_cache,
+        step_in_parts,
+        all_kernels_of_a_model,
+    ),
 )
 
 
