@@ -2,8 +2,8 @@
 
     python bench/raw_text.py [--tiny] [--out FILE]
 
-Takes the definitions out of notebooks/07_raw_completion.ipynb, and trains a model of
-random weights in the shape of Llama 2 7B on texts of 1,024 tokens: first the adapter
+Takes `build` out of notebooks/07_raw_completion.ipynb, and trains a model of random
+weights in the shape of Llama 2 7B on texts of 1,024 tokens: first the adapter
 alone, then also embeddings and head. Writes what the plan predicts next to what was
 measured, by default to bench/results/raw_text.json.
 """
@@ -24,7 +24,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import emulate
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, TrainerCallback
+
+from colab_utils.training.progress import LivePlot
 
 NOTEBOOK = HERE.parent / "notebooks" / "07_raw_completion.ipynb"
 KEPT = (ast.FunctionDef, ast.Import, ast.ImportFrom)
@@ -45,20 +47,16 @@ def definitions() -> dict[str, Any]:
     return names
 
 
-def adapted(nb: dict[str, Any], folder: Path, embeddings: bool) -> torch.nn.Module:
-    """Return the model in 4 bits with the adapter of the notebook."""
-    model = nb["models"].load_model(str(folder), nb["models"].quantization_config())
-    lora = nb["LoraConfig"](
-        r=RANK,
-        lora_alpha=2 * RANK,
-        target_modules="all-linear",
-        modules_to_save=["embed_tokens", "lm_head"] if embeddings else None,
-        task_type="CAUSAL_LM",
-    )
-    model = nb["get_peft_model"](model, lora)
-    for weight in filter(lambda weight: weight.requires_grad, model.parameters()):
-        weight.data = weight.data.float()
-    return model
+class Clock(TrainerCallback):
+    """Note when each update ends."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
 
 
 def measure(
@@ -78,33 +76,36 @@ def measure(
         optimizer="adamw_8bit" if on_gpu else "adamw_torch",
         embeddings=embeddings,
     )
-    model = adapted(nb, folder, embeddings)
+    count = (1 + UPDATES) * plan.accumulation * (plan.tokens // length)
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, config.vocab_size, (64, length), generator=draw).tolist()
-    rows = [
-        {"input_ids": row, "assistant_masks": [0] + [1] * (length - 1)} for row in ids
-    ]
-    how = {"size": plan.tokens, "times": plan.accumulation, "rate": 1e-4}
-    how |= {"plan": (plan.recompute, plan.offload)}
-    how |= {"adam": nb["AdamW8bit"] if on_gpu else None}
-    nb["train"](model, rows, tokens=1, **how)  # compiles the kernels
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    count = UPDATES * (plan.tokens // length) * length * plan.accumulation
-    losses = nb["train"](model, rows, tokens=count - 1, **how)
-    seconds = (time.perf_counter() - start) / len(losses)
-    peak = torch.cuda.max_memory_allocated() / memory.GIB if on_gpu else None
+    ids = torch.randint(3, config.vocab_size, (count, length), generator=draw).tolist()
+    mask = [0] + [1] * (length - 1)
+    lora = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": "all-linear"}
+    if embeddings:
+        lora["modules_to_save"] = ["embed_tokens", "lm_head"]
+    nb |= {
+        "rows": [{"input_ids": row, "assistant_masks": mask} for row in ids],
+        **{"MODEL": str(folder), "lora": lora, "plan": plan, "GPU": on_gpu},
+        **{"EPOCHS": 1, "LEARNING_RATE": 1e-4, "folder": folder.parent},
+        "tokenizer": nb["models"].load_tokenizer("demo"),
+    }
+    trainer = nb["build"]()
+    trainer.remove_callback(LivePlot)  # there may be no IPython
+    trainer.add_callback(clock := Clock())
+    memory.release()
+    trainer.train()
+    batches = UPDATES * plan.accumulation
     on_t4 = memory.seconds(config, "qlora", plan.tokens, plan.recompute, length)
+    log = trainer.state.log_history
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "embeddings": embeddings,
         "plan": str(plan),
         "planned_gib": round(plan.cost.peak / memory.GIB, 2),
-        "peak_gib": peak and round(peak, 2),
-        "seconds_a_batch": round(seconds, 3),
+        "peak_gib": round(memory.peak(), 2) if on_gpu else None,
+        "seconds_a_batch": round((clock.times[-1] - clock.times[0]) / batches, 3),
         "planned_seconds_on_a_t4": round(on_t4, 3),
-        "losses": [round(loss, 3) for loss in losses[:4]],
+        "losses": [round(entry["loss"], 3) for entry in log if "loss" in entry],
     }
 
 
