@@ -323,9 +323,7 @@ def test_save_that_fails_keeps_the_earlier_result(trained, tokenizer, tmp_path):
 def test_save_says_how_much_space_is_missing(trained, tokenizer, tmp_path, monkeypatch):
     trainer, _ = trained["lora"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**19))
-    with pytest.raises(
-        OSError, match=r"lora needs 0\.7 MiB, .* has 0\.5 MiB free"
-    ):
+    with pytest.raises(OSError, match=r"lora needs 0\.7 MiB, .* has 0\.5 MiB free"):
         training.save(trainer, tokenizer, tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []
 
