@@ -56,6 +56,8 @@ class FastSFTTrainer(SFTTrainer):
             if not ran_out(error):
                 raise
             message = self.recovery.message(error)
+        finally:
+            self.recovery.start = None
         # Not in the block above: a notebook keeps an error with the one that led to it,
         # and that one would hold the tensors of the step.
         raise MemoryError(message)
