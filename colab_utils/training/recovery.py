@@ -197,7 +197,7 @@ class Recovery:
                 "go on alone with another plan"
             )
         elif self.used:
-            parts.append("It is the second time, after a plan that needs less memory")
+            parts.append("Another plan is tried only once, so the training ends")
         elif self.shortage:
             parts.append("No plan needs less memory")
         else:

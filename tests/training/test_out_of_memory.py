@@ -143,9 +143,7 @@ def test_second_time_stops_with_numbers(begin, capsys):
     assert text.startswith("RAM ran out in step 2: ")
     assert "and 2.00 GiB more were asked for. The plan was 3.00 GiB. " in text
     assert "micro-batch of the update has 4 x " in text
-    assert (
-        "It is the second time, after a plan that needs less memory. Use a sm" in text
-    )
+    assert "Another plan is tried only once, so the training ends. Use a sm" in text
     assert text.endswith("RANK or MODEL, or set MAX_TOKENS lower in 01_create_dataset.")
     assert error.value.__context__ is None  # it would hold the tensors of the step
 
