@@ -43,6 +43,7 @@ def trainer_of(checkpoint: str, o: dict, ds: Any, config: dict, callbacks: list)
         peft_config=lora(o["r"]),
     )
     training.float32_adapters(trainer)
+    trainer.recovery.used = True  # another plan would hide what this one needs
     return trainer
 
 

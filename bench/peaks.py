@@ -164,6 +164,7 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
     )
     plan = memory.Plan(tokens, times, recompute, offload, fast, cost)
     training.use_fast_path(trainer, plan)
+    trainer.recovery.used = True  # another plan would hide what this one needs
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     found = {"shape": name, "config": SHAPES[name]}
@@ -200,7 +201,7 @@ def main() -> None:
             start = time.time()
             try:
                 results.append(measure(base, config, run))
-            except torch.cuda.OutOfMemoryError as error:
+            except (MemoryError, torch.cuda.OutOfMemoryError) as error:
                 base = loaded = None
                 results.append({"run": run, "out_of_memory": str(error)[:120]})
             results[-1]["seconds"] = round(time.time() - start, 1)

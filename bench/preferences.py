@@ -160,6 +160,7 @@ def ours(pairs: list[dict[str, Any]], folder: str, found: dict[str, Any]) -> Any
     )
     training.float32_adapters(trainer)
     training.use_fast_path(trainer, plan)
+    trainer.recovery.used = True  # another plan would hide what this one needs
     return trainer
 
 
@@ -355,7 +356,7 @@ if __name__ == "__main__":
         torch.cuda.empty_cache()
     try:
         result = measure()
-    except torch.cuda.OutOfMemoryError as error:
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         result = {"way": WAY, **OPTIONS, "out_of_memory": str(error)[:600]}
     print("PREFERENCES", json.dumps(result), flush=True)
     if GPU:

@@ -231,7 +231,7 @@ def measure() -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         result = measure()
-    except torch.cuda.OutOfMemoryError as error:
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         result = {"way": WAY, **OPTIONS, "out_of_memory": str(error)[:600]}
     print("SPEED", json.dumps(result), flush=True)
     emulate.append("speed.json", result)

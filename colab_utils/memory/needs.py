@@ -1,4 +1,4 @@
-"""Check that a machine has what a run needs, before a download."""
+"""Check that a machine has what a run needs, before a download or before loading."""
 
 from __future__ import annotations
 
@@ -79,6 +79,36 @@ def preflight(
         raise MemoryError(f"This would not fit. {found}.")
     if denied:
         raise PermissionError(f"{denied}.")
+
+
+def check_weights(
+    config: PreTrainedConfig, model: str, quantized: bool, size: int
+) -> None:
+    """Raise MemoryError if a model's weights are larger than the device's free memory.
+
+    `quantized` are weights in 4 bits; `size` is the bytes of a number in the others.
+    The message has the numbers, and what to change.
+    """
+    import psutil
+    import torch
+
+    shape, machine = Shape.from_config(config.get_text_config()), runtime.detect()
+    method = "qlora" if quantized or shape.quantized else "lora"
+    needed = costs.weights(shape, method, size).total
+    if machine.device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        advice = (
+            "choose a smaller MODEL or a larger GPU, or merge an adapter with "
+            "04_merge_and_publish, which needs no GPU, and run the GGUF file"
+        )
+        need = Need(machine.accelerator, needed, free, total, advice)
+    else:
+        ram = psutil.virtual_memory()
+        advice = "choose a smaller MODEL, or a machine with a GPU"
+        need = Need("RAM", needed, ram.available, ram.total, advice)
+    if problem := need.problem():
+        raise MemoryError(f"The weights of {model} do not fit. {problem}.")
 
 
 def _memory_needs(

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, cast
 from colab_utils import recipe, runtime
 from colab_utils.data.tokens.chat_template import choose_template
 from colab_utils.fast import warmup
-from colab_utils.memory import costs
+from colab_utils.memory.needs import check_weights
 from colab_utils.models.sources import Source
 from colab_utils.models.special_tokens import as_ids, set_padding
-from colab_utils.shape import Shape
 from colab_utils.weights import vocabulary
 from colab_utils.weights.adapters import check_patterns
 
@@ -95,12 +94,14 @@ def load_model(
     """Load a causal language model onto this machine's device, in its compute dtype.
 
     With `quantization` the linear layers are stored in 4 bits. A repository that is
-    already quantized keeps its own settings. Raises the errors of `load_config`.
+    already quantized keeps its own settings. Raises the errors of `load_config`, and
+    MemoryError if the weights do not fit the free memory of the GPU, or the free RAM.
     """
     config, dtype = load_config(name), torch_dtype()
     if getattr(config, "quantization_config", None):
         print(f"{name} is already quantized: its own settings are used")
         quantization = None
+    check_weights(config, name, quantization is not None, dtype.itemsize)
     warmup.prepare(config, dtype)  # compiles while the weights are loaded
     model = _load_weights(Source(name), dtype, quantization)
     correct_quantized(model, dtype)
@@ -175,8 +176,7 @@ def load_adapter(
     The base model is loaded as in training: in NF4 for QLoRA, in the compute dtype for
     LoRA. After full fine-tuning the folder holds a whole model. A `trainable` adapter
     stays in float32, to be trained further; raises ValueError for a whole model then.
-    Raises MemoryError before the base is loaded if the GPU is too small for it, and
-    what `weights.adapters.check_patterns` raises.
+    Raises the errors of `load_model` and of `weights.adapters.check_patterns`.
     """
     made = recipe.read(folder)
     tokenizer = load_tokenizer(str(folder))
@@ -189,7 +189,6 @@ def load_adapter(
     from peft import PeftModel
 
     quantization = quantization_config() if made["method"] == "qlora" else None
-    _check_fits(made["base_model"], made["method"])
     base = load_model(made["base_model"], quantization)
     vocabulary.fit(base, folder)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -201,20 +200,6 @@ def load_adapter(
         if "lora_" in name:  # trained in float32; inference needs only the base's dtype
             parameter.data = parameter.data.to(base.dtype)
     return model, tokenizer
-
-
-def _check_fits(name: str, method: str) -> None:
-    """Raise MemoryError if the GPU cannot hold the weights, whatever else it holds."""
-    machine = runtime.detect()
-    needed = costs.weights(Shape.from_config(load_config(name)), method, 2).total
-    if machine.memory_gib is None or needed <= machine.memory_gib * runtime.GIB:
-        return
-    raise MemoryError(
-        f"The weights of {name} take {needed / runtime.GIB:.1f} GiB, and this GPU has "
-        f"{machine.memory_gib:.1f}: load the adapter on a machine with a larger GPU, "
-        "or merge it with 04_merge_and_publish, which needs no GPU, and run the GGUF "
-        "file."
-    )
 
 
 @contextmanager

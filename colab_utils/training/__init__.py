@@ -1,13 +1,14 @@
 """Fine-tune a model with a trainer of TRL or transformers.
 
-Read in this order: `trainer` (precision, fast path, progress), `checkpoints` (resume),
-`saving` (the result), `measuring` (memory of a step, tensor by tensor), `overflow` (of
-float16), `parallel`, `watching` and `process` (several GPUs). `sft` (TRL's trainer with
-the fast path), `preferences` (DPO on it, with the batches of `pairs`), `reward_model`
-(a head that scores answers), `rewards` (GRPO and PPO, with the formulas of `objectives`
-and the answers of `rollouts`), `callbacks` and `progress` subclass library classes.
-They load torch and transformers, so this subpackage does not re-export them: import
-these by their names.
+Read in this order: `trainer` (precision, fast path, progress), `gradient_checkpointing`
+(of the reference path), `checkpoints` (resume), `saving` (the result), `measuring`
+(memory of a step, tensor by tensor), `overflow` (of float16), `parallel`, `watching`
+and `process` (several GPUs). `sft` (TRL's trainer with the fast path, and `recovery`
+when the memory runs out), `preferences` (DPO on it, with the batches of `pairs`),
+`reward_model` (a head that scores answers), `rewards` (GRPO and PPO, with the formulas
+of `objectives` and the answers of `rollouts`), `callbacks` and `progress` subclass
+library classes. They load torch and transformers, so this subpackage does not re-export
+them: import these by their names.
 """
 
 from colab_utils.training.checkpoints import remove_checkpoints, resume_point

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from transformers import TrainerCallback
+from transformers.training_args import OptimizerNames
 
 from colab_utils import locks, runtime, workspace
+from colab_utils.memory.costs import OPTIMIZER_BYTES
 from colab_utils.training import checkpoints
 
 if TYPE_CHECKING:
@@ -32,14 +34,15 @@ def keep_work(trainer: Trainer) -> None:
     """Let a training survive a checkpoint that can't be saved, and save when stopped.
 
     The folder of the checkpoints is locked while the training runs: no other process
-    can train there. A failed save is told, and its half-written folder is removed. An
+    can train there. Before the first step a line tells if the disk lacks space for two
+    checkpoints. A failed save is told, and its half-written folder is removed. An
     interrupt (Ctrl-C, or the stop button) ends the training after the step that runs,
     with a checkpoint, and raises KeyboardInterrupt then; a second one stops at once.
     With several processes all of this is left to their launcher.
     """
     if trainer.args.world_size > 1:
         return
-    stop, folder = SaveAndStop(), Path(str(trainer.args.output_dir)).absolute()
+    stop, folder = SaveAndStop(trainer), Path(str(trainer.args.output_dir)).absolute()
     trainer.add_callback(stop)
     save, train = trainer._save_checkpoint, trainer.train
     # transformers has no event around these two, and the course trains with the
@@ -52,10 +55,33 @@ def keep_work(trainer: Trainer) -> None:
 
 
 class SaveAndStop(TrainerCallback):
-    """Once `asked`, save a checkpoint after the step that runs, and stop."""
+    """Once `asked`, save a checkpoint after the step that runs, and stop.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Before the first step it checks that the disk has space for two checkpoints.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.asked = trainer, False
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Print what is missing, if the disk is too small."""
+        parent, one = Path(str(args.output_dir)), size(self.trainer)
+        needed = one * (2 - len(checkpoints.numbered(parent)))
+        if needed > (free := _free(parent)):
+            print(
+                f"Two checkpoints take 2 x {one / runtime.GIB:.2f} GiB, and "
+                f"{parent} has {free / runtime.GIB:.2f} GiB free: "
+                f"{(needed - free) / runtime.GIB:.2f} GiB are missing. The training "
+                "goes on, but a disconnect may lose its work. Delete files, such as "
+                "the checkpoints of trainings that have ended.",
+                flush=True,
+            )
 
     def on_step_end(
         self,
@@ -132,13 +158,18 @@ def _make_room(trainer: Trainer, parent: Path) -> None:
 def size(trainer: Trainer) -> int:
     """Return the bytes that a checkpoint takes at most.
 
-    Its tensors are the trained weights and the states of the optimizer.
+    Its tensors are the trained weights and the states of the optimizer. Before its
+    first step, an optimizer that `memory` does not know counts as AdamW in float32.
     """
     optimizer: Any = trainer.optimizer
-    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     states = (value for state in optimizer.state.values() for value in state.values())
-    tensors += [value for value in states if hasattr(value, "nbytes")]
-    return sum(tensor.nbytes for tensor in tensors) + REST
+    held = [value.nbytes for value in states if hasattr(value, "nbytes")]
+    if not held:
+        kind = OptimizerNames(trainer.args.optim).value
+        each = OPTIMIZER_BYTES.get(kind, max(OPTIMIZER_BYTES.values()))
+        held = [round(each * weight.numel()) for weight in weights]
+    return sum(weight.nbytes for weight in weights) + sum(held) + REST
 
 
 def _not_saved(trainer: Trainer, parent: Path, error: Exception) -> str:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from colab_utils.training.trainer import checkpointable, model_of
+from colab_utils.training.gradient_checkpointing import checkpointable
+from colab_utils.training.trainer import model_of
 
 if TYPE_CHECKING:
     import torch

@@ -5,10 +5,11 @@ This is the part that GRPO and PPO share; they are in `rewards`.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from datasets import Dataset
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # Scores the answers to rows of a dataset.
 Reward = Callable[[list[data.Row], list[str]], Sequence[float]]
 Rollout = dict[str, torch.Tensor]
+Result = TypeVar("Result")
 POLICY, REFERENCE = "default", "reference"
 
 
@@ -122,14 +124,42 @@ class RolloutTrainer(OwnBatchesTrainer):
     ) -> torch.Tensor:
         """Write and score answers, and compute the gradient of the last update."""
         began = time.perf_counter()
-        rollout = self.roll_out(inputs["index"].tolist())
+        rollout = self._again(
+            lambda: self.roll_out(inputs["index"].tolist()), self._write_fewer
+        )
         self._log("seconds/answers", time.perf_counter() - began)
         model.train()
-        loss = self.gradient(model, rollout, first=True)
-        for _ in range(self.updates - 1):
-            self._update(model)
-            loss = self.gradient(model, rollout)
+        for number in range(self.updates):
+            if number:
+                self._update(model)
+            loss = self._again(
+                functools.partial(self.gradient, model, rollout, first=not number),
+                self._smaller_parts,
+            )
         return loss  # the trainer itself makes the last update
+
+    def _again(self, work: Callable[[], Result], less: Callable[[], str]) -> Result:
+        """Return `work()`; if the memory runs out, once with what `less` changes."""
+        if self.args.gradient_accumulation_steps > 1:  # gradients do not begin at zero
+            return work()
+        self.recovery.begin([])
+        return self.recovery.run(work, less, work)
+
+    def _write_fewer(self) -> str:
+        """Write and score fewer answers at once."""
+        self.writers = max(1, self.writers // 2)
+        self.tokens = max(1, self.tokens // 2)
+        return (
+            f"with {self.writers} answers written at once, and {self.tokens:,} tokens "
+            "scored"
+        )
+
+    def _smaller_parts(self) -> str:
+        """Train on fewer tokens at once, in layers with gradient checkpointing."""
+        self.tokens = max(1, self.tokens // 2)
+        most = max(self.tokens, max(map(len, self.prompts)) + self.answer_tokens)
+        how = self.recovery.checkpoint_more(most)
+        return f"in parts of {self.tokens:,} tokens" + (f", {how}" if how else "")
 
     def _update(self, model: torch.nn.Module) -> None:
         if limit := self.args.max_grad_norm:

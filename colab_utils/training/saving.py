@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from colab_utils import locks, workspace
+from colab_utils.weights.shards import check_disk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerState
@@ -59,7 +60,8 @@ def save(
     All files are written to a hidden folder, where `describe` adds the card and the
     recipe; then that folder replaces `folder`. If the process is killed, an older
     result in `folder` stays complete. Files that are not of a result, such as
-    checkpoints, stay in `folder`.
+    checkpoints, stay in `folder`. Raises OSError if the disk has too little space: free
+    some and save again, while the trainer has the result.
     """
     with locks.locked(folder):
         part = folder.with_name(f".{folder.name}.part")
@@ -67,12 +69,20 @@ def save(
         new = part / folder.name  # `describe` finds the name of the result here
         new.mkdir(parents=True)
         try:
+            check_disk(new, _size(trained), folder.name)
             _write(trained, tokenizer, new)
             if describe:
                 describe(new)
             workspace.replace(new, folder, keep=_kept(folder))
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _size(trained: Trained) -> int:
+    """Return the bytes of the weights to save; 0 for a result of processes."""
+    model = getattr(trained, "model", None)
+    weights = model.parameters() if model is not None else ()
+    return sum(weight.nbytes for weight in weights if weight.requires_grad)
 
 
 def _write(trained: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

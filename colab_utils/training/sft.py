@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +15,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from colab_utils import runtime
+from colab_utils.training.recovery import Recovery, ran_out
 from colab_utils.training.trainer import precision
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class FastSFTTrainer(SFTTrainer):
-    """TRL's `SFTTrainer` with five changes; the loss and its gradient are the same.
+    """TRL's `SFTTrainer` with six changes; the loss and its gradient are the same.
 
     - No step has learning rate 0: TRL's warmup begins with one. This class leaves it
       out, so n steps have the learning rates of TRL's steps 2 to n + 1.
@@ -38,6 +39,8 @@ class FastSFTTrainer(SFTTrainer):
       Hub's library looks for a token and asks Colab's secrets.
     - The adapter of a `PeftModel` keeps its weights. TRL rounds those of a quantized
       model to bfloat16 while it builds the trainer.
+    - If the memory runs out in a step, the step begins again with less memory: once,
+      and with a printed line. The next time, `train` raises MemoryError.
     """
 
     fast_path = False  # `training.use_fast_path` sets it
@@ -49,6 +52,29 @@ class FastSFTTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         for name, weight in kept.items():
             cast("PeftModel", model).get_parameter(name).data = weight
+        self.recovery = Recovery(self)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as TRL does; raise MemoryError with numbers if the memory runs out."""
+        try:
+            return super().train(*args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            message = self.recovery.message(error)
+        finally:
+            self.recovery.start = None
+        # Not in the block above: a notebook keeps an error with the one that led to it,
+        # and that one would hold the tensors of the step.
+        raise MemoryError(message)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Return the micro-batches of an update, and their trained tokens."""
+        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.recovery.begin(found[0])
+        return found
 
     def compute_loss(
         self,
@@ -79,8 +105,29 @@ class FastSFTTrainer(SFTTrainer):
         """Compute the gradient of a micro-batch; return its share of the mean loss.
 
         A small update (see the class) divides the sum of its losses by the usual number
-        of trained tokens. The returned loss, which is logged, is still their mean.
+        of trained tokens. The returned loss, which is logged, is still their mean. If
+        the memory runs out, the earlier micro-batches of the update are computed again.
         """
+
+        def step(batch: dict[str, Any]) -> torch.Tensor:
+            return self._micro_batch(model, batch, num_items_in_batch)
+
+        def again() -> torch.Tensor:
+            for earlier in self.recovery.earlier(inputs):
+                step(earlier)
+            return step(inputs)
+
+        def less() -> str:
+            return self.recovery.checkpoint_more(self.recovery.largest())
+
+        return self.recovery.run(lambda: step(inputs), less, again)
+
+    def _micro_batch(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
         count, usual = num_items_in_batch, self.usual_tokens
         several = self.args.n_gpu > 1  # then `count` has a number for each GPU
         if count is None or several or 2 * count >= usual:

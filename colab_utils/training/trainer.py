@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from colab_utils import runtime
+from colab_utils.training.gradient_checkpointing import checkpoint_first, checkpointable
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, Trainer
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     from colab_utils.memory import Plan
 
@@ -73,6 +73,8 @@ def use_fast_path(trainer: Trainer, plan: Plan) -> None:
 
     use_reference_path(trainer)
     model = model_of(trainer)
+    if isinstance(trainer, FastSFTTrainer):
+        trainer.recovery.plan = plan
     if plan.fast and patch.apply(model, plan.recompute, plan.offload):
         if not isinstance(trainer, FastSFTTrainer):
             patch.remove(model)
@@ -82,15 +84,12 @@ def use_fast_path(trainer: Trainer, plan: Plan) -> None:
             )
         trainer.fast_path = True
         return
-    layers = checkpointable(model)
-    recompute = len(layers) if plan.fast else plan.recompute
+    layers = len(checkpointable(model))
+    recompute = layers if plan.fast else plan.recompute
     if recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        for i, layer in enumerate(layers):
-            layer.gradient_checkpointing = i < recompute
+        checkpoint_first(model, recompute)
         print(
-            f"reference path: gradient checkpointing for {recompute} of {len(layers)} "
-            "layers"
+            f"reference path: gradient checkpointing for {recompute} of {layers} layers"
         )
 
 
@@ -102,7 +101,7 @@ def use_reference_path(trainer: Trainer) -> None:
     model = model_of(trainer)
     patch.remove(model)
     if isinstance(trainer, FastSFTTrainer):
-        trainer.fast_path = False
+        trainer.fast_path, trainer.recovery.plan = False, None
     if model.is_gradient_checkpointing:
         model.gradient_checkpointing_disable()
         model.disable_input_require_grads()
@@ -144,10 +143,3 @@ def prepare(trainer: T, plan: Plan) -> T:
     show_progress(trainer)
     use_fast_path(trainer, plan)
     return trainer
-
-
-def checkpointable(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
-    """Return the decoder layers, which transformers can checkpoint one by one."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]

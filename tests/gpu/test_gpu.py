@@ -6,10 +6,15 @@ import pytest
 import torch
 from helpers.families import CONFIGS, small_model
 from helpers.llamas import gradients, packed, padded, with_lora
-from helpers.training import StopAt
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+from helpers.training import InBackward, StopAt
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    TrainerCallback,
+)
 
-from colab_utils import generation, memory, models, runtime, training
+from colab_utils import data, demo, generation, memory, models, runtime, training
 from colab_utils.data.tokens.rendering import Conversations
 from colab_utils.fast import ops, patch
 from colab_utils.fast.static_cache import StaticDecoder
@@ -189,6 +194,68 @@ def test_resumed_training_equals_the_uninterrupted_one(make_trainer, checkpoint)
     scales = [one.accelerator.scaler.get_scale() for one in (whole, resumed)]
     assert scales[0] == scales[1]
     assert found < 0.1
+
+
+class Squeeze(TrainerCallback):
+    """Limits the GPU memory in the middle of the second update."""
+
+    def __init__(self, limit: float) -> None:
+        self.share = limit / torch.cuda.mem_get_info()[1]
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            torch.cuda.empty_cache()  # else the limit would not apply to the cache
+            torch.cuda.set_per_process_memory_fraction(self.share)
+
+
+@pytest.fixture
+def train_long(make_trainer, checkpoint):
+    """Train in updates of two rows with 8,192 tokens; return the logs and the peak."""
+    rows = [{"messages": data.to_messages(row)} for row in demo.questions()[:920]]
+    settings = {"use_cpu": False, "optim": "adamw_8bit", "max_steps": 3}
+    settings |= {"packing": True, "max_length": 8192, "learning_rate": 1e-4}
+    settings |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+
+    def train(recompute: int, prepare=lambda trainer: None) -> tuple[list, list, float]:
+        memory.release()
+        trainer = make_trainer("qlora", base=checkpoint, rows=rows, **settings)
+        training.float32_adapters(trainer)
+        plan = memory.Plan(8192, 2, recompute, 0, True, memory.Memory())
+        training.use_fast_path(trainer, plan)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=SCALE)
+        prepare(trainer)
+        trainer.train()
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        losses, norms = ([e[key] for e in log] for key in ("loss", "grad_norm"))
+        return losses, norms, torch.cuda.max_memory_allocated()
+
+    yield train
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    memory.release()
+
+
+def test_training_step_that_runs_out_of_memory_begins_again(train_long, capsys):
+    """The limit is between the peaks of both plans."""
+    *_, much = train_long(0)
+    losses, norms, little = train_long(2)
+    limit = (much + little) / 2
+    capsys.readouterr()
+    found = train_long(0, lambda trainer: trainer.add_callback(Squeeze(limit)))
+    line = next(x for x in capsys.readouterr().out.splitlines() if " ran out " in x)
+    assert line.startswith("GPU memory ran out in step 2: "), line
+    assert f" of {limit / memory.GIB:.2f} GiB were used, and " in line, line
+    assert "The step begins again with gradient checkpointing for all 2 l" in line
+    assert found[0] == pytest.approx(losses, rel=1e-3)
+    assert found[1] == pytest.approx(norms, rel=2e-2)
+    assert found[2] < limit
+
+
+def test_training_step_begins_again_with_inputs_in_ram(train_long, capsys):
+    losses, norms, _ = train_long(2)
+    found = train_long(2, lambda trainer: InBackward(trainer, 4))
+    assert "and with their inputs in RAM" in capsys.readouterr().out
+    assert found[0] == pytest.approx(losses, rel=1e-3)
+    assert found[1] == pytest.approx(norms, rel=2e-2)
 
 
 def test_load_model_nf4_peak(checkpoint):

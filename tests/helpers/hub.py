@@ -82,7 +82,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         elif repo == "some/gated" and token != GRANTED:
             self.answer(403 if token else 401, "GatedRepo", "Access is restricted")
         elif repo in ("some/gated", "some/public"):
-            body = b'{"model_type": "llama"}'
+            body = b'{"model_type": "llama", "num_hidden_layers": 1}'
             if "resolve" in parts and parts[-1] != "config.json":
                 self.answer(404, "EntryNotFound", "Entry not found")
             elif "resolve" in parts and "main" not in parts:

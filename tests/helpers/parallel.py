@@ -13,7 +13,7 @@ from trl import SFTConfig
 
 from colab_utils import data, demo, memory, models, training
 from colab_utils.training.sft import FastSFTTrainer
-from helpers.training import ON_CPU
+from helpers.training import ON_CPU, InBackward
 
 
 def build(
@@ -60,6 +60,14 @@ def build_in_first(folder: Path) -> FastSFTTrainer:
     if os.environ["RANK"] == "1":
         raise ValueError("planted before there is a trainer")
     return build(folder, sharded=True)
+
+
+def build_short_of_memory(folder: Path) -> FastSFTTrainer:
+    """Return a trainer; the memory of the second process runs out in its first step."""
+    trainer = build(folder)
+    if os.environ["RANK"] == "1":
+        InBackward(trainer, 2)
+    return trainer
 
 
 class AtStep(TrainerCallback):

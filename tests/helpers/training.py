@@ -52,3 +52,33 @@ class StopAt(TrainerCallback):
         control.should_save = control.should_training_stop = (
             state.global_step == self.step
         )
+
+
+ASKED = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
+
+
+def cuda_error() -> None:
+    """Raise the error of torch for a GPU without free memory."""
+    raise torch.OutOfMemoryError(ASKED)
+
+
+class InBackward:
+    """Calls a function in some backward passes, when most layers have gradients.
+
+    The passes are numbered from 1, also over several trainings.
+    """
+
+    def __init__(self, trainer, *numbers: int, error=cuda_error) -> None:
+        self.numbers, self.error, self.passes = numbers, error, 0
+        self.partial = 0  # gradients that the failed pass had written
+        self.trainer = trainer
+        named = trainer.model.named_parameters()
+        first = next(p for _, p in named if p.requires_grad)
+        first.register_hook(self.fail)
+
+    def fail(self, _: torch.Tensor) -> None:
+        self.passes += 1
+        if self.passes in self.numbers:
+            held = [p.grad for p in self.trainer.model.parameters()]
+            self.partial = sum(grad is not None for grad in held)
+            self.error()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,12 +143,19 @@ def test_load_adapter_to_train_it_further(trained, monkeypatch):
 
 @pytest.mark.slow
 def test_load_adapter_refuses_a_base_that_the_gpu_cannot_hold(trained, monkeypatch):
-    small = dataclasses.replace(runtime.detect(), memory_gib=0.001)
-    monkeypatch.setattr(runtime, "detect", lambda: small)
-    with pytest.raises(
-        MemoryError, match=r"weights of demo take 0\.0 GiB.*needs no GPU"
-    ):
+    machine = dataclasses.replace(runtime.detect(), device="cuda", accelerator="T4")
+    monkeypatch.setattr(runtime, "detect", lambda: machine)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**18, 2**20))
+    with pytest.raises(MemoryError, match=r"weights of demo do not fit\. .*no GPU"):
         models.load_adapter(trained["qlora"][1])
+
+
+def test_load_model_refuses_weights_that_do_not_fit_the_ram(monkeypatch):
+    ram = SimpleNamespace(available=2**20, total=2**34)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: ram)
+    message = r"RAM has 0\.0 GiB free and 0\.0 are needed: .* restart the session\."
+    with pytest.raises(MemoryError, match=message):
+        models.load_model("demo")
 
 
 @pytest.mark.slow

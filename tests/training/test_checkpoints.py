@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -316,6 +317,15 @@ def test_save_that_fails_keeps_the_earlier_result(trained, tokenizer, tmp_path):
         training.save(trained["full"][0], tokenizer, folder, fail)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.slow
+def test_save_says_how_much_space_is_missing(trained, tokenizer, tmp_path, monkeypatch):
+    trainer, _ = trained["lora"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**19))
+    with pytest.raises(OSError, match=r"lora needs 0\.7 MiB, .* has 0\.5 MiB free"):
+        training.save(trainer, tokenizer, tmp_path / "lora")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_writes_the_sets_of_a_config_in_order(trained):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from datasets import Dataset
-from helpers.training import UPDATES, StopAt
+from helpers.training import UPDATES, InBackward, StopAt
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -362,3 +363,17 @@ def test_collator_shares_no_token_with_a_loss_after_it():
         batch = Collator()([pair])
         shared.append(batch["shared"].tolist() if "shared" in batch else None)
     assert shared == [[0, 2], None, None, None, None]
+
+
+@pytest.mark.slow
+def test_step_that_runs_out_of_memory_begins_again(make, capsys):
+    expected, trainer = (make(FastDPOTrainer, SFTConfig, fast=True) for _ in range(2))
+    training.use_fast_path(expected, dataclasses.replace(PLAN, recompute=6))
+    for one in (expected, trainer):
+        one.score_reference()
+    planted = InBackward(trainer, 2)
+    expected.train()
+    trainer.train()
+    assert "The step begins again" in capsys.readouterr().out
+    assert planted.partial > 10 and planted.passes == 8
+    assert history(trainer) == history(expected)

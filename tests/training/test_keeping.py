@@ -149,10 +149,31 @@ def test_run_that_has_ended_is_loaded_from_its_last_checkpoint(begin):
 
 @pytest.mark.slow
 def test_size_is_that_of_a_checkpoint(begin):
-    trainer, folder, _ = begin()
+    planned = []
+    trainer, folder, _ = begin(step1=lambda: planned.append(keeping.size(trainer)))
     trainer.train()
     found = sum(file.stat().st_size for file in (folder / "checkpoint-4").iterdir())
     assert keeping.size(trainer) - keeping.REST < found < keeping.size(trainer)
+    assert planned == [pytest.approx(keeping.size(trainer), rel=1e-3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("checkpoints", "told"), [(0.5, "0.05 GiB are missing"), (1.5, "0.02"), (2.1, "")]
+)
+def test_missing_space_is_told_before_the_first_step(
+    begin, monkeypatch, capsys, checkpoints, told
+):
+    trainer, folder, _ = begin(minutes=10)
+    trainer.create_optimizer()
+    one = keeping.size(trainer)
+    free = SimpleNamespace(free=int(checkpoints * one))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    before, _, _ = capsys.readouterr().out.partition("step 1 of 4")
+    assert (f"2 x {one / 2**30:.2f} GiB, and {folder} has" in before) is bool(told)
+    assert told in before
 
 
 def interrupt() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parallel import AtStep, build, build_in_first
+from helpers.parallel import AtStep, build, build_in_first, build_short_of_memory
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -130,6 +130,14 @@ def test_failure_of_a_process_stops_the_others(tmp_path, what, message):
     """They would wait for it half an hour."""
     with pytest.raises(RuntimeError, match=message):
         in_two(tmp_path, AtStep(1, what))
+    assert not multiprocessing.active_children()
+
+
+def test_process_that_runs_out_of_memory_stops_with_numbers(tmp_path):
+    make = functools.partial(build_short_of_memory, tmp_path)
+    message = r"Process 1 of 2 .*: MemoryError: RAM ran out in step 1: .*wait for the"
+    with pytest.raises(RuntimeError, match=message):
+        parallel.train(build(tmp_path), make, 2)
     assert not multiprocessing.active_children()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from datasets import Dataset
-from helpers.training import UPDATES, StopAt, random_head, trained
+from helpers.training import UPDATES, InBackward, StopAt, random_head, trained
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -351,3 +352,23 @@ def test_save_head_and_load_it(tmp_path):
     reward_model.save_head(head, tmp_path)
     assert set(load_file(tmp_path / reward_model.FILE)) == {"score.weight"}
     assert torch.equal(reward_model.load_head(tmp_path).weight, head.weight)
+
+
+@pytest.mark.slow
+def test_step_that_runs_out_of_memory_begins_again_with_the_head(make, capsys):
+    expected, trainer = make(head=random_head()), make(head=random_head())
+    training.use_fast_path(expected, dataclasses.replace(PLAN, recompute=6))
+    expected.train()
+    planted = InBackward(trainer, 2)
+    trainer.train()
+    assert "The step begins again" in capsys.readouterr().out
+    assert planted.partial > 10 and planted.passes == 8
+    weights = trained(expected)
+    for name, weight in trained(trainer).items():
+        assert torch.equal(weight, weights[name]), name
+    for name in ("loss", "margin", "accuracy"):
+        found, wanted = (
+            [e[name] for e in one.state.log_history if name in e]
+            for one in (trainer, expected)
+        )
+        assert found == wanted

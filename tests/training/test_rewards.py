@@ -186,6 +186,74 @@ def test_reward_function_without_a_number_for_each_answer_is_refused(make, rewar
         make(FastGRPOTrainer, reward=reward).train()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_that_runs_out_of_memory_begins_again(make, kind, capsys):
+    """The second update of the second step fails in its second backward pass."""
+    given = {"tokens": 128, "updates": 2}
+    expected, trainer = make(kind, **given), make(kind, **given)
+    set_seed(1)  # the sampling of answers
+    expected.train()
+    gradient, calls = trainer.gradient, []
+
+    def fails(model, rollout, first=False):
+        calls.append(first)
+        if len(calls) == 4:
+            backward, passes = trainer.accelerator.backward, []
+
+            def second(loss):
+                passes.append(loss)
+                if len(passes) == 2:
+                    trainer.accelerator.backward = backward
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                backward(loss)
+
+            trainer.accelerator.backward = second
+        return gradient(model, rollout, first=first)
+
+    trainer.gradient = fails
+    set_seed(1)
+    trainer.train()
+    out = capsys.readouterr().out
+    assert "step 2: " in out and "again in parts of 64 tokens, with gradient ch" in out
+    assert trainer.tokens == 64 and calls[3:5] == [False, False] and len(calls) == 7
+    for name in ("loss", "reward", "kl", "answers/tokens"):
+        assert logged(trainer, name) == pytest.approx(logged(expected, name), rel=1e-3)
+    for name, weight in weights(expected).items():
+        torch.testing.assert_close(weights(trainer)[name], weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_writing_that_runs_out_of_memory_begins_again_with_fewer(make, capsys):
+    trainer = make(FastGRPOTrainer, writers=8)
+    write, calls = trainer.write, []
+
+    def fails(indices):
+        calls.append(trainer.writers)
+        found = write(indices)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return found
+
+    trainer.write = fails
+    trainer.train()
+    assert calls == [8, 8, 4, 4] and trainer.state.global_step == 3
+    assert "again with 4 answers written at once, and" in capsys.readouterr().out
+    assert len(logged(trainer, "answers/cut off")) == 3
+
+
+@pytest.mark.slow
+def test_rollouts_with_accumulation_stop_when_the_memory_runs_out(make):
+    trainer = make(FastGRPOTrainer, settings={"gradient_accumulation_steps": 2})
+
+    def fails(indices):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    trainer.write = fails
+    with pytest.raises(MemoryError, match="RAM ran out in step 1: "):
+        trainer.train()
+
+
 def test_group_of_one_answer_is_refused(make):
     with pytest.raises(ValueError, match="group = 1, but GRPO compares answers"):
         make(FastGRPOTrainer, group=1)
