@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -14,12 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from colab_utils import runtime
 from colab_utils.training.recovery import Recovery, ran_out
-from colab_utils.training.trainer import precision
-
-if TYPE_CHECKING:
-    from colab_utils.memory import Plan
 
 
 class FastSFTTrainer(SFTTrainer):
@@ -201,33 +195,6 @@ class FastSFTTrainer(SFTTrainer):
         self._total_train_tokens += gather(count).sum().item()
         metrics["num_tokens"] = [self._total_train_tokens]
         metrics["mean_token_accuracy"].append(gather(accuracy).mean().item())
-
-
-def settings(checkpoints: Path, plan: Plan, **more: Any) -> SFTConfig:
-    """Return the settings of a trainer that packs rows as `memory.plan` decided.
-
-    The learning rate rises over the first twentieth of the training, and falls to zero.
-    Nothing is saved by steps: `training.show_progress` saves by minutes. `more` has the
-    learning rate, the epochs and the seed, and may replace the others.
-    """
-    gpu = runtime.detect().device == "cuda"
-    usual: dict[str, Any] = {
-        "output_dir": str(checkpoints),
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": plan.accumulation,
-        "packing": True,
-        "max_length": plan.tokens,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": 0.05,
-        "gradient_checkpointing": False,  # the plan decides for each layer
-        "optim": "adamw_8bit" if gpu else "adamw_torch",
-        "logging_steps": 0.02,
-        "save_strategy": "no",
-        "report_to": "none",
-        "dataloader_pin_memory": gpu,
-        "use_cpu": not gpu,
-    }
-    return SFTConfig(**usual | precision() | more)
 
 
 class OwnBatchesTrainer(FastSFTTrainer):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from colab_utils import runtime
 from colab_utils.training.gradient_checkpointing import checkpoint_first, checkpointable
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, Trainer
+    from trl.trainer.sft_config import SFTConfig
 
     from colab_utils.memory import Plan
 
@@ -27,6 +29,35 @@ def precision() -> dict[str, bool]:
     """
     dtype = runtime.detect().dtype
     return {"fp16": dtype == "float16", "bf16": dtype == "bfloat16"}
+
+
+def settings(checkpoints: Path, plan: Plan, **more: Any) -> SFTConfig:
+    """Return the settings of a trainer that packs rows as `memory.plan` decided.
+
+    The learning rate rises over the first twentieth of the training, and falls to zero.
+    Nothing is saved by steps: `show_progress` saves by minutes. `more` has the
+    learning rate, the epochs and the seed, and may replace the others.
+    """
+    from trl.trainer.sft_config import SFTConfig
+
+    gpu = runtime.detect().device == "cuda"
+    usual: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": plan.accumulation,
+        "packing": True,
+        "max_length": plan.tokens,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.05,
+        "gradient_checkpointing": False,  # the plan decides for each layer
+        "optim": "adamw_8bit" if gpu else "adamw_torch",
+        "logging_steps": 0.02,
+        "save_strategy": "no",
+        "report_to": "none",
+        "dataloader_pin_memory": gpu,
+        "use_cpu": not gpu,
+    }
+    return SFTConfig(**usual | precision() | more)
 
 
 def float32_adapters(trainer: Trainer) -> None:

@@ -31,7 +31,7 @@ from transformers import set_seed
 
 from colab_utils import data, hub, memory, models, recipe, training
 from colab_utils.training.progress import LivePlot
-from colab_utils.training.sft import FastSFTTrainer, settings
+from colab_utils.training.sft import FastSFTTrainer
 
 RANK, RATE, EPOCHS, ROWS, SEED = 16, 2e-4, 3, 16, 0  # ROWS in an update
 
@@ -81,7 +81,7 @@ def main(dataset: Path, name: str, out: Path, shard: bool) -> None:
     usual |= {"ddp_find_unused_parameters": False}
     trainer = FastSFTTrainer(
         model=model,
-        args=settings(out / "checkpoints", plan, **usual),
+        args=training.settings(out / "checkpoints", plan, **usual),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora,
