@@ -252,6 +252,12 @@ def adapter_of(trainer) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in named if p.requires_grad}
 
 
+def tokens_of(trainer) -> list[float]:
+    """Return the count of trained tokens after each step."""
+    log = trainer.state.log_history
+    return [entry["num_tokens"] for entry in log if "loss" in entry]
+
+
 @pytest.mark.slow
 def test_resumed_run_ends_as_an_uninterrupted_one(make_trainer, tmp_path):
     def begin(name: str):
@@ -280,6 +286,7 @@ def test_resumed_run_ends_as_an_uninterrupted_one(make_trainer, tmp_path):
     found = adapter_of(resumed)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-6)
+    assert tokens_of(resumed) == tokens_of(whole)
     # The comparison is meaningful: the second half of the run moved the adapter.
     halfway = adapter_of(cut)
     difference = max((halfway[n] - expected[n]).abs().max().item() for n in expected)
