@@ -39,7 +39,7 @@ def resume_point(checkpoints: Path, inputs: dict[str, Any]) -> str | None:
             point = _bring_back(checkpoints, inputs)
         note = checkpoints / INPUTS
         earlier = _read(note)
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoints.mkdir(exist_ok=True)
         recipe.write_json(note, inputs, sort_keys=True)
     if point is None:
         return None

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from colab_utils import families, locks, runtime, workspace
+from colab_utils import families, locks, replacement, runtime, workspace
 from colab_utils.weights import nf4
 from colab_utils.weights.adapter_fit import read_for_base
 from colab_utils.weights.merge_blocks import Changes, merge_shard
@@ -58,9 +58,8 @@ def merge(
     changes = Changes(updates, replaced, quantized_in, to_float16)
     warn_about_ids(others.get("tokenizer.json"), shards, changes.vocab)
     inputs = describe_inputs(shards, adapter, others, quantized_in)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with locks.locked(out):
-        workspace.restore(out)
+    with locks.writing(out):
+        replacement.restore(out)
         read = (base, adapter)
         workspace.check_replaceable(out, "MODEL_NAME", (INPUTS,), inputs=read)
         sizes = {s.name: layout_of(s, replaced, to_float16).size for s in shards}
@@ -113,7 +112,7 @@ def _write_model(
         if changes.to_float16:
             change_json(part / "config.json", dtype="float16")
         write_stop_tokens(part)
-        workspace.replace(part, out)
+        replacement.replace(part, out)
     except KeyboardInterrupt:
         print(f"stopped: the next run resumes from {part}; or delete that folder")
         raise
