@@ -72,7 +72,13 @@ def is_complete(folder: Path) -> bool:
 
 
 def remove_checkpoints(checkpoints: Path) -> None:
-    """Remove the checkpoints of a run whose result is saved."""
+    """Remove the checkpoints of a run whose result is saved.
+
+    inputs.json goes last: without it, the rest of a removal that was cut short would be
+    set aside, as the checkpoints of an unknown run.
+    """
+    for folder in numbered(checkpoints):
+        workspace.discard(folder, ignore_errors=True)
     workspace.discard(checkpoints, ignore_errors=True)
 
 

@@ -80,7 +80,10 @@ def _write(trained: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and full of paths
     tokenizer.save_pretrained(folder)
     _in_order(folder / "adapter_config.json")
-    log = [entry for entry in trained.state.log_history if "loss" in entry]
+    state = trained.state
+    log = [entry for entry in state.log_history if "loss" in entry]
+    # A run that is resumed at its end makes one more step, with learning rate 0.
+    log = [entry for entry in log if entry["step"] <= state.max_steps]
     # Sorted: a resumed run has read its first entries from a checkpoint, in that order.
     text = json.dumps(log, indent=1, sort_keys=True)
     (folder / "training_log.json").write_text(text)

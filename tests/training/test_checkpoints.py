@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -369,6 +371,37 @@ def test_remove_checkpoints_after_saving_by_the_clock(make_trainer, headless, tm
     assert all((tmp_path / step / "sha256.json").exists() for step in steps)
     training.remove_checkpoints(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_run_is_recognized_after_a_removal_that_was_cut_short(tmp_path, monkeypatch):
+    """Else the rest would be set aside, as of an unknown run, and stay for ever."""
+    folder, delete, ended = tmp_path / "checkpoints", os.unlink, False
+
+    def cut(*args, **given) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        delete(*args, **given)
+
+    for number in itertools.count(1):
+        training.resume_point(folder, RUN)
+        for step in (1, 2):
+            checkpoint(folder, step)
+        left = number
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", cut)
+            try:
+                training.remove_checkpoints(folder)
+                ended = True
+            except KeyboardInterrupt:
+                pass
+        training.resume_point(folder, RUN)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+        shutil.rmtree(folder)
+        if ended:
+            break
+    assert number > 12  # files
 
 
 @pytest.mark.slow
