@@ -18,7 +18,7 @@ def writing(path: Path) -> Iterator[None]:
     """
     with locked(path) as descriptor:
         yield
-        if descriptor is not None and not _is_there(descriptor, _file(path)):
+        if descriptor is not None and not is_there(descriptor, _file(path)):
             raise _disappeared(path)
 
 
@@ -47,7 +47,7 @@ def locked(path: Path) -> Iterator[int | None]:
     finally:
         if descriptor is not None:
             with contextlib.suppress(OSError):  # the disk may be gone by now
-                if _is_there(descriptor, _file(path)):
+                if is_there(descriptor, _file(path)):
                     _file(path).unlink()
             os.close(descriptor)
 
@@ -56,8 +56,8 @@ def _file(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
-def _is_there(descriptor: int, file: Path) -> bool:
-    """Return whether the open file is still in its place."""
+def is_there(descriptor: int, file: Path) -> bool:
+    """Return whether an open file or folder is still in its place."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(descriptor), file.stat())
     return False
@@ -80,7 +80,7 @@ def _acquire(path: Path, file: Path) -> int | None:
         while True:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_there(descriptor, file):
+            if is_there(descriptor, file):
                 return descriptor
             os.close(descriptor)  # the last owner has just removed this file
             descriptor = None

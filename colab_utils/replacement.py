@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
+import os
 import shutil
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from colab_utils import locks
@@ -69,6 +72,28 @@ def replace(new: Path, folder: Path, keep: Iterable[str] = ()) -> None:
         new.rename(folder)
     finally:  # also puts the old folder back if the new one can't be moved
         restore(folder)
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Raise RuntimeError if `folder` is replaced while this block reads its files.
+
+    The block may have read some files of the old folder, and some of the new one. On
+    Windows a folder that is being read can't be replaced.
+    """
+    if sys.platform == "win32" or not folder.exists():
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)  # keeps the number of the inode in use
+    try:
+        yield
+        if not locks.is_there(descriptor, folder):
+            raise RuntimeError(
+                f"{folder} was replaced by another process while it was read: run this "
+                "again."
+            )
+    finally:
+        os.close(descriptor)
 
 
 def dated(path: Path) -> Path:

@@ -268,6 +268,20 @@ def test_find_leaves_a_folder_alone_that_another_process_replaces(headless, step
     assert found == ["old"]
 
 
+def test_reading_notices_that_the_folder_is_replaced(tmp_path):
+    folder = made(tmp_path / "mine", "old")
+    with replacement.reading(folder):
+        (folder / "recipe.json").read_text()
+
+    def replace_twice() -> None:  # the inode of the first folder could be free again
+        for name in ("new", "newer"):
+            replacement.replace(made(tmp_path / name, name), folder)
+
+    replaced = pytest.raises(RuntimeError, match="mine was replaced by another process")
+    with replaced, replacement.reading(folder):
+        replace_twice()
+
+
 def test_replace_puts_the_old_folder_back_if_the_new_one_cannot_be_moved(tmp_path):
     folder = made(tmp_path / "mine", "old")
     (folder / "notes").write_text("of the user")

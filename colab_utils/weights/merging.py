@@ -43,21 +43,22 @@ def merge(
 
     Raises ValueError when the adapter does not fit the base or a merged weight is not
     finite, FileExistsError when `out` holds the base or anything other than a model
-    that `merge` wrote, RuntimeError when another process merges into the same folder,
-    and OSError when the disk is too small.
+    that `merge` wrote, RuntimeError when another process merges into the same folder
+    or replaces the adapter, and OSError when the disk is too small.
     """
     if weights not in ("original", "dequantized"):
         raise ValueError(f"weights = {weights!r}; it can be: original, dequantized.")
     base, adapter, out = Path(base), Path(adapter), Path(out).resolve()
     shards = find_shards(base)
-    updates, replaced = read_for_base(adapter, shards)
-    others = other_files(base, adapter)
-    dequantize = weights == "dequantized"
-    quantized_in = nf4.trained_dtype(shards, adapter) if dequantize else None
-    to_float16 = _to_float16(base, shards)
-    changes = Changes(updates, replaced, quantized_in, to_float16)
-    warn_about_ids(others.get("tokenizer.json"), shards, changes.vocab)
-    inputs = describe_inputs(shards, adapter, others, quantized_in)
+    with replacement.reading(adapter):
+        updates, replaced = read_for_base(adapter, shards)
+        others = other_files(base, adapter)
+        dequantize = weights == "dequantized"
+        quantized_in = nf4.trained_dtype(shards, adapter) if dequantize else None
+        to_float16 = _to_float16(base, shards)
+        changes = Changes(updates, replaced, quantized_in, to_float16)
+        warn_about_ids(others.get("tokenizer.json"), shards, changes.vocab)
+        inputs = describe_inputs(shards, adapter, others, quantized_in)
     with locks.writing(out):
         replacement.restore(out)
         read = (base, adapter)
