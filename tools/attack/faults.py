@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,29 +107,35 @@ class Traced(Process):
         return re.search(r"^TracerPid:\s*[1-9]", status, re.MULTILINE) is not None
 
 
-def count_calls(task: Callable[[], None], log: Path) -> Counter[str]:
-    """Return how many calls of each class the main thread of a task makes."""
+def calls_in(folder: Path, task: Callable[[], None], log: Path) -> dict[str, list[int]]:
+    """Return which calls of each class touch files below `folder`.
+
+    [2, 5] are the second and the fifth call that the main thread makes of a class.
+    """
     every = ",".join(_calls(name) for name in CLASSES)
-    process = Traced(task, log, "-e", f"trace={every}")
+    process = Traced(task, log, "-y", "-e", f"trace={every}")
     process.wait()
-    found = Counter(re.findall(rf"^{process.pid} +(\w+)\(", process.lines(), re.M))
-    return Counter(
-        {
-            name: sum(found[call] for call in calls)
-            for name, (calls, _) in CLASSES.items()
-        }
-    )
+    found = re.findall(rf"^{process.pid} +((\w+)\(.*)", process.lines(), re.MULTILINE)
+    places = {}
+    for name, (calls, _) in CLASSES.items():
+        lines = [line for line, call in found if call in calls]
+        places[name] = [n for n, line in enumerate(lines, 1) if f"{folder}/" in line]
+    return places
 
 
 def failing(
-    task: Callable[[], None], log: Path, name: str, nth: int, error: str
+    folder: Path, task: Callable[[], None], log: Path, name: str, nth: int, error: str
 ) -> tuple[Ended, bool]:
-    """Run a task whose `nth` call of a class fails; return whether one did."""
+    """Run a task whose `nth` call of a class fails.
+
+    The second value says whether one failed, and touched a file below `folder`.
+    """
     calls = _calls(name)
     rule = ["-e", f"trace={calls}", "-e", f"inject={calls}:error={error}:when={nth}"]
-    process = Traced(task, log, *rule)
+    process = Traced(task, log, "-y", *rule)
     ended = process.wait()
-    return ended, "(INJECTED)" in process.lines()
+    failed = [line for line in process.lines().splitlines() if "(INJECTED)" in line]
+    return ended, any(f"{folder}/" in line for line in failed)
 
 
 def slow(task: Callable[[], None], log: Path) -> Traced:

@@ -42,7 +42,7 @@ def page(rows: Sequence[Row], options: argparse.Namespace) -> str:
     ]
     tries, bad = sum(r.tries for r in rows), sum(r.lost + r.mixed for r in rows)
     left = sum(r.left for r in rows)
-    calls = "strace lets the n-th system call of each thread fail."
+    calls = "strace lets one system call fail that touches a file of the workspace."
     if "calls" not in options.faults:
         calls = "Only functions of Python's os module fail: strace was not used."
     repeat = f"--seed {options.seed} --share {options.share:g}"

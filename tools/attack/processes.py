@@ -36,10 +36,14 @@ class Shared:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code (negative: by a signal), and what it wrote."""
+    """How a process ended: its exit code (negative: by a signal), and what it wrote.
+
+    One that `hung` never ended, and was killed.
+    """
 
     code: int
     log: str
+    hung: bool = False
 
     @property
     def why(self) -> str:
@@ -77,12 +81,14 @@ class Process:
 
     def wait(self) -> Ended:
         """Return how the process ended; one that never ends is killed."""
+        hung = False
         while not self.ended():
-            if time.monotonic() - self.began > LIMIT:
+            if time.monotonic() - self.began > LIMIT and not hung:
+                hung = True
                 os.kill(self.pid, signal.SIGKILL)
             time.sleep(0.002)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return Ended(code, self.log.read_text("utf-8", errors="replace"))
+        return Ended(code, self.log.read_text("utf-8", errors="replace"), hung)
 
 
 def _run(task: Callable[[], None], log: Path) -> None:

@@ -133,6 +133,8 @@ class Target:
         it had completed.
         """
         state = self.found()
+        if ended.hung:
+            row.note("lost", number, f"the run never ended ({ended.why})")
         if state in ("lost", "mixed"):
             why = self.difference(content(self.place, self.part.work))
             row.note(state, number, f"{why} ({ended.code}: {ended.why})")
@@ -149,7 +151,9 @@ class Target:
         kept = str(self.part.place / aside) if aside else "nothing"
         names = {name for name in self._names() if not name.startswith(kept)}
         found = content(self.place, [aside] if aside else [])
-        if ended.code:
+        if ended.hung:
+            row.note("lost", number, "the next run never ends")
+        elif ended.code:
             row.note("lost", number, f"the next run fails: {ended.why}")
         elif any(found.get(name) != one for name, one in self.results["new"].items()):
             row.note(

@@ -91,19 +91,22 @@ def kill_on_slow_disk(target: Target, tries: int) -> Row:
 
 
 def fail_calls(target: Target, tries: int) -> list[Row]:
-    """Let one call of each class fail once, under strace."""
+    """Let one call of each class that touches the workspace fail, under strace."""
     step = _observed(target)
     target.reset()
-    calls = faults.count_calls(target.task(), target.log)
+    calls = faults.calls_in(target.root, target.task(), target.log)
     rows = []
     for name, (_, errors) in faults.CLASSES.items():
         row = Row(target.part.name, f"{name} fails once ({', '.join(errors)})")
         for number, draw in _tries(target, row, tries if calls[name] else 0):
             step.value = 0
-            given = draw.randint(1, calls[name]), errors[number % len(errors)]
-            ended, struck = faults.failing(target.task(), target.log, name, *given)
+            given = name, draw.choice(calls[name]), errors[number % len(errors)]
+            ended, struck = faults.failing(
+                target.root, target.task(), target.log, *given
+            )
             row.struck += struck
-            target.judge(row, number, ended, step.value)
+            if struck:  # else the call was one of another file, such as a font
+                target.judge(row, number, ended, step.value)
         rows.append(row)
     return [row for row in rows if row.tries]
 
