@@ -54,7 +54,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run lab test test-fast test-export test-widgets colab-double has-python313 \
-	real check format badges demo bench site t4 test-t4 clean
+	real attack check format badges demo bench site t4 test-t4 clean
 
 help: ## Print this
 	@echo "make <target>, one of:"
@@ -94,6 +94,10 @@ test-widgets: $(WIDGETS)/.ready ## Run notebooks in JupyterLab in Chromium, ipyw
 real: $(LLAMA_CPP)/.ready ## Run the course on a real model, SmolLM2: DATASET=my.csv
 	PYTHONPATH=$(LLAMA_CPP) PIP_ARGS="$(PIP_ARGS)" DATASET="$(DATASET)" \
 		$(BIN)/python -m pytest -s tests/notebooks/real_course.py
+
+# Takes half an hour on two cores. System calls fail by strace, if it is installed.
+attack: $(READY) ## Kill and break what the course writes, and count losses in docs/reliability.md
+	$(BIN)/python -m tools.attack
 
 check: $(READY) ## Lint, check the types and the shape of the notebooks
 	$(BIN)/ruff check .

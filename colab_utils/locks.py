@@ -10,25 +10,65 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Lock a result, as `locked` does, for the block that writes it.
+
+    Raises FileNotFoundError at the end if the folder of `path` has disappeared, such as
+    a disconnected Drive. The block has then written somewhere else.
+    """
+    with locked(path) as descriptor:
+        yield
+        if descriptor is not None and not is_there(descriptor, _file(path)):
+            raise _disappeared(path)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int | None]:
     """Lock a file or folder for this block, which writes it.
 
     Raises RuntimeError if another block has the lock: in this process or another one.
     The lock is a hidden file next to `path`, and ends with the process, even if that is
-    killed. Where files can't be locked (some network disks), a line says so. On
-    Windows this does nothing.
+    killed. Its descriptor is returned. Where files can't be locked (some network
+    disks), a line says so, and there is no descriptor. On Windows there is no lock. The
+    folder of `path` is created if its own folder exists; else FileNotFoundError is
+    raised.
     """
+    if not path.parent.is_dir():
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except FileNotFoundError as error:
+            raise _disappeared(path.parent) from error
     if sys.platform == "win32":
-        yield
+        yield None
         return
-    descriptor = _acquire(path, path.with_name(f".{path.name}.lock"))
+    descriptor = _acquire(path, _file(path))
     try:
-        yield
+        yield descriptor
     finally:
         if descriptor is not None:
             with contextlib.suppress(OSError):  # the disk may be gone by now
-                path.with_name(f".{path.name}.lock").unlink()
+                if is_there(descriptor, _file(path)):
+                    _file(path).unlink()
             os.close(descriptor)
+
+
+def _file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def is_there(descriptor: int, file: Path) -> bool:
+    """Return whether an open file or folder is still in its place."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    return False
+
+
+def _disappeared(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{path} can't be written: its folder {path.parent} does not exist, or is "
+        "another one now. Is the disk, such as Google Drive, still mounted? Mount it, "
+        "or create the folder, and run again."
+    )
 
 
 def _acquire(path: Path, file: Path) -> int | None:
@@ -37,13 +77,11 @@ def _acquire(path: Path, file: Path) -> int | None:
 
     descriptor = None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), file.stat()):
-                    return descriptor
+            if is_there(descriptor, file):
+                return descriptor
             os.close(descriptor)  # the last owner has just removed this file
             descriptor = None
     except BlockingIOError as error:

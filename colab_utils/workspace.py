@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import glob
-import itertools
 import os
 import re
 import shutil
@@ -13,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from colab_utils import parameters, runtime, storage
+from colab_utils import parameters, replacement, runtime, storage
 from colab_utils.storage import Place
 
 # Which notebook writes a folder of the workspace, and which parameter names it.
@@ -64,6 +62,7 @@ class Workspace:
         did not write: it would be replaced.
         """
         folder, parameter = self._folder(kind, name), MAKERS[kind][1]
+        folder.parent.mkdir(parents=True, exist_ok=True)
         check_replaceable(folder, parameter, MARKS)
         if (folder / "recipe.json").is_file():
             print(
@@ -85,6 +84,9 @@ class Workspace:
         folder = self._folder(kind, name)
         name = folder.name
         finished = self.finished(kind)
+        if name not in finished:  # another process may be replacing it just now
+            replacement.settle(folder)
+            finished = self.finished(kind)
         if found := finished.get(name):
             if found != folder:
                 print(f"{kind}/{name} is read from {found}")
@@ -141,7 +143,7 @@ class Workspace:
         name = parameters.clean(name)
         _check_name(kind, name)
         folder = self.folder / kind / name
-        restore(folder)
+        replacement.settle(folder)
         return folder
 
 
@@ -220,52 +222,13 @@ def check_replaceable(
         )
 
 
-def restore(folder: Path) -> None:
-    """Finish what `replace` left undone when it was killed.
-
-    The old `folder` is put back if the new one is not in its place yet. What `replace`
-    should keep goes back into the folder.
-    """
-    old, kept = _hidden(folder, "old"), _hidden(folder, "kept")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    if kept.exists() and folder.exists():
-        for path in list(kept.iterdir()):
-            place = folder / path.name
-            path.rename(_dated(place) if place.exists() else place)
-        kept.rmdir()
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def replace(new: Path, folder: Path, keep: Iterable[str] = ()) -> None:
-    """Move the finished folder `new` to `folder`, which stays complete until then.
-
-    `keep` names what moves from the old folder to the new one. If the process is
-    killed, either the old folder or the new one is left: in place, or where `restore`
-    finds it.
-    """
-    restore(folder)
-    old, kept = _hidden(folder, "old"), _hidden(folder, "kept")
-    for name in keep:
-        kept.mkdir(exist_ok=True)
-        (folder / name).rename(kept / name)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    restore(folder)
-
-
-def _hidden(folder: Path, end: str) -> Path:
-    return folder.with_name(f".{folder.name}.{end}")
-
-
 def set_aside(folder: Path, reason: str) -> Path:
     """Rename a folder that must not be lost, and return its new path.
 
     `checkpoints` becomes `checkpoints.2026-11-25_2130`, next to it. The line that is
     printed first has the reason, the new name and the disk space of all such folders.
     """
-    aside = _dated(folder)
+    aside = replacement.dated(folder)
     print(f"{reason}. Nothing is deleted: {folder.name} is renamed to {aside.name}.")
     folder.rename(aside)
     others = [path for path in folder.parent.glob(f"{folder.name}.*") if path.is_dir()]
@@ -276,14 +239,6 @@ def set_aside(folder: Path, reason: str) -> Path:
         f"{size:.2f} GiB. Delete those that you do not need."
     )
     return aside
-
-
-def _dated(path: Path) -> Path:
-    """Return an unused path next to `path`, with the date and time in its name."""
-    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d_%H%M")
-    ends = itertools.chain([now], (f"{now}-{n}" for n in itertools.count(2)))
-    names = (path.with_name(f"{path.name}.{end}") for end in ends)
-    return next(name for name in names if not name.exists())
 
 
 def discard(folder: Path, ignore_errors: bool = False) -> None:

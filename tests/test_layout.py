@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "colab_utils"
 FLOORS = (
     ("runtime", "parameters", "families", "recipe", "limits"),
     ("shape", "storage", "locks"),
+    ("replacement",),
     ("workspace", "hub", "demo"),
     ("data", "memory"),
     ("fast", "weights", "plots", "creation"),

@@ -13,6 +13,7 @@ import pytest
 from transformers import TrainerCallback
 
 from colab_utils import data, locks, training, weights
+from colab_utils.data import saving
 from colab_utils.data.schema import Row
 from colab_utils.evaluation import reports
 from colab_utils.training import checkpoints
@@ -167,3 +168,47 @@ def test_second_training_of_one_name_is_refused(make_trainer, headless, tmp_path
     assert found == ["refused", "refused"]
     assert [one.name for one in checkpoints.numbered(folder)] == ["checkpoint-1"]
     assert training.resume_point(folder, {"rank": 8}) == str(folder / "checkpoint-1")
+
+
+def disconnect(folder: Path, then: str) -> None:
+    """Move a folder away, as if its disk was gone; "again" makes an empty one."""
+    folder.rename(folder.with_name("away"))
+    if then == "again":
+        folder.mkdir()
+
+
+@pytest.mark.parametrize("then", ["gone", "again"])
+def test_disk_that_disappears_while_a_result_is_written_is_told(tmp_path, then):
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    with (
+        pytest.raises(FileNotFoundError, match="still mounted"),
+        locks.writing(drive / "mine"),
+    ):
+        disconnect(drive, then)
+
+
+def test_folder_above_is_not_created(tmp_path):
+    """It is on a disk that is not mounted, or it is a typo."""
+    with (
+        pytest.raises(FileNotFoundError, match="still mounted"),
+        locks.locked(tmp_path / "drive" / "datasets" / "mine"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dataset_is_not_reported_as_saved_if_the_disk_disappears(tmp_path, monkeypatch):
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    rows = [Row(messages=data.to_messages({"question": "Q", "answer": "A"}), line=1)]
+    describe = saving.describe
+
+    def meanwhile(part: Path, *args: object) -> dict:
+        disconnect(drive, "again")
+        part.mkdir()  # as a library does that creates all folders of a file
+        return describe(part, *args)
+
+    monkeypatch.setattr(saving, "describe", meanwhile)
+    with pytest.raises(FileNotFoundError, match="still mounted"):
+        data.save(drive / "mine", {"train": rows}, [], card="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from helpers.processes import PLACES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colab_utils import workspace
+from colab_utils import locks, replacement, workspace
 from colab_utils.workspace import Workspace
 
 
@@ -196,7 +197,7 @@ def test_replace_a_whole_folder(tmp_path):
     folder = made(tmp_path / "mine", "old")
     (folder / "more").write_text("x")
     made(tmp_path / ".mine.old", "of a run that was killed while it deleted this")
-    workspace.replace(made(tmp_path / "new", "new"), folder)
+    replacement.replace(made(tmp_path / "new", "new"), folder)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert [path.name for path in folder.iterdir()] == ["recipe.json"]
     assert (folder / "recipe.json").read_text() == "new"
@@ -215,7 +216,7 @@ def test_replace_keeps_what_is_named(tmp_path):
     for name in ("kept", "dropped"):
         (folder / name).mkdir()
     new = made(tmp_path / "new", "new")
-    workspace.replace(new, folder, keep=["kept"])
+    replacement.replace(new, folder, keep=["kept"])
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert {path.name for path in folder.iterdir()} == {"kept", "recipe.json"}
     assert (folder / "recipe.json").read_text() == "new"
@@ -227,11 +228,67 @@ def test_restore_of_a_kept_file_never_overwrites(tmp_path):
     (folder / "notes").write_text("new")
     (tmp_path / ".mine.kept").mkdir()
     (tmp_path / ".mine.kept" / "notes").write_text("kept")
-    workspace.restore(folder)
+    replacement.restore(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (folder / "notes").read_text() == "new"
     (kept,) = folder.glob("notes.*")
     assert kept.read_text() == "kept"
+
+
+def replacing(folder, step: str) -> None:
+    """Leave files as they are within `replacement.replace`, between two renames."""
+    old = made(folder, "old")
+    if step == "moved":
+        old.rename(folder.with_name(".mine.old"))
+    kept = folder.with_name(".mine.kept")
+    kept.mkdir()
+    (kept / "notes").write_text("of the user")
+
+
+@pytest.mark.parametrize("step", ["kept", "moved"])
+def test_find_leaves_a_folder_alone_that_another_process_replaces(headless, step):
+    """Putting it back would make that process fail, or delete what it keeps."""
+    opened, folder = Workspace.open(), headless / "models" / "mine"
+    replacing(folder, step)
+    before = sorted(folder.parent.rglob("*"))
+    found = []
+
+    def find() -> None:
+        found.append((opened.find("models", "mine") / "recipe.json").read_text())
+
+    reader = threading.Thread(target=find)
+    with locks.locked(folder):
+        reader.start()
+        reader.join(0.3)
+        names = sorted(p for p in folder.parent.rglob("*") if p.name[-5:] != ".lock")
+        assert names == before and found == (["old"] if step == "kept" else [])
+        if step == "moved":
+            replacement.restore(folder)
+    reader.join()
+    assert found == ["old"]
+
+
+def test_reading_notices_that_the_folder_is_replaced(tmp_path):
+    folder = made(tmp_path / "mine", "old")
+    with replacement.reading(folder):
+        (folder / "recipe.json").read_text()
+
+    def replace_twice() -> None:  # the inode of the first folder could be free again
+        for name in ("new", "newer"):
+            replacement.replace(made(tmp_path / name, name), folder)
+
+    replaced = pytest.raises(RuntimeError, match="mine was replaced by another process")
+    with replaced, replacement.reading(folder):
+        replace_twice()
+
+
+def test_replace_puts_the_old_folder_back_if_the_new_one_cannot_be_moved(tmp_path):
+    folder = made(tmp_path / "mine", "old")
+    (folder / "notes").write_text("of the user")
+    with pytest.raises(FileNotFoundError):
+        replacement.replace(tmp_path / "new", folder, keep=["notes"])
+    assert {path.name for path in folder.iterdir()} == {"notes", "recipe.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_new_reports_a_finished_result(headless, capsys):

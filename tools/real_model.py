@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import recipe, workspace
+from colab_utils import recipe, replacement
 
 if TYPE_CHECKING:
     from transformers import (
@@ -90,7 +90,7 @@ def build(published: Published = SMOLLM2, cache: Path | None = None) -> Path:
     """
     cache = cache or cache_folder()
     folder = cache / published.name
-    workspace.restore(folder)
+    replacement.restore(folder)
     made = _origin(published)
     if _read_origin(folder) == made:
         return folder
@@ -104,7 +104,7 @@ def build(published: Published = SMOLLM2, cache: Path | None = None) -> Path:
             for line in convert(file, part, published):
                 print(line)
         (part / "origin.json").write_text(json.dumps(made, indent=1) + "\n")
-        workspace.replace(part, folder)
+        replacement.replace(part, folder)
     return folder
 
 

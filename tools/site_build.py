@@ -124,6 +124,7 @@ def write_config(
         {"Models": "docs/models.md"},
         {"Large datasets": "docs/data.md"},
         {"Several GPUs": "docs/scale.md"},
+        {"Reliability": "docs/reliability.md"},
         {"Benchmarks": "docs/benchmarks.md"},
         {"API": reference},
         {"Project": there},

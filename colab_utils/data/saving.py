@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from colab_utils import hub, locks, recipe, runtime, workspace
+from colab_utils import hub, locks, recipe, replacement, runtime, workspace
 from colab_utils.data import describing
 from colab_utils.data.describing import Facts
 from colab_utils.data.schema import COLUMNS, Message, Rejected, Row, kind_of
@@ -182,13 +182,13 @@ def replacing(folder: Path) -> Iterator[Path]:
     is not a saved dataset, and OSError, with the free disk space, when the disk is
     full; the temporary folder is then deleted.
     """
-    with locks.locked(folder):
+    with locks.writing(folder):
         yield from _replacing(folder)
 
 
 def _replacing(folder: Path) -> Iterator[Path]:
     part = folder.with_name(f".{folder.name}.part")
-    workspace.restore(folder)
+    replacement.restore(folder)
     _check_replaceable(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -208,7 +208,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         ) from error
     if folder.exists():
         print(f"replacing the older dataset {folder.name}")
-    workspace.replace(part, folder)
+    replacement.replace(part, folder)
 
 
 def describe(

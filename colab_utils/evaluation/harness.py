@@ -187,8 +187,8 @@ def save(found: dict[str, Any], folder: Path, name: str) -> list[Path]:
     """Write what `lm_eval.simple_evaluate` returned, as the harness's own program does.
 
     The files are in `folder/name`: results_<date>.json, and the samples of each task.
-    Returns their paths. Raises OSError if one was not written: the harness itself only
-    logs that.
+    Returns their paths. Raises OSError if one was not written to its end: the harness
+    itself only logs that.
     """
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.model_name = name
@@ -199,8 +199,23 @@ def save(found: dict[str, Any], folder: Path, name: str) -> list[Path]:
     for task, some in samples.items():
         tracker.save_results_samples(task, some)
     date = getattr(tracker, "date_id", "")
-    names = [f"results_{date}.json", *(f"samples_{t}_{date}.jsonl" for t in samples)]
-    files = [folder / name / one for one in names]
-    if missing := [file for file in files if not file.is_file()]:
-        raise OSError(f"{missing[0]} was not written: is the disk full?")
+    lines = {
+        f"samples_{task}_{date}.jsonl": len(some) for task, some in samples.items()
+    }
+    files = [folder / name / one for one in (f"results_{date}.json", *lines)]
+    for file in files:
+        if not _is_whole(file, lines.get(file.name)):
+            raise OSError(f"{file} was not written to its end: is the disk full?")
     return files
+
+
+def _is_whole(file: Path, lines: int | None) -> bool:
+    """Return whether a file is one JSON value, or has so many `lines` of JSON."""
+    if not file.is_file():
+        return False
+    text = file.read_text("utf-8")
+    try:
+        values = [json.loads(one) for one in text.splitlines()] if lines else []
+        return len(values) == lines if lines is not None else bool(json.loads(text))
+    except ValueError:
+        return False

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colab_utils import hub, locks, recipe, workspace
+from colab_utils import hub, locks, recipe, replacement
 from colab_utils.evaluation import harness
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def save(
     become PNG files, and `fields` go to recipe.json. Raises OSError if a file cannot be
     written.
     """
-    with locks.locked(folder):
+    with locks.writing(folder):
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         new = part / folder.name
@@ -41,6 +41,6 @@ def save(
             pictures = "\n\n".join(f"![{name}]({name}.png)" for name in figures)
             hub.write_card(new, {}, folder.name, f"{text}\n\n{pictures}")
             recipe.write(new, **fields)
-            workspace.replace(new, folder)
+            replacement.replace(new, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from colab_utils import recipe, runtime
+from colab_utils import recipe, replacement, runtime
 from colab_utils.data.tokens.chat_template import choose_template
 from colab_utils.fast import warmup
 from colab_utils.memory.needs import check_weights
@@ -176,8 +176,16 @@ def load_adapter(
     The base model is loaded as in training: in NF4 for QLoRA, in the compute dtype for
     LoRA. After full fine-tuning the folder holds a whole model. A `trainable` adapter
     stays in float32, to be trained further; raises ValueError for a whole model then.
-    Raises the errors of `load_model` and of `weights.adapters.check_patterns`.
+    Raises RuntimeError if another process replaces the folder meanwhile, and the errors
+    of `load_model` and of `weights.adapters.check_patterns`.
     """
+    with replacement.reading(folder):
+        return _load_adapter(folder, trainable)
+
+
+def _load_adapter(
+    folder: Path, trainable: bool
+) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
     made = recipe.read(folder)
     tokenizer = load_tokenizer(str(folder))
     if made["method"] == "full":

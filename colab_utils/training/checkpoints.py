@@ -39,7 +39,7 @@ def resume_point(checkpoints: Path, inputs: dict[str, Any]) -> str | None:
             point = _bring_back(checkpoints, inputs)
         note = checkpoints / INPUTS
         earlier = _read(note)
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoints.mkdir(exist_ok=True)
         recipe.write_json(note, inputs, sort_keys=True)
     if point is None:
         return None
@@ -72,7 +72,13 @@ def is_complete(folder: Path) -> bool:
 
 
 def remove_checkpoints(checkpoints: Path) -> None:
-    """Remove the checkpoints of a run whose result is saved."""
+    """Remove the checkpoints of a run whose result is saved.
+
+    inputs.json goes last: without it, the rest of a removal that was cut short would be
+    set aside, as the checkpoints of an unknown run.
+    """
+    for folder in numbered(checkpoints):
+        workspace.discard(folder, ignore_errors=True)
     workspace.discard(checkpoints, ignore_errors=True)
 
 

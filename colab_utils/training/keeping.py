@@ -137,6 +137,8 @@ def _save_or_go_on(trainer: Trainer, save: Any, *args: Any, **given: Any) -> Non
     folder = parent / f"checkpoint-{trainer.state.global_step}"
     _make_room(trainer, parent)
     try:
+        if not parent.parent.is_dir():  # `save` would create it, on another disk
+            raise FileNotFoundError(None, f"{parent.parent} has disappeared")
         save(*args, **given)
         checkpoints.write_hashes(folder)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -128,7 +128,7 @@ class FastDPOTrainer(PairTrainer):
         if found is None:
             found = self.log_probs(self.pairs)
             if file:
-                file.parent.mkdir(parents=True, exist_ok=True)
+                file.parent.mkdir(exist_ok=True)
                 part = file.with_name(f".{file.name}")
                 save_file({"log_probs": found}, part, {"key": key})
                 part.replace(file)

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from colab_utils import locks, workspace
+from colab_utils import locks, replacement
 from colab_utils.weights.shards import check_disk
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def save(
     checkpoints, stay in `folder`. Raises OSError if the disk has too little space: free
     some and save again, while the trainer has the result.
     """
-    with locks.locked(folder):
+    with locks.writing(folder):
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         new = part / folder.name  # `describe` finds the name of the result here
@@ -73,7 +73,7 @@ def save(
             _write(trained, tokenizer, new)
             if describe:
                 describe(new)
-            workspace.replace(new, folder, keep=_kept(folder))
+            replacement.replace(new, folder, keep=_kept(folder))
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -90,8 +90,13 @@ def _write(trained: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     (folder / "training_args.bin").unlink(missing_ok=True)  # pickled, and full of paths
     tokenizer.save_pretrained(folder)
     _in_order(folder / "adapter_config.json")
-    log = [entry for entry in trained.state.log_history if "loss" in entry]
-    (folder / "training_log.json").write_text(json.dumps(log, indent=1))
+    state = trained.state
+    log = [entry for entry in state.log_history if "loss" in entry]
+    # A run that is resumed at its end makes one more step, with learning rate 0.
+    log = [entry for entry in log if entry["step"] <= state.max_steps]
+    # Sorted: a resumed run has read its first entries from a checkpoint, in that order.
+    text = json.dumps(log, indent=1, sort_keys=True)
+    (folder / "training_log.json").write_text(text)
 
 
 def _in_order(config: Path) -> None:
@@ -110,7 +115,7 @@ def _in_order(config: Path) -> None:
 
 def _kept(folder: Path) -> list[str]:
     """Return the names in a folder that are not files of an earlier result."""
-    workspace.restore(folder)
+    replacement.restore(folder)
     paths = folder.iterdir() if folder.is_dir() else []
     return [path.name for path in paths if path.is_dir() or not _is_result(path.name)]
 

@@ -31,6 +31,8 @@ class FastSFTTrainer(SFTTrainer):
     - The active adapter is saved, without embeddings. Otherwise PEFT asks the Hub, at
       each checkpoint, whether the base model's vocabulary has another size, and the
       Hub's library looks for a token and asks Colab's secrets.
+    - A resumed run goes on counting `num_tokens`: the count is part of the checkpoint.
+      TRL's own begins again at 0.
     - The adapter of a `PeftModel` keeps its weights. TRL rounds those of a quantized
       model to bfloat16 while it builds the trainer.
     - If the memory runs out in a step, the step begins again with less memory: once,
@@ -38,6 +40,15 @@ class FastSFTTrainer(SFTTrainer):
     """
 
     fast_path = False  # `training.use_fast_path` sets it
+
+    @property
+    def _total_train_tokens(self) -> int:
+        """The count of `num_tokens`, kept where a checkpoint saves it."""
+        return self.state.num_input_tokens_seen
+
+    @_total_train_tokens.setter
+    def _total_train_tokens(self, tokens: int) -> None:
+        self.state.num_input_tokens_seen = tokens
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         model = kwargs.get("model", args[0] if args else None)

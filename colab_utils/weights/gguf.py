@@ -44,10 +44,9 @@ def write_gguf(
         raise ValueError(f"out = {out}, but it must be the name of a .gguf file.")
     config = _supported_config(model)
     tensors = _tensors(model, config, kind)
-    with locks.locked(out):
+    with locks.writing(out):
         part = out.with_name(f".{out.name}.part")
         part.unlink(missing_ok=True)  # of a run that was killed
-        out.parent.mkdir(parents=True, exist_ok=True)
         check_disk(out.parent, sum(tensor.size for tensor in tensors), out.name)
         try:
             writer = _header(model.name, config, tensors, kind)

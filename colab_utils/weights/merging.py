@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from colab_utils import families, locks, runtime, workspace
+from colab_utils import families, locks, replacement, runtime, workspace
 from colab_utils.weights import nf4
 from colab_utils.weights.adapter_fit import read_for_base
 from colab_utils.weights.merge_blocks import Changes, merge_shard
@@ -43,24 +43,24 @@ def merge(
 
     Raises ValueError when the adapter does not fit the base or a merged weight is not
     finite, FileExistsError when `out` holds the base or anything other than a model
-    that `merge` wrote, RuntimeError when another process merges into the same folder,
-    and OSError when the disk is too small.
+    that `merge` wrote, RuntimeError when another process merges into the same folder
+    or replaces the adapter, and OSError when the disk is too small.
     """
     if weights not in ("original", "dequantized"):
         raise ValueError(f"weights = {weights!r}; it can be: original, dequantized.")
     base, adapter, out = Path(base), Path(adapter), Path(out).resolve()
     shards = find_shards(base)
-    updates, replaced = read_for_base(adapter, shards)
-    others = other_files(base, adapter)
-    dequantize = weights == "dequantized"
-    quantized_in = nf4.trained_dtype(shards, adapter) if dequantize else None
-    to_float16 = _to_float16(base, shards)
-    changes = Changes(updates, replaced, quantized_in, to_float16)
-    warn_about_ids(others.get("tokenizer.json"), shards, changes.vocab)
-    inputs = describe_inputs(shards, adapter, others, quantized_in)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with locks.locked(out):
-        workspace.restore(out)
+    with replacement.reading(adapter):
+        updates, replaced = read_for_base(adapter, shards)
+        others = other_files(base, adapter)
+        dequantize = weights == "dequantized"
+        quantized_in = nf4.trained_dtype(shards, adapter) if dequantize else None
+        to_float16 = _to_float16(base, shards)
+        changes = Changes(updates, replaced, quantized_in, to_float16)
+        warn_about_ids(others.get("tokenizer.json"), shards, changes.vocab)
+        inputs = describe_inputs(shards, adapter, others, quantized_in)
+    with locks.writing(out):
+        replacement.restore(out)
         read = (base, adapter)
         workspace.check_replaceable(out, "MODEL_NAME", (INPUTS,), inputs=read)
         sizes = {s.name: layout_of(s, replaced, to_float16).size for s in shards}
@@ -113,7 +113,7 @@ def _write_model(
         if changes.to_float16:
             change_json(part / "config.json", dtype="float16")
         write_stop_tokens(part)
-        workspace.replace(part, out)
+        replacement.replace(part, out)
     except KeyboardInterrupt:
         print(f"stopped: the next run resumes from {part}; or delete that folder")
         raise

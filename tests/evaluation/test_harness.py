@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 
 import lm_eval
 import pytest
@@ -145,6 +146,21 @@ def test_saved_results_are_in_the_format_of_the_harness(
     blocked.write_text("")
     with pytest.raises(OSError, match="was not written"):
         harness.save(found, blocked, "tuned")
+
+
+@pytest.mark.parametrize(("limit", "file"), [(100, "results_"), (9000, "samples_")])
+def test_save_notices_a_file_that_is_cut_short(tmp_path, limit, file):
+    """The harness only logs that the disk is full, and has created the file by then."""
+    texts = dict.fromkeys(("doc_hash", "prompt_hash", "target_hash", "target"), "x")
+    lists = {"arguments": [], "resps": [["A"]], "filtered_resps": ["A"]}
+    samples = [{**texts, **lists} for _ in range(99)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match=rf"{file}.* was not written to its end"):
+            harness.save({"results": {}, "samples": {"task": samples}}, tmp_path, "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_report_replaces_an_older_one_and_keeps_it_if_saving_fails(

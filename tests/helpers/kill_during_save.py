@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from colab_utils import data, recipe, training, workspace
+from colab_utils import data, recipe, replacement, training
 from colab_utils.hub.cards import address
 
 DISK = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
@@ -84,8 +84,8 @@ class Adapter:
         return name
 
     def check(self) -> None:
-        """Assert that no file of the reader is lost after `workspace.restore`."""
-        workspace.restore(FOLDER)
+        """Assert that no file of the reader is lost after `replacement.restore`."""
+        replacement.restore(FOLDER)
         for path in READERS:
             assert (FOLDER / path).read_text() == "mine", path
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -253,6 +255,12 @@ def adapter_of(trainer) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in named if p.requires_grad}
 
 
+def tokens_of(trainer) -> list[float]:
+    """Return the count of trained tokens after each step."""
+    log = trainer.state.log_history
+    return [entry["num_tokens"] for entry in log if "loss" in entry]
+
+
 @pytest.mark.slow
 def test_resumed_run_ends_as_an_uninterrupted_one(make_trainer, tmp_path):
     def begin(name: str):
@@ -281,6 +289,7 @@ def test_resumed_run_ends_as_an_uninterrupted_one(make_trainer, tmp_path):
     found = adapter_of(resumed)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-6)
+    assert tokens_of(resumed) == tokens_of(whole)
     # The comparison is meaningful: the second half of the run moved the adapter.
     halfway = adapter_of(cut)
     difference = max((halfway[n] - expected[n]).abs().max().item() for n in expected)
@@ -372,6 +381,37 @@ def test_remove_checkpoints_after_saving_by_the_clock(make_trainer, headless, tm
     assert all((tmp_path / step / "sha256.json").exists() for step in steps)
     training.remove_checkpoints(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_run_is_recognized_after_a_removal_that_was_cut_short(tmp_path, monkeypatch):
+    """Else the rest would be set aside, as of an unknown run, and stay for ever."""
+    folder, delete, ended = tmp_path / "checkpoints", os.unlink, False
+
+    def cut(*args, **given) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        delete(*args, **given)
+
+    for number in itertools.count(1):
+        training.resume_point(folder, RUN)
+        for step in (1, 2):
+            checkpoint(folder, step)
+        left = number
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", cut)
+            try:
+                training.remove_checkpoints(folder)
+                ended = True
+            except KeyboardInterrupt:
+                pass
+        training.resume_point(folder, RUN)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+        shutil.rmtree(folder)
+        if ended:
+            break
+    assert number > 12  # files
 
 
 @pytest.mark.slow
