@@ -235,10 +235,13 @@ def train_long(make_trainer, checkpoint):
 
 
 def test_training_step_that_runs_out_of_memory_begins_again(train_long, capsys):
-    """The limit is between the peaks of both plans."""
+    """The limit is just below the peak of the first plan.
+
+    The second one needs 0.6 GiB less, and torch may hold 0.4 GiB without using them.
+    """
     *_, much = train_long(0)
-    losses, norms, little = train_long(2)
-    limit = (much + little) / 2
+    losses, norms, _ = train_long(2)
+    limit = much - 2**26
     capsys.readouterr()
     found = train_long(0, lambda trainer: trainer.add_callback(Squeeze(limit)))
     line = next(x for x in capsys.readouterr().out.splitlines() if " ran out " in x)

@@ -1,7 +1,9 @@
-"""The notebooks write only into the folders of their own results."""
+"""The notebooks write only into their results, and import only names that exist."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 from pathlib import Path
 
@@ -22,6 +24,24 @@ def code_cells(path: Path) -> list[str]:
 def test_no_cell_names_a_file_in_the_workspace(path):
     """A file directly in the workspace may be the reader's."""
     assert [text for text in code_cells(path) if "workspace.folder" in text] == []
+
+
+@pytest.mark.slow
+def test_names_that_a_notebook_imports_from_the_package_exist():
+    for path in NOTEBOOKS:
+        for cell in code_cells(path):
+            for node in ast.walk(ast.parse(cell)):
+                if isinstance(node, ast.ImportFrom) and "colab_utils" in str(
+                    node.module
+                ):
+                    for alias in node.names:
+                        assert _exists(str(node.module), alias.name), (path, alias.name)
+
+
+def _exists(module: str, name: str) -> bool:
+    if hasattr(importlib.import_module(module), name):
+        return True
+    return importlib.util.find_spec(f"{module}.{name}") is not None
 
 
 def test_own_rows_leave_the_readers_file(tmp_path, capsys):
