@@ -18,6 +18,7 @@ def make_dataset(folder: Path, rows: list[dict]) -> None:
     """Write the rows as 01 does: half of the groups for the test."""
     known = [data.to_row(row, n) for n, row in enumerate(rows)]
     train, test = data.split(known, 0.5, 0)
+    (folder / "workspace").mkdir(exist_ok=True)
     data.save(
         folder / "workspace/datasets/my-dataset",
         {"train": train, "test": test},

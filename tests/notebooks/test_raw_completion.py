@@ -161,6 +161,7 @@ def short(tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
     folder = tmp_path_factory.mktemp("own")
     documents, workspace = folder / "documents", folder / "workspace"
     documents.mkdir()
+    workspace.mkdir()
     (folder / "empty").mkdir()
     long = [f"Pump P-{n} runs at {n + 900} revolutions a minute." for n in range(300)]
     (documents / "pumps.md").write_text("# Pumps\n\n" + "\n\n".join(long))
