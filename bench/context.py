@@ -99,14 +99,7 @@ def main() -> None:
         one, tokens = measure(model, prompt, 1)
         several, others = measure(model, prompt, None)
         ids = torch.tensor([prompt], device=model.device)
-        theirs = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW,
-            min_new_tokens=NEW,
-            do_sample=False,
-            pad_token_id=0,
-        )[0, count:].tolist()
+        theirs = ours.looped(model)(ids, NEW)[0].tolist()
         row = {"context": count, "one part": one, "parts": several}
         row["same as one part"] = sum(map(int.__eq__, tokens, others))
         row["same as generate"] = sum(map(int.__eq__, theirs, others))

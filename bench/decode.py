@@ -38,25 +38,7 @@ def generate(**given):
     """Return PEFT's model as a function that decodes with transformers' own loop."""
     emulate.t4()
     model = ours.adapted(CHECKPOINT, OPTIONS["r"])
-    return looped(model, **given)
-
-
-def looped(model, **given):
-    """Return a function (ids, count) that decodes exactly `count` tokens greedily."""
-
-    def run(ids: torch.Tensor, count: int) -> torch.Tensor:
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            pad_token_id=0,
-            **given,
-        )
-        return out[:, ids.shape[1] :]
-
-    return run
+    return ours.looped(model, **given)
 
 
 def unsloth_peer():
@@ -84,7 +66,7 @@ def unsloth_peer():
         if "lora_" in name:
             weight.data = torch.full_like(weight, 0.01, dtype=torch.float16)
     FastLanguageModel.for_inference(model)
-    return looped(model, use_cache=True)
+    return ours.looped(model, use_cache=True)
 
 
 def wait() -> None:

@@ -87,6 +87,24 @@ def adapted(checkpoint: str, rank: int):
     return model.eval()
 
 
+def looped(model, **given):
+    """Return a function (ids, count) that decodes exactly `count` tokens greedily."""
+
+    def run(ids: torch.Tensor, count: int) -> torch.Tensor:
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+            **given,
+        )
+        return out[:, ids.shape[1] :]
+
+    return run
+
+
 def decode(checkpoint: str, o: dict):
     """Return a function (ids, count) that decodes new tokens (rows, count).
 

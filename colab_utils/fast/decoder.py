@@ -36,10 +36,8 @@ def make_decoder(
         _report_once(model, problem)
         return ReferenceDecoder(model, rows)
     if model.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         one = memory.kv_cache_bytes(lora.llama(model).config, size)
-        rows = max(1, min(rows, int(0.6 * free / one)))
+        rows = max(1, min(rows, int(0.6 * memory.free_gpu() / one)))
     return StaticDecoder(model, rows, size)
 
 

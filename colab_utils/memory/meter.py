@@ -33,6 +33,17 @@ def budget(config: PreTrainedConfig | Shape, processes: int = 1) -> float:
     return psutil.virtual_memory().available / processes - costs.ram_to_load(config)
 
 
+def free_gpu() -> int:
+    """Return the bytes that new tensors can take on the GPU.
+
+    They are free, or torch holds them without using them.
+    """
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
 def release() -> None:
     """Free the memory of deleted objects, and reset the GPU's `peak`."""
     gc.collect()

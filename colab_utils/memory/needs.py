@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from colab_utils import hub, runtime
 from colab_utils.memory import costs
 from colab_utils.memory.costs import Memory
+from colab_utils.memory.meter import free_gpu
 from colab_utils.runtime import GIB
 from colab_utils.shape import Shape
 
@@ -96,8 +97,7 @@ def check_weights(
     method = "qlora" if quantized or shape.quantized else "lora"
     needed = costs.weights(shape, method, size).total
     if machine.device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free, total = free_gpu(), torch.cuda.mem_get_info()[1]
         advice = (
             "choose a smaller MODEL or a larger GPU, or merge an adapter with "
             "04_merge_and_publish, which needs no GPU, and run the GGUF file"

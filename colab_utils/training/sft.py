@@ -17,7 +17,7 @@ from colab_utils.training.recovery import Recovery, ran_out
 
 
 class FastSFTTrainer(SFTTrainer):
-    """TRL's `SFTTrainer` with six changes; the loss and its gradient are the same.
+    """TRL's `SFTTrainer` with seven changes; the loss and its gradient are the same.
 
     - No step has learning rate 0: TRL's warmup begins with one. This class leaves it
       out, so n steps have the learning rates of TRL's steps 2 to n + 1.

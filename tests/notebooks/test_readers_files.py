@@ -39,8 +39,9 @@ def test_names_that_a_notebook_imports_from_the_package_exist():
 
 
 def _exists(module: str, name: str) -> bool:
-    if hasattr(importlib.import_module(module), name):
-        return True
+    found = importlib.import_module(module)
+    if hasattr(found, name) or not hasattr(found, "__path__"):
+        return hasattr(found, name)
     return importlib.util.find_spec(f"{module}.{name}") is not None
 
 
