@@ -68,6 +68,8 @@ def work(_: int, rank: int, job: Job) -> None:
 
 def _train(rank: int, job: Job) -> None:
     """Build the trainer, train, and write what the notebook needs."""
+    from colab_utils.training.progress import write_state
+
     runtime.quiet()
     if job.sharded:
         _join(job)
@@ -79,7 +81,7 @@ def _train(rank: int, job: Job) -> None:
         n: p.detach().cpu() for n, p in trained_parameters(model_of(trainer)).items()
     }
     if rank == 0:
-        trainer.state.save_to_json(str(job.folder / STATE))
+        write_state(trainer.state, job.folder / STATE)
         if job.sharded:
             trainer.save_model(str(job.folder / ADAPTER))
         else:

@@ -131,7 +131,7 @@ class WriteState(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Write the state before the first step, which has the number of steps."""
-        self._write(state)
+        write_state(state, self.file)
 
     def on_log(
         self,
@@ -142,9 +142,11 @@ class WriteState(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Write the state with its newest loss."""
-        self._write(state)
+        write_state(state, self.file)
 
-    def _write(self, state: TrainerState) -> None:
-        part = self.file.with_suffix(".part")
-        state.save_to_json(str(part))
-        part.replace(self.file)  # a reader never sees half of it
+
+def write_state(state: TrainerState, file: Path) -> None:
+    """Write a trainer's state to a file, which another process may read meanwhile."""
+    part = file.with_suffix(".part")
+    state.save_to_json(str(part))
+    part.replace(file)  # the reader sees the old state or the new one, never a half

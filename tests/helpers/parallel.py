@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 from trl import SFTConfig
 
 from colab_utils import data, demo, memory, models, training
@@ -68,6 +69,19 @@ def build_short_of_memory(folder: Path) -> FastSFTTrainer:
     if os.environ["RANK"] == "1":
         InBackward(trainer, 2)
     return trainer
+
+
+def build_with_slow_disk(folder: Path) -> FastSFTTrainer:
+    """Return a trainer; a file with its state stays empty for a second."""
+    save = TrainerState.save_to_json
+
+    def save_slowly(state: TrainerState, file: str) -> None:
+        Path(file).write_text("")
+        time.sleep(1)  # the notebook looks twice
+        save(state, file)
+
+    TrainerState.save_to_json = save_slowly
+    return build(folder, max_steps=2)
 
 
 class AtStep(TrainerCallback):

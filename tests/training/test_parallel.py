@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parallel import AtStep, build, build_in_first, build_short_of_memory
+from helpers.parallel import (
+    AtStep,
+    build,
+    build_in_first,
+    build_short_of_memory,
+    build_with_slow_disk,
+)
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -91,6 +97,13 @@ def test_two_processes_with_uneven_batches_train_all_of_them(tmp_path):
     batches = len(trainer.train_dataset)
     assert batches % 2 == 1
     assert result.global_step == (batches + 1) // 2
+
+
+def test_state_is_read_only_when_it_is_whole(tmp_path):
+    """The last one was not: one training in many stopped with a JSON error."""
+    make = functools.partial(build_with_slow_disk, tmp_path)
+    result = parallel.train(build(tmp_path, max_steps=2), make, 1)
+    assert result.global_step == 2
 
 
 def test_sharded_processes_resume_what_one_has_saved(one, tmp_path):
