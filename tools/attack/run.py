@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.attack.parts import Dataset, Export, Merge, Part, Report
-from tools.attack.trainings import DPO, SFT
+from tools.attack.trainings import DPO, GRPO, SFT
 
 if TYPE_CHECKING:
     from tools.attack.target import Row
 
 PARTS: dict[str, type[Part]] = {
-    kind.name: kind for kind in (SFT, DPO, Merge, Export, Dataset, Report)
+    kind.name: kind for kind in (SFT, DPO, GRPO, Merge, Export, Dataset, Report)
 }
 
 

@@ -16,7 +16,10 @@ from colab_utils import recipe
 from tools.attack.parts import Part
 from tools.attack.processes import Ended, Process
 
-TIMES = ("made", "start_time", "end_time", "total_evaluation_time_seconds", "date")
+TIMES = (
+    *("made", "start_time", "end_time", "total_evaluation_time_seconds", "date"),
+    "seconds/answers",
+)
 
 
 @dataclass
@@ -58,12 +61,20 @@ def _undated(name: str) -> str:
 
 
 def _hash(file: Path) -> str:
-    """Return the hash of a file; of a JSON object, that of its fields but the times."""
+    """Return the hash of a file, or what identifies a JSON object with times.
+
+    A list of objects, such as a training's log, counts as such a file too.
+    """
     if file.suffix == ".json":
         with contextlib.suppress(ValueError):
-            fields = json.loads(file.read_text("utf-8"))
-            if isinstance(fields, dict) and set(TIMES) & set(fields):
-                return json.dumps([(k, v) for k, v in fields.items() if k not in TIMES])
+            found = json.loads(file.read_text("utf-8"))
+            objects = found if isinstance(found, list) else [found]
+            if any(isinstance(one, dict) and set(TIMES) & set(one) for one in objects):
+                timeless = [
+                    [item for item in one.items() if item[0] not in TIMES]
+                    for one in objects
+                ]
+                return json.dumps(timeless)
     return recipe.sha256(file)
 
 

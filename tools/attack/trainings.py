@@ -100,23 +100,22 @@ def _settings(version: str, **more: Any) -> Any:
     return SFTConfig(**usual | training.precision() | more)
 
 
-def _train_on(
-    kind: Any, version: str, rows: list[Any], tokenizer: Any, **more: Any
+def _trainer(
+    kind: Any, version: str, settings: dict[str, Any], tokenizer: Any, **given: Any
 ) -> Any:
-    from datasets import Dataset as Rows
     from peft import LoraConfig
 
     from colab_utils import memory, models
 
-    args = _settings(version, **more)
+    args = _settings(version, **settings)
     trainer = kind(
         model=models.load_model("demo", models.quantization_config()),
         args=args,
-        train_dataset=Rows.from_list(rows),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
+        **given,
     )
     training.float32_adapters(trainer)
     plan = memory.Plan(256, 1, 0, False, True, memory.Memory())
@@ -131,6 +130,8 @@ class SFT(Training):
 
     def build(self, version: str) -> Any:
         """Return a `FastSFTTrainer`."""
+        from datasets import Dataset as Rows
+
         from colab_utils import models
         from colab_utils.training.sft import FastSFTTrainer
 
@@ -138,8 +139,9 @@ class SFT(Training):
         rows = [data.to_row(row, 1) for row in demo.questions()[:32]]
         packed: dict[str, Any] = {"packing": True, "max_length": 128}
         packed["per_device_train_batch_size"] = 1
-        return _train_on(
-            FastSFTTrainer, version, data.tokenize(rows, tokenizer), tokenizer, **packed
+        tokens = Rows.from_list(data.tokenize(rows, tokenizer))
+        return _trainer(
+            FastSFTTrainer, version, packed, tokenizer, train_dataset=tokens
         )
 
 
@@ -150,6 +152,8 @@ class DPO(Training):
 
     def build(self, version: str) -> Any:
         """Return a `FastDPOTrainer`."""
+        from datasets import Dataset as Rows
+
         from colab_utils import models
         from colab_utils.training.pairs import tokenize
         from colab_utils.training.preferences import FastDPOTrainer
@@ -161,13 +165,9 @@ class DPO(Training):
             pair = {"prompt": data.prompt_of(row), "chosen": data.answer_of(row)}
             pair["rejected"] = f"Well, who knows: {data.answer_of(asked[line - 1])}"
             pairs.append(data.to_row(pair, line + 1))
-        return _train_on(
-            FastDPOTrainer,
-            version,
-            cast("list[Any]", tokenize(pairs, tokenizer)),
-            tokenizer,
-            per_device_train_batch_size=2,
-        )
+        tokens = Rows.from_list(cast("list[Any]", tokenize(pairs, tokenizer)))
+        size = {"per_device_train_batch_size": 2}
+        return _trainer(FastDPOTrainer, version, size, tokenizer, train_dataset=tokens)
 
     def before(self, version: str, folder: Path) -> None:
         """Compute the reference's log-probabilities, or read them."""
@@ -180,3 +180,29 @@ class DPO(Training):
     @staticmethod
     def _file(folder: Path) -> Path:
         return folder / "reference.safetensors"
+
+
+class GRPO(Training):
+    """Reinforcement learning of the demo model with QLoRA, on the fast path."""
+
+    name = "GRPO training"
+
+    def build(self, version: str) -> Any:
+        """Return a `FastGRPOTrainer`, whose reward is a short answer."""
+        from colab_utils import models
+        from colab_utils.training.rewards import FastGRPOTrainer
+
+        return _trainer(
+            FastGRPOTrainer,
+            version,
+            {"per_device_train_batch_size": 2},
+            models.load_tokenizer("demo"),
+            rows=[data.to_row(row, 1) for row in demo.questions()[:32]],
+            reward=_brevity,
+            answer_tokens=4,
+            group=4,
+        )
+
+
+def _brevity(rows: list[Any], answers: list[str]) -> list[float]:
+    return [-float(len(answer)) for answer in answers]
