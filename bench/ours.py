@@ -16,6 +16,7 @@ from trl import SFTConfig
 
 from colab_utils import memory, models, runtime, training
 from colab_utils.fast.decoder import borrow_decoder, make_decoder
+from colab_utils.generation import decoding
 from colab_utils.generation.answer_text import AnswerText
 from colab_utils.generation.answering import generate_tokens
 from colab_utils.training.sft import FastSFTTrainer
@@ -126,11 +127,12 @@ def decode(checkpoint: str, o: dict):
         texts = [AnswerText(tokenizer, (), [], count) for _ in ids]
         if o["batch"] == 1:
             with borrow_decoder(model, 2048) as decoder:
-                for _ in generate_tokens(decoder, ids.tolist(), choose, texts):
+                for _ in generate_tokens(decoder, ids[0].tolist(), choose, texts[0]):
                     texts[0].stable_text()
         else:
             decoder = several if len(ids) > 1 else make_decoder(model, 1, room)
-            for _ in generate_tokens(decoder, ids.tolist(), choose, texts):
+            add = lambda i, token: texts[i].add(token)  # noqa: E731
+            for _ in decoding.decode(decoder, ids.tolist(), choose, add):
                 pass
         [text.finish() for text in texts]
         return torch.stack(made, 1)

@@ -19,6 +19,7 @@ LATE |= {"training.callbacks", "training.sft", "training.preferences", "fast.att
 LATE |= {"training.pairs", "training.log_probs", "training.objectives"}
 LATE |= {"training.rewards", "training.rollouts", "training.progress"}
 LATE |= {"training.keeping", "training.recovery", "hub.network"}
+LATE |= {"generation.decoding"}
 LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
 LATE |= {"fast.documents", "training.reward_model", "training.classification"}
 LATE |= {"fast.loss_kernels", "evaluation.harness", "evaluation.reports"}

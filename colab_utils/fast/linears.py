@@ -188,13 +188,20 @@ class DecodingGroup(LinearGroup):
     """A group in decoding: a product for each weight, and copies of its adapters.
 
     The copies are in the compute dtype and scaled. They keep their place in memory,
-    because a recorded step reads them there.
+    because a recorded step reads them there. With `whole`, quantized weights are
+    dequantized once, instead of in each product.
     """
 
     def __init__(
-        self, module: LlamaDecoderLayer, names: Sequence[str], like: torch.Tensor
+        self,
+        module: LlamaDecoderLayer,
+        names: Sequence[str],
+        like: torch.Tensor,
+        whole: bool = False,
     ) -> None:
         super().__init__(module, names, like)
+        if whole:
+            self.weights = [_dequantized(weight, like) for weight in self.weights]
         self.a = self.empty(self.rank, self.inputs)
         self.b = [
             self.empty(self.outputs[one.linear], one.ranks.stop - one.ranks.start)
@@ -231,6 +238,14 @@ def _product(
         # bitsandbytes' __init__ does not declare its exports, so mypy can't find this.
         product = bnb.matmul_4bit  # type: ignore[attr-defined]
         return product(x, weight.data.t(), state, bias=bias)
-    out = x.new_empty(state.shape)
+    return torch.nn.functional.linear(x, _dequantized(weight, x), bias)
+
+
+def _dequantized(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a weight that may be quantized, in the dtype of `like` if it is."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight
+    out = like.new_empty(state.shape)
     ops.dequantize(weight, out)
-    return torch.nn.functional.linear(x, out, bias)
+    return out

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from colab_utils import memory
 from colab_utils.fast import attention, lora, ops, warmup
 from colab_utils.fast.linears import DecodingGroup
 from colab_utils.memory import costs
@@ -58,9 +59,10 @@ def _identity(inner: LlamaForCausalLM) -> list[Any]:
 class StaticDecoder:
     """A Llama with keys and values in memory of a fixed size, a CUDA graph on a GPU.
 
-    `start` takes prompts, `step` one more token for each. Both return the logits (rows,
-    vocabulary) of the next token. `start` computes the prompts one after another,
-    without padding. A row takes size x 2 x layers x kv_heads x head_dim numbers.
+    `start` takes prompts, `add` more prompts into free rows, `step` one more token for
+    each, and `keep` frees rows. All but the last return the logits (rows, vocabulary)
+    of the next token. Prompts are computed one after another, without padding, and
+    equal ones once. A row takes size x 2 x layers x kv_heads x head_dim numbers.
     """
 
     def __init__(self, model: torch.nn.Module, rows: int, size: int) -> None:
@@ -74,13 +76,18 @@ class StaticDecoder:
         cache = (shape.layers, rows, capacity, shape.kv_heads, shape.head_dim)
         self.keys, self.values = (like.new_zeros(cache) for _ in "kv")
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
+        # 1 for a row in use. A recorded step also computes the others: at place 0.
+        self.used = torch.zeros_like(self.lengths)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=self.device)
         place = torch.arange(capacity, device=self.device)[None]
         self.cos, self.sin = (t[0] for t in inner.model.rotary_emb(like, place))
         # A NoPE layer rotates by an angle of 0.
         self.straight = torch.ones_like(self.cos), torch.zeros_like(self.sin)
+        # On a CPU each step would take a third of its time to dequantize the weights.
+        size = costs.parameters(shape)[0] * like.itemsize
+        whole = self.device.type == "cpu" and size < memory.free_ram() / 2
         self.groups = [
-            [DecodingGroup(module, names, like) for names in lora.GROUPS]
+            [DecodingGroup(module, names, like, whole) for names in lora.GROUPS]
             for module in lora.decoder_layers(inner)
         ]
         self.head_norms = [lora.head_norms(one) for one in lora.decoder_layers(inner)]
@@ -89,7 +96,7 @@ class StaticDecoder:
         self.identity = _identity(inner)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.scores: torch.Tensor  # the logits, which the graph writes
-        self.count = self.longest = 0
+        self.sizes: list[int] = []  # the tokens in each row that is in use
 
     @property
     def inner(self) -> LlamaForCausalLM:
@@ -109,24 +116,68 @@ class StaticDecoder:
     def start(self, prompts: list[list[int]]) -> torch.Tensor:
         """Read at most `rows` prompts of token ids; they replace the earlier ones."""
         self._read_adapters()
+        self.sizes.clear()
+        return self.add(prompts)
+
+    @torch.inference_mode()
+    def add(self, prompts: list[list[int]]) -> torch.Tensor:
+        """Read more prompts, into the rows after those in use; return their logits."""
         lengths = [len(prompt) for prompt in prompts]
-        self.count, self.longest = len(prompts), max(lengths)
-        if self.longest > self.size or self.count > self.rows:
+        begin, end = len(self.sizes), len(self.sizes) + len(prompts)
+        if max(lengths) > self.size or end > self.rows:
             raise ValueError(
-                f"{self.count} prompts of up to {self.longest} tokens exceed a cache "
+                f"{end} prompts of up to {max(lengths)} tokens exceed a cache "
                 f"of {self.rows} x {self.size}: shorten them, or make a larger decoder."
             )
-        ids = torch.tensor(list(itertools.chain(*prompts)), device=self.device)
-        ends = torch.tensor([0, *itertools.accumulate(lengths)], device=self.device)
-        row = torch.repeat_interleave(
-            torch.arange(len(prompts), device=self.device), ends.diff()
+        # Equal prompts are computed once, in the first of their rows.
+        numbers = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        which = [numbers[tuple(prompt)] for prompt in prompts]
+        first = [begin + which.index(i) for i in range(len(numbers))]
+        ids = torch.tensor(list(itertools.chain(*numbers)), device=self.device)
+        sizes = map(len, numbers)
+        ends = torch.tensor([0, *itertools.accumulate(sizes)], device=self.device)
+        number = torch.repeat_interleave(
+            torch.arange(len(first), device=self.device), ends.diff()
         )
-        place = torch.arange(len(ids), device=self.device) - ends[row]
-        documents = attention.Documents(ends.int(), self.longest)
+        row = torch.tensor(first, device=self.device)[number]
+        place = torch.arange(len(ids), device=self.device) - ends[number]
+        documents = attention.Documents(ends.int(), max(lengths))
         found = self._last_norm(ids, self._attend_prompts(documents, row, place))
+        for i, size in enumerate(lengths):
+            self._copy(first[which[i]], begin + i, size)
+        self.sizes += lengths
+        self._note_sizes()
+        logits = self.head.logits(found[ends[1:] - 1]).float()
+        return logits if len(first) == len(prompts) else logits[which]
+
+    @torch.inference_mode()
+    def keep(self, rows: list[int]) -> list[int]:
+        """Free all rows but these; return where the rows in use have been before.
+
+        The last rows move to places that became free: few keys and values are copied.
+        """
+        keep, places = set(rows), list(range(len(self.sizes)))
+        for free in sorted(set(places) - keep, reverse=True):
+            last = len(places) - 1
+            self._copy(last, free, self.sizes[last])
+            places[free], self.sizes[free] = places[last], self.sizes[last]
+            del places[last], self.sizes[last]
+        self._note_sizes()
+        return places
+
+    def _note_sizes(self) -> None:
+        """Write the sizes for the attention; rows that are not in use have none."""
         self.lengths.zero_()
-        self.lengths[: self.count] = ends.diff()
-        return self.head.logits(found[ends[1:] - 1]).float()
+        self.used.zero_()
+        count = len(self.sizes)
+        self.lengths[:count] = torch.tensor(self.sizes, device=self.device)
+        self.used[:count] = 1
+
+    def _copy(self, row: int, other: int, tokens: int) -> None:
+        """Copy the first keys and values of a row to another one."""
+        if row != other:
+            for cache in (self.keys, self.values):
+                cache[:, other, :tokens] = cache[:, row, :tokens]
 
     def _attend_prompts(
         self, documents: attention.Documents, row: torch.Tensor, place: torch.Tensor
@@ -157,19 +208,20 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Add one token to each conversation that was started; `tokens` is (rows,)."""
-        if self.longest == self.size:
+        """Add one token to each row in use; `tokens` is (rows,)."""
+        if max(self.sizes) == self.size:
             raise ValueError(
                 f"The cache of {self.size} tokens is full: make a larger decoder."
             )
-        self.longest += 1
-        self.tokens[: self.count] = tokens
+        self.sizes = [size + 1 for size in self.sizes]
+        count = len(self.sizes)
+        self.tokens[:count] = tokens
         if self.device.type != "cuda":
-            return self._step(self.count, self.longest)
+            return self._step(count, max(self.sizes))
         if self.graph is None:
             self.graph = self._record()
         self.graph.replay()
-        return self.scores[: self.count]
+        return self.scores[:count]
 
     def _read_adapters(self) -> None:
         """Copy the adapters: they may have been trained since the last answer."""
@@ -207,7 +259,7 @@ class StaticDecoder:
             return attention.attention_step(q, keys, values, lengths)
 
         found = self._last_norm(self.tokens[:rows], attend)
-        lengths += 1
+        lengths += self.used[:rows]
         return self.head.logits(found).float()
 
     def _norm_heads(self, x: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:

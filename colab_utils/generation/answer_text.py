@@ -47,14 +47,15 @@ class AnswerText:
         self._settled, self._overlap = "", 0
         self._pending: list[int] = []
 
-    def add(self, token: int) -> None:
-        """Append a token, unless the answer is done."""
+    def add(self, token: int) -> bool:
+        """Append a token, unless the answer is done; return whether it is done now."""
         if self.done or token in self.stop_tokens:
             self.done = True
-            return
+            return True
         self._pending.append(token)
         self.tokens_left -= 1
         self.done = not self.tokens_left or bool(self.stop and self._until_stop()[1])
+        return self.done
 
     def decode(self) -> str:
         """Return all tokens as text, and decode only those after the settled text.

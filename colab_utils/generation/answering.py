@@ -75,22 +75,18 @@ def complete(
     A text ends as in `answers`; a prompt has a limit of new tokens of its own.
     """
     from colab_utils.fast.decoder import make_decoder
+    from colab_utils.generation.decoding import decode
 
     if not prompts:
         return []
     ends = models.stop_tokens(model, tokenizer)
     texts = [AnswerText(tokenizer, ends, stop, limit) for limit in limits]
-    # Prompts of similar length share a batch: their answers often end together.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = len(prompts[order[-1]]) + max(limits)
+    size = max(map(len, prompts)) + max(limits)
     with models.in_mode(model, training=False):
         decoder = make_decoder(model, min(batch_size, len(prompts)), size)
-        steps = range(0, len(order), decoder.rows)
-        for start in runtime.progress(steps, "answering"):
-            batch = order[start : start + decoder.rows]
-            ids, some = [prompts[i] for i in batch], [texts[i] for i in batch]
-            for _ in generate_tokens(decoder, ids, sample, some):
-                pass
+        done = decode(decoder, prompts, sample, lambda i, token: texts[i].add(token))
+        for _ in runtime.progress(done, "answering", total=len(prompts)):
+            pass
     return texts
 
 
@@ -125,7 +121,7 @@ def stream(
         borrow_decoder(model, context) as decoder,
     ):
         shown = 0
-        for _ in generate_tokens(decoder, [ids], sample, [answer]):
+        for _ in generate_tokens(decoder, ids, sample, answer):
             text = answer.stable_text()
             yield text[shown:]
             shown = len(text)
@@ -133,18 +129,17 @@ def stream(
 
 def generate_tokens(
     decoder: StaticDecoder | ReferenceDecoder,
-    prompts: list[list[int]],
+    prompt: list[int],
     sample: Sampler,
-    texts: list[AnswerText],
+    answer: AnswerText,
 ) -> Iterator[None]:
-    """Add one token to each text per iteration, until all are done."""
-    logits = decoder.start(prompts)
+    """Add one token to an answer per iteration, until it is done."""
+    logits = decoder.start([prompt])
     while True:
         tokens = sample(logits)
-        for text, token in zip(texts, tokens.tolist(), strict=True):
-            text.add(token)
+        done = answer.add(int(tokens))
         yield
-        if all(text.done for text in texts):
+        if done:
             return
         logits = decoder.step(tokens)
 

@@ -52,29 +52,22 @@ def new_tokens(
     logits; without it, decoding is greedy. With a `label` there is a progress bar.
     """
     from colab_utils.fast.decoder import make_decoder
+    from colab_utils.generation.decoding import decode
 
     if not prompts:
         return []
-    sample = sample or sampler()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: list[list[int]] = [[] for _ in prompts]
+
+    def add(i: int, token: int) -> bool:
+        found[i].append(token)
+        return token in ends or len(found[i]) == max_new_tokens
+
+    size = max(map(len, prompts)) + max_new_tokens
     with models.in_mode(model, training=False):
-        size = len(prompts[order[-1]]) + max_new_tokens
         decoder = make_decoder(model, min(batch_size, len(prompts)), size)
-        steps = range(0, len(order), decoder.rows)
-        for start in runtime.progress(steps, label) if label else steps:
-            rows = order[start : start + decoder.rows]
-            logits = decoder.start([prompts[i] for i in rows])
-            for count in range(max_new_tokens):
-                tokens = sample(logits)
-                for i, token in zip(rows, tokens.tolist(), strict=True):
-                    if not found[i] or found[i][-1] not in ends:
-                        found[i].append(token)
-                if count == max_new_tokens - 1 or all(
-                    found[i][-1] in ends for i in rows
-                ):
-                    break
-                logits = decoder.step(tokens)
+        done = decode(decoder, prompts, sample or sampler(), add)
+        for _ in runtime.progress(done, label, total=len(prompts)) if label else done:
+            pass
     return found
 
 

@@ -17,7 +17,7 @@ from colab_utils.memory.costs import (
     ram_to_merge,
 )
 from colab_utils.memory.exchange import exchange
-from colab_utils.memory.meter import budget, free_gpu, peak, ram, release
+from colab_utils.memory.meter import budget, free_gpu, free_ram, peak, ram, release
 from colab_utils.memory.needs import preflight
 from colab_utils.memory.planning import Plan, gather_seconds, plan, seconds
 from colab_utils.memory.step import at_loss, estimate
@@ -34,6 +34,7 @@ __all__ = [
     "estimate",
     "exchange",
     "free_gpu",
+    "free_ram",
     "gather_seconds",
     "gathered_bytes",
     "inference",

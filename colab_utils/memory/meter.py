@@ -25,12 +25,10 @@ def budget(config: PreTrainedConfig | Shape, processes: int = 1) -> float:
     of gradients needs buffers. On a CPU it is the available RAM of each process less
     what loading the model takes.
     """
-    import psutil
-
     gpu = runtime.detect().memory_gib
     if gpu is not None:
         return (gpu - 0.3) * GIB - (costs.SHARED if processes > 1 else 0)
-    return psutil.virtual_memory().available / processes - costs.ram_to_load(config)
+    return free_ram() / processes - costs.ram_to_load(config)
 
 
 def free_gpu() -> int:
@@ -42,6 +40,13 @@ def free_gpu() -> int:
 
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def free_ram() -> int:
+    """Return the bytes of RAM that this process can take without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def release() -> None:

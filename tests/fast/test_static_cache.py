@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.decoding import assert_decodes, random_rows
+from helpers.decoding import assert_decodes, assert_rows_leave_and_join, random_rows
 from helpers.llamas import LORAS, SHAPES, small_llama, with_lora
 from peft import LoraConfig
 
-from colab_utils import models
+from colab_utils import memory, models
 from colab_utils.fast import patch, support
 from colab_utils.fast.decoder import make_decoder
 from colab_utils.fast.static_cache import StaticDecoder
@@ -37,6 +37,24 @@ def test_static_decoder_scores(shape, lora):
     assert decoder.lengths[2:].tolist() == [0, 0]
 
 
+def test_static_decoder_rows_leave_and_join():
+    model = with_lora(small_llama(), target_modules="all-linear")
+    assert_rows_leave_and_join(model, StaticDecoder(model, 4, 32))
+
+
+def test_static_decoder_computes_equal_prompts_once(monkeypatch):
+    read, model, last_norm = [], small_llama(), StaticDecoder._last_norm
+
+    def note(self, ids, attend):
+        read.append(len(ids))
+        return last_norm(self, ids, attend)
+
+    monkeypatch.setattr(StaticDecoder, "_last_norm", note)
+    a, b = random_rows([5, 4], 0)
+    StaticDecoder(model, 4, 16).start([a, b, a, a])
+    assert read == [9]
+
+
 def test_static_decoder_mlp_in_parts(monkeypatch):
     monkeypatch.setattr(costs, "MLP_ROWS", 4)
     model = with_lora(small_llama(), target_modules="all-linear")
@@ -49,8 +67,14 @@ def fine_tuned_demo():
     return with_lora(model, target_modules="all-linear")
 
 
-def test_static_decoder_nf4_weights(fine_tuned_demo):
-    assert_decodes(fine_tuned_demo, StaticDecoder(fine_tuned_demo, 3, 32), rel=1e-4)
+@pytest.mark.parametrize("whole", [True, False])
+def test_static_decoder_nf4_weights(fine_tuned_demo, whole, monkeypatch):
+    if not whole:
+        monkeypatch.setattr(memory, "free_ram", lambda: 10**6)
+    decoder = StaticDecoder(fine_tuned_demo, 3, 32)
+    weights = [w for group in decoder.groups for part in group for w in part.weights]
+    assert {weight.is_floating_point() for weight in weights} == {whole}
+    assert_decodes(fine_tuned_demo, decoder, rel=1e-4)
 
 
 def test_static_decoder_adapter_disabled_or_merged():
@@ -90,6 +114,8 @@ def test_static_decoder_full_cache():
     with pytest.raises(ValueError, match="9 tokens exceed a cache of 1 x 8"):
         decoder.start(random_rows([9], 0))
     decoder.start(random_rows([8], 0))
+    with pytest.raises(ValueError, match="2 prompts of up to 3 tokens exceed a cache"):
+        decoder.add(random_rows([3], 0))
     with pytest.raises(ValueError, match="8 tokens is full"):
         decoder.step(torch.tensor([5]))
 

@@ -107,9 +107,9 @@ def small_model(kind: str, tokenizer):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def say(monkeypatch, rows: list[list[int]]) -> None:
-    """Let `generation` choose these tokens, one row for each prompt."""
-    steps = iter(torch.tensor(rows).T)
+def say(monkeypatch, tokens: list[int]) -> None:
+    """Let `generation` choose these tokens after one prompt."""
+    steps = iter(torch.tensor(tokens)[:, None])
     monkeypatch.setattr(answering, "sampler", lambda **_: lambda logits: next(steps))
 
 
@@ -124,12 +124,11 @@ def test_answers_end_at_the_end_of_a_turn(kind, template, end, tmp_path, monkeyp
     assert end in models.stop_tokens(model, tokenizer)
     eos = tokenizer.eos_token_id
     size = len(paris)
-    rows = [[*paris, end, *paris], [*paris[:2], eos, *paris, *paris][: 2 * size + 1]]
-    say(monkeypatch, rows)
-    first, second = generation.answers(model, tokenizer, ["Why?"] * 2, 2 * size)
-    assert first == "Paris Lima"
-    assert second == tokenizer.decode(paris[:2]).strip()
-    say(monkeypatch, rows[:1])
+    cut_off = tokenizer.decode(paris[:2]).strip()
+    for said, answer in (([*paris, end], "Paris Lima"), ([*paris[:2], eos], cut_off)):
+        say(monkeypatch, [*said, *paris])
+        assert generation.answers(model, tokenizer, ["Why?"], 2 * size) == [answer]
+    say(monkeypatch, [*paris, end, *paris])
     pieces = list(generation.stream(model, tokenizer, "Why?", 2 * size))
     assert "".join(pieces) == "Paris Lima"
     assert len(pieces) == size + 1  # one for each token, and the one that ends it
@@ -143,6 +142,6 @@ def test_answers_end_at_the_stops_of_generation_config(tmp_path, monkeypatch):
     paris = tokenizer.encode("Paris", add_special_tokens=False)
     for eos, answer in ((None, "ParisParis"), ([stop], "Paris")):
         model.generation_config.eos_token_id = eos
-        say(monkeypatch, [[*paris, stop, *paris]])
+        say(monkeypatch, [*paris, stop, *paris])
         found = generation.answers(model, tokenizer, ["Why?"], 2 * len(paris) + 1)
         assert found == [answer]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.decoding import assert_rows_leave_and_join
 from helpers.families import CONFIGS, small_model
 from helpers.llamas import gradients, packed, padded, with_lora
 from helpers.training import InBackward, StopAt
@@ -291,6 +292,13 @@ def test_static_decoder_recorded_step(checkpoint, rows):
                 out = model(input_ids=torch.tensor([line]).cuda()).logits[0, n - 1 :]
             error = (scores - out.float()).norm() / out.float().norm()
             assert error < 1e-2, (n, error)
+    assert decoder.graph is not None
+
+
+def test_static_decoder_recorded_rows_leave_and_join(checkpoint):
+    model = load_nf4(checkpoint, torch.float16).eval()
+    decoder = StaticDecoder(model, 4, 64)
+    assert_rows_leave_and_join(model, decoder, rel=1e-2)
     assert decoder.graph is not None
 
 

@@ -1,0 +1,135 @@
+"""Measure many answers of different lengths: prompts that wait for a row of a batch.
+
+    python bench/answers.py CHECKPOINT [--prompts 500] [--batch 32] [--group 1]
+
+Prompts have 32 to 128 random tokens, `--group` answers each (8 as in GRPO). The length
+of an answer is drawn as gsm8k's answers are long: log-normal, median 100 tokens, at
+most 400. Greedy, in 4 bits with an adapter. Ways, one after another in one process:
+`decode` (a freed row takes the next prompt, equal prompts are read once), the same
+decoder where each batch waits for its longest answer, and `model.generate`, which waits
+too. Compares the tokens of the first two.
+
+CHECKPOINT is `demo` on a CPU (answers of a tenth of the length), or on a GPU, under a
+T4's limits, a folder; random weights of Llama 2 7B's shape are written there if it does
+not exist. Adds a row to bench/results/answers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import emulate
+import ours
+import torch
+from transformers import LlamaConfig
+
+from colab_utils.fast.static_cache import StaticDecoder
+from colab_utils.generation import decoding, sampling
+
+GPU = torch.cuda.is_available()
+Answers = list[list[int]]
+
+
+def requests(o: argparse.Namespace, vocabulary: int) -> tuple[Answers, list[int]]:
+    """Return the prompts, and the length of each answer."""
+    draw = random.Random(0)
+    prompts = []
+    for _ in range(o.prompts // o.group):
+        size = draw.randint(32, 128)
+        prompt = [draw.randrange(3, vocabulary) for _ in range(size)]
+        prompts += [prompt] * o.group
+    drawn = [draw.lognormvariate(0, 0.5) for _ in prompts]
+    middle, most = (100, 400) if GPU else (10, 40)
+    return prompts, [max(1, min(most, round(middle * one))) for one in drawn]
+
+
+def decoded(
+    decoder: StaticDecoder, prompts: Answers, lengths: list[int], wait: bool
+) -> Answers:
+    """Return the answers; with `wait`, a batch waits for its longest one."""
+    found: Answers = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size = decoder.rows if wait else len(prompts)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        most = max(lengths[i] for i in rows)
+
+        def add(at: int, token: int, rows=rows, most=most) -> bool:
+            found[rows[at]].append(token)
+            return len(found[rows[at]]) == (most if wait else lengths[rows[at]])
+
+        some = [prompts[i] for i in rows]
+        for _ in decoding.decode(decoder, some, sampling.sampler(), add):
+            pass
+    return [one[:n] for one, n in zip(found, lengths, strict=True)]
+
+
+def generated(model, prompts: Answers, lengths: list[int], batch: int) -> None:
+    """Generate with transformers, prompts of similar length in a batch."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        longest = max(len(prompts[i]) for i in rows)
+        ids = [[0] * (longest - len(prompts[i])) + prompts[i] for i in rows]
+        mask = [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
+        most = max(lengths[i] for i in rows)
+        model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=most,
+            min_new_tokens=most,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+
+def timed(run: Callable[[], Answers | None]) -> tuple[float, Answers | None]:
+    """Return the seconds of a call, and what it returns."""
+    if GPU:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    found = run()
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint")
+    for name, default in (("prompts", 500), ("batch", 32), ("group", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    o = parser.parse_args()
+    emulate.t4()
+    if GPU:
+        shape = LlamaConfig(intermediate_size=11008, max_position_embeddings=4096)
+        emulate.random_model(shape, Path(o.checkpoint))
+    model = ours.adapted(o.checkpoint, 16)
+    prompts, lengths = requests(o, model.config.vocab_size)
+    decoder = StaticDecoder(model, o.batch, max(map(len, prompts)) + max(lengths))
+    few = slice(2 * o.batch)
+    decoded(decoder, prompts[few], lengths[few], wait=False)  # records the step
+    seconds, found = timed(lambda: decoded(decoder, prompts, lengths, wait=False))
+    waiting, others = timed(lambda: decoded(decoder, prompts, lengths, wait=True))
+    theirs, _ = timed(lambda: generated(model, prompts, lengths, o.batch))
+    total = sum(lengths)
+    row = {**vars(o), "checkpoint": Path(o.checkpoint).name, "tokens": total}
+    names = ("decode", "batches that wait", "generate")
+    for name, taken in zip(names, (seconds, waiting, theirs), strict=True):
+        row[name] = {"s": round(taken, 1), "tokens_s": round(total / taken, 1)}
+    row["equal answers"] = sum(map(list.__eq__, found, others))
+    print("ANSWERS", json.dumps(row), flush=True)
+    card = emulate.card() if GPU else {"cpu_threads": torch.get_num_threads()}
+    emulate.append("answers.json", row | card)
+
+
+if __name__ == "__main__":
+    main()
