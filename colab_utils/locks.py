@@ -18,8 +18,21 @@ def writing(path: Path) -> Iterator[None]:
     """
     with locked(path) as descriptor:
         yield
-        if descriptor is not None and not is_there(descriptor, _file(path)):
-            raise _disappeared(path)
+        check(path, descriptor)
+
+
+def check(path: Path, descriptor: int | None) -> None:
+    """Raise FileNotFoundError if the folder of `path` is not the one of its lock.
+
+    `descriptor` is what `locked` has returned for `path`. Without one, the folder must
+    exist.
+    """
+    if descriptor is None:
+        there = path.parent.is_dir()
+    else:
+        there = is_there(descriptor, _file(path))
+    if not there:
+        raise _disappeared(path)
 
 
 @contextlib.contextmanager
@@ -91,6 +104,8 @@ def _acquire(path: Path, file: Path) -> int | None:
             f"Another process is writing into {path}: wait until it ends, stop it, or "
             "choose another name."
         ) from error
+    except FileNotFoundError as error:  # since `locked` has looked
+        raise _disappeared(path) from error
     except OSError as error:
         if descriptor is not None:
             os.close(descriptor)

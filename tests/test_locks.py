@@ -212,3 +212,27 @@ def test_dataset_is_not_reported_as_saved_if_the_disk_disappears(tmp_path, monke
     monkeypatch.setattr(saving, "describe", meanwhile)
     with pytest.raises(FileNotFoundError, match="still mounted"):
         data.save(drive / "mine", {"train": rows}, [], card="")
+
+
+@pytest.mark.parametrize("after", ["the look", "the lock file"])
+def test_disk_that_disappears_while_it_is_locked(tmp_path, monkeypatch, after):
+    """The result was written without a lock, into a folder that was made anew."""
+    disk, opens = tmp_path / "disk", os.open
+    disk.mkdir()
+
+    def vanish(*args, **given):
+        if after == "the look":
+            disk.rename(tmp_path / "away")
+            return opens(*args, **given)
+        descriptor = opens(*args, **given)
+        disk.rename(tmp_path / "away")
+        monkeypatch.setattr(os, "open", opens)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", vanish)
+    with (
+        pytest.raises(FileNotFoundError, match="Is the disk"),
+        locks.writing(disk / "a"),
+    ):
+        (disk / "a").mkdir(parents=True)
+    assert not disk.exists()

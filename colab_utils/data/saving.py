@@ -191,7 +191,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     replacement.restore(folder)
     _check_replaceable(folder)
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part.mkdir()  # without parents: a disk that disappeared is not made anew
     try:
         yield part
     except BaseException as error:

@@ -32,7 +32,8 @@ def save(
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         new = part / folder.name
-        new.mkdir(parents=True)
+        part.mkdir()  # without parents: a disk that disappeared is not made anew
+        new.mkdir()
         try:
             for name, results in found.items():
                 harness.save(results, new, name)

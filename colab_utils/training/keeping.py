@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-# torch.save raises RuntimeError when it can't write to the end of its zip file.
-TORCH_WRITES = re.compile(r"inline_container|PytorchStreamWriter|unexpected pos")
+# torch.save raises RuntimeError when it can't create its zip file, or write all of it.
+TORCH_WRITES = re.compile(
+    r"inline_container|PytorchStreamWriter|unexpected pos"
+    r"|Parent directory .* does not exist|cannot be opened"
+)
 REST = 32 * 2**20  # bytes of a checkpoint beside its tensors: mostly the tokenizer
 
 
@@ -45,10 +48,12 @@ def keep_work(trainer: Trainer) -> None:
     stop, folder = SaveAndStop(trainer), Path(str(trainer.args.output_dir)).absolute()
     trainer.add_callback(stop)
     save, train = trainer._save_checkpoint, trainer.train
-    # transformers has no event around these two, and the course trains with the
-    # trainers of TRL, so both are replaced in this one object.
+    # transformers has no event around these, and the course trains with the trainers of
+    # TRL, so they are replaced in this one object. TRL would write a card beside the
+    # checkpoints at each save: in a folder that it makes anew if the disk is gone.
     for name, replaced in {
-        "_save_checkpoint": functools.partial(_save_or_go_on, trainer, save),
+        "create_model_card": lambda *args, **given: None,
+        "_save_checkpoint": functools.partial(_save_or_go_on, stop, save),
         "train": functools.partial(_train_until_stopped, stop, folder, train),
     }.items():
         setattr(trainer, name, replaced)
@@ -62,6 +67,7 @@ class SaveAndStop(TrainerCallback):
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.asked = trainer, False
+        self.lock: int | None = None  # of the folder of the checkpoints
 
     def on_train_begin(
         self,
@@ -99,7 +105,7 @@ def _train_until_stopped(
     stop: SaveAndStop, folder: Path, train: Any, *args: Any, **given: Any
 ) -> Any:
     stop.asked = False
-    with locks.locked(folder), _first_interrupt_asks(stop):
+    with locks.locked(folder) as stop.lock, _first_interrupt_asks(stop):
         result = train(*args, **given)
     if stop.asked:
         raise KeyboardInterrupt
@@ -131,22 +137,37 @@ def _first_interrupt_asks(stop: SaveAndStop) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _save_or_go_on(trainer: Trainer, save: Any, *args: Any, **given: Any) -> None:
+def _save_or_go_on(stop: SaveAndStop, save: Any, *args: Any, **given: Any) -> None:
     """Save a checkpoint; if that fails, say why, and leave none."""
-    parent = Path(str(trainer.args.output_dir))
+    trainer = stop.trainer
+    parent = Path(str(trainer.args.output_dir)).absolute()
     folder = parent / f"checkpoint-{trainer.state.global_step}"
     _make_room(trainer, parent)
     try:
-        if not parent.parent.is_dir():  # `save` would create it, on another disk
-            raise FileNotFoundError(None, f"{parent.parent} has disappeared")
+        locks.check(parent, stop.lock)  # `save` would create folders on another disk
         save(*args, **given)
         checkpoints.write_hashes(folder)
+        locks.check(parent, stop.lock)
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not TORCH_WRITES.search(str(error)):
             raise
         if folder.exists():
             workspace.discard(folder, ignore_errors=True)
+        _remove_created(parent, stop.lock)
         print(_not_saved(trainer, parent, error), flush=True)
+
+
+def _remove_created(folder: Path, lock: int | None) -> None:
+    """Remove the empty folders that a save has created where a disk has disappeared.
+
+    They would hide that it is missing from what is saved next.
+    """
+    try:
+        locks.check(folder, lock)
+    except FileNotFoundError:
+        with contextlib.suppress(OSError):  # the first that is not empty
+            for one in (folder, *folder.parents):
+                one.rmdir()
 
 
 def _make_room(trainer: Trainer, parent: Path) -> None:

@@ -67,7 +67,8 @@ def save(
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         new = part / folder.name  # `describe` finds the name of the result here
-        new.mkdir(parents=True)
+        part.mkdir()  # without parents: a disk that disappeared is not made anew
+        new.mkdir()
         try:
             check_disk(new, _size(trained), folder.name)
             _write(trained, tokenizer, new)

@@ -43,7 +43,7 @@ def rows_of(text: str) -> dict[tuple[str, str], list[int]]:
 
 def test_attack_writes_a_table_without_losses(tmp_path):
     page, parts = tmp_path / "page.md", ["merge", "dataset"]
-    faults = ["moments", "accesses", "python", "vanish", "race"]
+    faults = ["moments", "accesses", "python", "vanish", "vanish-accesses", "race"]
     given = ["--share", "0.02", "--page", page, "--parts", *parts, "--faults", *faults]
     result = run("-m", "tools.attack", *map(str, given))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -265,3 +265,38 @@ def test_checkpoints_are_due(monkeypatch, tmp_path, minutes, lasts, saves):
             (tmp_path / f"checkpoint-{step}").mkdir()
             every.on_save(args, state, control)
     assert found == saves
+
+
+@pytest.mark.parametrize("when", ["before", "within", "after"])
+def test_disk_that_disappears_around_a_save_is_not_made_anew(
+    begin, tmp_path, monkeypatch, when
+):
+    """`save` creates missing folders: the run reported a success that was lost."""
+    disk, away = tmp_path / "disk", tmp_path / "away"
+    disk.mkdir()
+    trainer, folder, _ = begin("disk/adapters/run")
+    write = trainer.save_model
+
+    def vanish(at: str) -> None:
+        if at == when and trainer.state.global_step == 2:
+            disk.rename(away)
+
+    def save(*args, **given):
+        vanish("before")
+        write(*args, **given)
+        vanish("within")
+
+    hashes = checkpoints.write_hashes
+    monkeypatch.setattr(trainer, "save_model", save)
+    monkeypatch.setattr(
+        checkpoints, "write_hashes", lambda one: (hashes(one), vanish("after"))
+    )
+    trainer.train()
+    assert not disk.exists()
+    with pytest.raises(FileNotFoundError, match="Is the disk"):
+        training.save(trainer, trainer.processing_class, folder.parent / "adapter")
+    away.rename(disk)
+    whole = [o.name for o in checkpoints.numbered(folder) if checkpoints.is_complete(o)]
+    assert whole == ["checkpoint-1"] + ["checkpoint-2"] * (when == "after")
+    assert not (folder / "README.md").exists()  # TRL's card would bring back folders
+    training.save(trainer, trainer.processing_class, folder.parent / "adapter")

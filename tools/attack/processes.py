@@ -108,12 +108,21 @@ def _run(task: Callable[[], None], log: Path) -> None:
         os._exit(code)
 
 
+def kill_this() -> None:
+    """Send SIGKILL to this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def count_touches(
-    task: Callable[[], None], folder: Path, count: Shared, kill_at: int = 0
+    task: Callable[[], None],
+    folder: Path,
+    count: Shared,
+    at: int = 0,
+    strike: Callable[[], None] = kill_this,
 ) -> Callable[[], None]:
     """Return a task that counts its accesses to files below `folder`.
 
-    It kills its own process just before the access of the number `kill_at`.
+    Just before the access of the number `at` it calls `strike`.
     """
 
     def counted() -> None:
@@ -124,8 +133,8 @@ def count_touches(
                 return
             if os.path.abspath(given[0]).startswith(here):
                 count.value += 1
-                if count.value == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                if count.value == at:
+                    strike()
 
         sys.addaudithook(hook)
         task()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from colab_utils import replacement
 from colab_utils.training import checkpoints
@@ -59,9 +60,7 @@ def kill_at_touches(target: Target, tries: int) -> Row:
     """Kill the run just before a random access to a file of the workspace."""
     row = Row(target.part.name, "SIGKILL at a random file access")
     step, count = _observed(target), Shared()
-    target.reset()
-    target.start(count_touches(target.task(), target.root, count)).wait()
-    touches = count.value
+    touches = _touches(target)
     for number, draw in _tries(target, row, tries):
         step.value = count.value = 0
         at = draw.randint(1, touches)
@@ -70,6 +69,14 @@ def kill_at_touches(target: Target, tries: int) -> Row:
         row.struck += ended.code < 0
         target.judge(row, number, ended, step.value)
     return row
+
+
+def _touches(target: Target) -> int:
+    """Return how often a run accesses a file of the workspace."""
+    count = Shared()
+    target.reset()
+    target.start(count_touches(target.task(), target.root, count)).wait()
+    return count.value
 
 
 def kill_on_slow_disk(target: Target, tries: int) -> Row:
@@ -138,18 +145,47 @@ def fail_calls_in_python(target: Target, tries: int) -> list[Row]:
 def vanish(target: Target, tries: int) -> Row:
     """Take the folder away at a random moment, as a Drive that disconnects."""
     row, step = Row(target.part.name, VANISHES), _observed(target)
-    away = target.root.with_name("away")
     for number, draw in _tries(target, row, tries):
         step.value = 0
         process = target.start(target.task())
         process.sleep(draw.uniform(0, target.seconds))
         row.struck += not process.ended()
-        target.root.rename(away)
+        _take_away(target)
         ended = process.wait()
-        shutil.rmtree(target.root, ignore_errors=True)  # what was written meanwhile
-        away.rename(target.root)
+        _bring_back(target)
         target.judge(row, number, ended, step.value)
     return row
+
+
+def vanish_at_touches(target: Target, tries: int) -> Row:
+    """Take the folder away just before a random access to a file of it."""
+    row = Row(target.part.name, f"{VANISHES}, at a random file access")
+    step, count = _observed(target), Shared()
+    touches = _touches(target)
+    for number, draw in _tries(target, row, tries):
+        step.value = count.value = 0
+        given = target.root, count, draw.randint(1, touches)
+        task = count_touches(target.task(), *given, strike=lambda: _take_away(target))
+        ended = target.start(task).wait()
+        row.struck += _away(target).exists()
+        _bring_back(target)
+        target.judge(row, number, ended, step.value)
+    return row
+
+
+def _away(target: Target) -> Path:
+    return target.root.with_name("away")
+
+
+def _take_away(target: Target) -> None:
+    target.root.rename(_away(target))
+
+
+def _bring_back(target: Target) -> None:
+    """Put the folder back in place of what was written meanwhile."""
+    if _away(target).exists():
+        shutil.rmtree(target.root, ignore_errors=True)
+        _away(target).rename(target.root)
 
 
 def race(target: Target, tries: int) -> Row:
@@ -247,6 +283,7 @@ ATTACKS: dict[str, tuple[Callable[[Target, int], list[Row]], int, int, int]] = {
     "calls": (fail_calls, 2, 5, 4),
     "python": (fail_calls_in_python, 2, 5, 4),
     "vanish": (one(vanish), 8, 20, 10),
+    "vanish-accesses": (one(vanish_at_touches), 40, 40, 20),
     "race": (one(race), 10, 100, 30),
     "reader": (one(read_meanwhile), 0, 40, 40),
     "hash": (one(other_hash_seeds), 2, 2, 2),
