@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from colab_utils import memory
 from colab_utils.fast import ops
 from colab_utils.fast.lora import LinearGroup
+from colab_utils.memory import costs
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    from colab_utils.shape import Shape
 
 # Up to so many rows, bitsandbytes' fused product is faster than dequantizing first.
 FUSED_ROWS = 64
 
 
-class Scratch:
-    """Memory for one stacked weight at a time, which all layers use in turn."""
+def stay(shape: Shape, like: torch.Tensor) -> bool:
+    """Return whether weights stay dequantized: on a CPU with ten times their size free.
 
-    def __init__(self) -> None:
+    There, small models need a sixth of a training and a quarter of an answer to
+    dequantize them again and again. `like` has the dtype and device of the computation.
+    """
+    size = costs.parameters(shape)[0] * like.itemsize
+    return like.device.type == "cpu" and size < memory.free_ram() / 10
+
+
+class Scratch:
+    """Memory for one stacked weight at a time, which all layers use in turn.
+
+    With `keep`, quantized weights stay in it once they are dequantized (see `stay`).
+    """
+
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
+        self.kept: dict[Hashable, tuple[list[torch.Tensor], torch.Tensor]] = {}
         self.buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
     def take(
@@ -35,6 +54,7 @@ class Scratch:
     def clear(self) -> None:
         """Free the memory."""
         self.buffers.clear()
+        self.kept.clear()
 
 
 class Results(NamedTuple):
@@ -74,7 +94,20 @@ class TrainingGroup(LinearGroup):
         """Return W in the compute dtype; the next group may overwrite it."""
         if len(self.weights) == 1 and not hasattr(self.weights[0], "quant_state"):
             return self.weights[0]
-        out = self.scratch.take(self.rows, self.inputs, self.dtype, self.device)
+        if self.scratch.keep and all(hasattr(w, "quant_state") for w in self.weights):
+            # With the weights, because another one could get the address of a free one.
+            versions = ((w.data_ptr(), w._version) for w in self.weights)
+            key = (self.dtype, *versions)
+            if key not in self.scratch.kept:
+                out = self._stacked(self.empty(self.rows, self.inputs))
+                self.scratch.kept[key] = self.weights, out
+            return self.scratch.kept[key][1]
+        return self._stacked(
+            self.scratch.take(self.rows, self.inputs, self.dtype, self.device)
+        )
+
+    def _stacked(self, out: torch.Tensor) -> torch.Tensor:
+        """Write W into `out`, and return it."""
         for weight, part in zip(self.weights, out.split(self.outputs), strict=True):
             if hasattr(weight, "quant_state"):
                 ops.dequantize(weight, part)

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from colab_utils import memory
 from colab_utils.fast import attention, lora, ops, warmup
-from colab_utils.fast.linears import DecodingGroup
+from colab_utils.fast.linears import DecodingGroup, stay
 from colab_utils.memory import costs
 from colab_utils.shape import Shape
 
@@ -83,9 +82,7 @@ class StaticDecoder:
         self.cos, self.sin = (t[0] for t in inner.model.rotary_emb(like, place))
         # A NoPE layer rotates by an angle of 0.
         self.straight = torch.ones_like(self.cos), torch.zeros_like(self.sin)
-        # On a CPU each step would take a third of its time to dequantize the weights.
-        size = costs.parameters(shape)[0] * like.itemsize
-        whole = self.device.type == "cpu" and size < memory.free_ram() / 2
+        whole = stay(shape, like)
         self.groups = [
             [DecodingGroup(module, names, like, whole) for names in lora.GROUPS]
             for module in lora.decoder_layers(inner)

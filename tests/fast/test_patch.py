@@ -18,7 +18,7 @@ from helpers.llamas import (
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from colab_utils import models
+from colab_utils import memory, models
 from colab_utils.fast import documents, patch
 
 # transformers computes norms and the loss in float32 whatever the model's dtype is.
@@ -375,3 +375,30 @@ def test_apply_to_two_models_shares_no_memory():
     patch.remove(models[1])
     assert scratches[0].buffers and not scratches[1].buffers
     assert_same_gradients(gradients(models[0], padded([8])), expected, RELATIVE_ERROR)
+
+
+@pytest.mark.slow
+def test_dequantized_weights_stay_on_a_cpu_until_they_change(monkeypatch):
+    model = models.load_model("demo", models.quantization_config())
+    model = with_lora(model, target_modules="all-linear").train()
+    inner, batch = model.get_base_model(), padded([11, 7])
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "free_ram", lambda: 10**6)
+        patch.apply(model)
+        without = gradients(model, batch)
+        assert not patch.FastPath.of(inner).scratch.kept
+    patch.apply(model)
+    kept = patch.FastPath.of(inner).scratch.kept
+    for _ in range(2):
+        found = gradients(model, batch)
+        assert len(kept) == 4 * model.config.num_hidden_layers
+        assert_same_gradients(found, without, 1e-12)
+    attention = inner.model.layers[0].self_attn
+    weight = attention.o_proj.base_layer.weight
+    weight.data = weight.data.flip(0)
+    changed = gradients(model, batch)
+    weight.copy_(weight.flip(0))
+    assert_same_gradients(gradients(model, batch), without, 1e-12)
+    assert changed[0] != without[0]
+    patch.remove(model)
+    assert not kept
