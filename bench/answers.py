@@ -9,9 +9,10 @@ most 400. Greedy, in 4 bits with an adapter. Ways, one after another in one proc
 decoder where each batch waits for its longest answer, and `model.generate`, which waits
 too. Compares the tokens of the first two.
 
-CHECKPOINT is `demo` on a CPU (answers of a tenth of the length), or on a GPU, under a
-T4's limits, a folder; random weights of Llama 2 7B's shape are written there if it does
-not exist. Adds a row to bench/results/answers.json.
+CHECKPOINT is the folder of the demo model on a CPU (answers of a tenth of the length,
+seconds of CPU time), or on a GPU, under a T4's limits, a folder; random weights of
+Llama 2 7B's shape are written there if it does not exist. Adds a row to
+bench/results/answers.json.
 """
 
 from __future__ import annotations
@@ -92,14 +93,15 @@ def generated(model, prompts: Answers, lengths: list[int], batch: int) -> None:
 
 
 def timed(run: Callable[[], Answers | None]) -> tuple[float, Answers | None]:
-    """Return the seconds of a call, and what it returns."""
+    """Return the seconds of a call, on a CPU those of CPU time, and what it returns."""
+    clock = time.perf_counter if GPU else time.process_time
     if GPU:
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     found = run()
     if GPU:
         torch.cuda.synchronize()
-    return time.perf_counter() - began, found
+    return clock() - began, found
 
 
 def main() -> None:
@@ -127,7 +129,9 @@ def main() -> None:
         row[name] = {"s": round(taken, 1), "tokens_s": round(total / taken, 1)}
     row["equal answers"] = sum(map(list.__eq__, found, others))
     print("ANSWERS", json.dumps(row), flush=True)
-    card = emulate.card() if GPU else {"cpu_threads": torch.get_num_threads()}
+    card = (
+        emulate.card() if GPU else {"card": "CPU", "threads": torch.get_num_threads()}
+    )
     emulate.append("answers.json", row | card)
 
 
