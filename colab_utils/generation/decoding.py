@@ -1,4 +1,9 @@
-"""Decode many prompts: a row whose answer has ended takes the next prompt."""
+"""Decode many prompts: a row whose answer has ended takes the next prompt.
+
+That holds for greedy decoding. Sampled answers keep their row until all of their batch
+have ended: a row draws random numbers in each step, so the answers of a seed, which
+the notebooks' text reports, stay the same.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from colab_utils.fast.static_cache import StaticDecoder
+from colab_utils.generation.sampling import greedy
 
 if TYPE_CHECKING:
     from colab_utils.fast.decoder import ReferenceDecoder
@@ -28,10 +34,13 @@ def decode(
     """Continue prompts of token ids; yield the number of each when it has ended.
 
     `add` takes the number of a prompt and its next token, and returns whether the
-    prompt has ended. Shorter prompts begin first. With a `ReferenceDecoder`, all
-    prompts of a batch end before the next batch begins. Continuous batching is from
-    Orca (Yu et al. 2022).
+    prompt has ended. Shorter prompts begin first. With a `ReferenceDecoder`, or with
+    sampling, all prompts of a batch end before the next batch begins. Continuous
+    batching is from Orca (Yu et al. 2022).
     """
+    refills = decoder if isinstance(decoder, StaticDecoder) else None
+    if sample is not greedy:
+        refills = None
     waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
 
     def take(count: int) -> list[int]:
@@ -44,9 +53,9 @@ def decode(
         if not rows:
             rows, idle = take(decoder.rows), 0
             logits = decoder.start([prompts[i] for i in rows])
-        elif isinstance(decoder, StaticDecoder) and waiting and idle >= patience:
+        elif refills and waiting and idle >= patience:
             new, idle = take(decoder.rows - len(rows)), 0
-            logits = torch.cat([logits, decoder.add([prompts[i] for i in new])])
+            logits = torch.cat([logits, refills.add([prompts[i] for i in new])])
             rows = rows + new
         tokens = sample(logits)
         for i, token in zip(rows, tokens.tolist(), strict=True):
@@ -54,8 +63,8 @@ def decode(
                 ended.add(i)
                 yield i
         left = [place for place, i in enumerate(rows) if i not in ended]
-        if isinstance(decoder, StaticDecoder) and 0 < len(left) < len(rows):
-            left = decoder.keep(left)
+        if refills and 0 < len(left) < len(rows):
+            left = refills.keep(left)
             rows, tokens = [rows[place] for place in left], tokens[left]
         if left:
             logits = decoder.step(tokens)

@@ -48,11 +48,12 @@ def sampler(
                 f"{', '.join(given)}: allowed only with do_sample=True. Without it, "
                 "greedy decoding takes the top-1 token."
             )
-        return _greedy
+        return greedy
     return _random(temperature, top_k, top_p)
 
 
-def _greedy(logits: torch.Tensor) -> torch.Tensor:
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the top-1 token (rows,) of each row of logits (rows, vocabulary)."""
     return logits.argmax(-1)
 
 
