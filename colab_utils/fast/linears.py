@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FUSED_ROWS = 64
 
 
-def stay(shape: Shape, like: torch.Tensor) -> bool:
+def stay_dequantized(shape: Shape, like: torch.Tensor) -> bool:
     """Return whether weights stay dequantized: on a CPU with ten times their size free.
 
     There, small models need a sixth of a training and a quarter of an answer to
@@ -34,7 +34,8 @@ def stay(shape: Shape, like: torch.Tensor) -> bool:
 class Scratch:
     """Memory for one stacked weight at a time, which all layers use in turn.
 
-    With `keep`, quantized weights stay in it once they are dequantized (see `stay`).
+    With `keep`, quantized weights stay in it once they are dequantized: see
+    `stay_dequantized`.
     """
 
     def __init__(self, keep: bool = False) -> None:
@@ -263,9 +264,7 @@ def _product(
 ) -> torch.Tensor:
     """Return x W^T + bias for a weight that may be quantized."""
     state = getattr(weight, "quant_state", None)
-    if state is None:
-        return torch.nn.functional.linear(x, weight, bias)
-    if x.is_cuda and len(x) <= FUSED_ROWS:
+    if state is not None and x.is_cuda and len(x) <= FUSED_ROWS:
         import bitsandbytes as bnb
 
         # bitsandbytes' __init__ does not declare its exports, so mypy can't find this.

@@ -21,7 +21,7 @@ from colab_utils.fast import decoder, lora, ops, support
 from colab_utils.fast.autograd import LayerFunction
 from colab_utils.fast.documents import Tokens, flatten, share
 from colab_utils.fast.layer import Batch, Layer
-from colab_utils.fast.linears import Scratch, stay
+from colab_utils.fast.linears import Scratch, stay_dequantized
 from colab_utils.fast.loss import NormedCrossEntropy
 from colab_utils.fast.sharding import Shards
 from colab_utils.memory.costs import LOGIT_ROWS
@@ -83,7 +83,7 @@ def apply(model: torch.nn.Module, recompute: int = 0, offload: int = 0) -> bool:
     if inner.device.type == "cuda" and not ops.has_triton():
         print("Triton is missing: element-wise work runs in PyTorch, which is slower")
     shape = Shape.from_config(inner.config)
-    keep = not Shards.of(inner) and stay(shape, inner.model.norm.weight)
+    keep = not Shards.of(inner) and stay_dequantized(shape, inner.model.norm.weight)
     vars(inner).update(
         _fast_path=FastPath(recompute, offload, Scratch(keep=keep)),
         forward=types.MethodType(_forward, inner),

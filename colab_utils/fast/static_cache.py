@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from colab_utils.fast import attention, lora, ops, warmup
-from colab_utils.fast.linears import DecodingGroup, stay
+from colab_utils.fast.linears import DecodingGroup, stay_dequantized
 from colab_utils.memory import costs
 from colab_utils.shape import Shape
 
@@ -82,7 +82,7 @@ class StaticDecoder:
         self.cos, self.sin = (t[0] for t in inner.model.rotary_emb(like, place))
         # A NoPE layer rotates by an angle of 0.
         self.straight = torch.ones_like(self.cos), torch.zeros_like(self.sin)
-        whole = stay(shape, like)
+        whole = stay_dequantized(shape, like)
         self.groups = [
             [DecodingGroup(module, names, like, whole) for names in lora.GROUPS]
             for module in lora.decoder_layers(inner)

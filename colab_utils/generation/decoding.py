@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -38,9 +38,8 @@ def decode(
     sampling, all prompts of a batch end before the next batch begins. Continuous
     batching is from Orca (Yu et al. 2022).
     """
-    refills = decoder if isinstance(decoder, StaticDecoder) else None
-    if sample is not greedy:
-        refills = None
+    can = isinstance(decoder, StaticDecoder) and sample is greedy
+    refills = cast("StaticDecoder", decoder) if can else None
     waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
 
     def take(count: int) -> list[int]:

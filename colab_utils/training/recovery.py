@@ -160,7 +160,7 @@ class Recovery:
             offload=count,
             fast=True,
         )
-        if cost.ram > psutil.virtual_memory().available:
+        if cost.ram > memory.free_ram():
             return ""
         patch.apply(model, count, count)
         return f"{how}, and with their inputs in RAM, which is slower"
