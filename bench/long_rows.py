@@ -25,7 +25,6 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import emulate
 import ours
 import torch
-from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
@@ -165,7 +164,6 @@ def measure(base: Any, config: Any, kind: str, tokens: int) -> dict[str, Any]:
             found["kinds_ms"] = {k: round(v, 1) for k, v in kinds.items()}
     training.use_reference_path(trainer)
     trainer.model.unload()
-    GlobalOptimManager.get_instance().module_weight_config_triple.clear()
     return found
 
 

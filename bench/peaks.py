@@ -22,7 +22,6 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import emulate
 import torch
-from bitsandbytes.optim import GlobalOptimManager
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import LlamaConfig, TrainerCallback
@@ -178,7 +177,6 @@ def measure(base, config: LlamaConfig, run: tuple) -> dict:
         found["reserved"] = torch.cuda.max_memory_reserved() / memory.GIB
         found["off"] = found["predicted"] / found["measured"] - 1
     # bitsandbytes keeps references to the embeddings of every model that it trained.
-    GlobalOptimManager.get_instance().module_weight_config_triple.clear()
     training.use_reference_path(trainer)
     if method != "full":
         trainer.model.unload()

@@ -2,10 +2,11 @@
 
 Read `lora` first: it finds PEFT's adapters, and groups linear layers that share an
 input. For training follow `linears`, `ops`, `attention`, `sharding` (a model over
-several GPUs), `layer`, `autograd`, `loss` and `patch`; for generation `static_cache`
-and `decoder`. `support` checks which models can run on the fast path; all others stay
-on the reference path (PyTorch and PEFT). `kernels`, `attention_kernels` and
-`loss_kernels` hold the Triton code, and `warmup` compiles it while a model is loaded.
+several GPUs), `layer`, `autograd`, `loss` and `patch`; for generation
+`decoding_linears`, `static_cache` and `decoder`. `support` checks which models can run
+on the fast path; all others stay on the reference path (PyTorch and PEFT). `kernels`,
+`attention_kernels`, `loss_kernels` and `vector_kernels` hold the Triton code, and
+`warmup` compiles it while a model is loaded.
 Nothing is re-exported: these modules import torch, and only training and generation
 call them.
 """

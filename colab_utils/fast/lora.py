@@ -183,8 +183,8 @@ class LinearGroup:
     """Linear layers that share an input x: x W^T + bias + scale (x A^T) B^T.
 
     Most have no bias. The A of all layers are stacked, so that one product computes
-    every x A^T. The computation has the dtype and the device of `like`. `linears` has
-    the subclasses for training and for decoding.
+    every x A^T. The computation has the dtype and the device of `like`. The subclasses
+    are in `linears` for training and in `decoding_linears`.
     """
 
     def __init__(

@@ -58,14 +58,25 @@ def _float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def is_usual_nf4(weight: torch.Tensor) -> bool:
+    """Return whether a weight is in the format that the Triton kernels read.
+
+    It is that of `models.quantization_config`: NF4 in blocks of 64, with double
+    quantization.
+    """
+    state: Any = getattr(weight, "quant_state", None)
+    if state is None or not state.nested or weight.dtype != torch.uint8:
+        return False
+    blocks = state.blocksize, state.state2.blocksize
+    return state.quant_type == "nf4" and blocks == (64, 256)
+
+
 def dequantize(weight: torch.Tensor, out: torch.Tensor) -> None:
     """Write a weight that bitsandbytes quantized into `out` (outputs, inputs)."""
     state: Any = getattr(weight, "quant_state")  # noqa: B009 (mypy can't know it)
     if not weight.numel():  # a kernel would leave `out` as it is
         raise RuntimeError("The weight is sharded, and its layer was not gathered.")
-    nested = state.nested and state.quant_type == "nf4" and state.blocksize == 64
-    usual = nested and state.state2.blocksize == 256 and weight.dtype == torch.uint8
-    if usual and out.is_cuda and has_triton():
+    if is_usual_nf4(weight) and out.is_cuda and has_triton():
         triton_module("kernels").dequantize_nf4(weight, state, out)
         return
     import bitsandbytes.functional as bnb

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from colab_utils.fast import attention, lora, ops, warmup
-from colab_utils.fast.linears import DecodingGroup, stay_dequantized
+from colab_utils.fast.decoding_linears import DecodingGroup
+from colab_utils.fast.linears import stay_dequantized
 from colab_utils.memory import costs
 from colab_utils.shape import Shape
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from colab_utils import families
 from colab_utils.shape import Shape
@@ -93,7 +93,7 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     """Run each kernel of decoding once; a cache always has a multiple of 16 tokens."""
     import torch
 
-    from colab_utils.fast import attention_kernels, kernels
+    from colab_utils.fast import attention_kernels, kernels, vector_kernels
 
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
     x, weight = ones(1, shape.width), ones(shape.width)
@@ -112,10 +112,15 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     attention_kernels.rotate_and_store(q, k, v, angles, angles, keys, values, lengths)
     for parts in (1, 2):
         attention_kernels.attention_step(q, keys, values, lengths, parts)
-    _compile_nf4(dtype, device)
+    packed, state = _compile_nf4(dtype, device)
+    if dtype == torch.float16:
+        for rank in (0, 16):  # without an adapter, and with that of the course
+            one = vector_kernels.Weight(packed, state, b=ones(64, rank))
+            vector_kernels.OneRow([one], ones(rank, 64))(ones(1, 64))
 
 
-def _compile_nf4(dtype: torch.dtype, device: str) -> None:
+def _compile_nf4(dtype: torch.dtype, device: str) -> tuple[torch.Tensor, Any]:
+    """Compile the kernel that dequantizes; return a weight (64, 64) and its state."""
     import bitsandbytes.functional as bnb
     import torch
 
@@ -126,3 +131,4 @@ def _compile_nf4(dtype: torch.dtype, device: str) -> None:
         weight, quant_type="nf4", compress_statistics=True
     )
     kernels.dequantize_nf4(packed, state, weight)
+    return packed, state

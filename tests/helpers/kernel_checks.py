@@ -29,6 +29,7 @@ from colab_utils.fast import (
     kernels,
     loss_kernels,
     ops,
+    vector_kernels,
     warmup,
 )
 from colab_utils.shape import Shape
@@ -120,6 +121,31 @@ def dequantize_nf4(check: Check) -> None:
         state.to(check.device)
         kernels.dequantize_nf4(packed.to(check.device), state, out)
         assert_close(out, expected, rel)
+
+
+def one_row(check: Check) -> None:
+    """Queries, keys and values: with biases and ranks, and some without."""
+    shape, device = check.shape, check.device
+    inputs = max(64, shape.inner // 64 * 64)
+    x, a = torch.randn(1, inputs).half(), torch.randn(12, inputs).half() / 16
+    low, weights, expected = x.float() @ a.float().T, [], []
+    for outputs, first, rank in (
+        *((shape.queries, 0, 4), (shape.keys, 4, 8)),
+        *((shape.keys, 0, 0), (33, 0, 0)),
+    ):
+        w, bias, b = (torch.randn(outputs, n).half() for n in (inputs, 1, rank))
+        packed, state = bnb.quantize_4bit(w, quant_type="nf4", compress_statistics=True)
+        y = x.float() @ bnb.dequantize_4bit(packed, state).float().T
+        y += low[:, first : first + rank] @ b.float().T
+        expected.append(y + bias.float().T if rank else y)
+        state.to(device)
+        bias, b = (t.to(device) if rank else None for t in (bias, b))
+        one = vector_kernels.Weight(packed.to(device), state, bias, b, first)
+        weights.append(one)
+    products = vector_kernels.OneRow(weights, a.to(device))
+    for plain in (True,) if device == "cpu" else (True, False):
+        for found, y in zip(products(x.to(device), plain), expected, strict=True):
+            assert_close(found, y, 1e-3)
 
 
 def norm(check: Check) -> None:
@@ -216,7 +242,16 @@ def all_kernels_of_a_model(check: Check) -> None:
 
 
 CHECKS = (
-    *(dequantize_nf4, norm, add_norm, norm_backward, norm_heads, rotate, swiglu),
+    *(
+        dequantize_nf4,
+        one_row,
+        norm,
+        add_norm,
+        norm_backward,
+        norm_heads,
+        rotate,
+        swiglu,
+    ),
     *(
         cross_entropy,
         swiglu_backward,

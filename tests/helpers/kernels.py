@@ -60,8 +60,15 @@ MODELS = {
 }
 # The functions of `kernel_checks`, by name.
 CHECKS = (
-    *("dequantize_nf4", "norm", "add_norm", "norm_backward", "norm_heads", "rotate"),
-    *("swiglu", "cross_entropy", "swiglu_backward", "step_on_a_cache", "step_in_parts"),
+    *("dequantize_nf4", "one_row", "norm", "add_norm", "norm_backward", "norm_heads"),
+    *(
+        "rotate",
+        "swiglu",
+        "cross_entropy",
+        "swiglu_backward",
+        "step_on_a_cache",
+        "step_in_parts",
+    ),
     "all_kernels_of_a_model",
 )
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from helpers.training import StopAt
@@ -130,6 +132,16 @@ def test_create_scheduler_without_warmup_is_trls(no_model, tmp_path):
         no_model(kind, 5, tmp_path, **settings) for kind in (FastSFTTrainer, SFTTrainer)
     )
     assert found == expected and found[0] == 0.5
+
+
+@pytest.mark.slow
+def test_train_in_8_bits_leaves_no_model_behind(make_trainer):
+    trainer = make_trainer("qlora", optim="adamw_8bit")
+    trainer.train()
+    modules = [weakref.ref(module) for module in trainer.model.modules()]
+    del trainer
+    memory.release()
+    assert [module() for module in modules if module()] == []
 
 
 @pytest.mark.slow
