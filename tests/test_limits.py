@@ -12,6 +12,9 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from helpers.checkpoints import make_model
+from helpers.templates import TEMPLATES
+from helpers.tokenizer_kinds import make_tokenizer
 
 from colab_utils import data, limits, models, weights
 from colab_utils.data.tokens import rendering
@@ -122,13 +125,26 @@ def test_adapter_with_an_endless_pattern_is_not_loaded_and_not_merged(
         weights.merge(models.download("demo"), folder, tmp_path / "out")
 
 
+def endless(writes: str) -> str:
+    loops = "".join(f"{{% for a{i} in range(99999) %}}" for i in range(4))
+    return loops + writes + "{% endfor %}" * 4
+
+
 @pytest.mark.parametrize("kind", ["loop", "condition"])
 def test_endless_chat_template_is_refused(short, tokenizer, kind):
-    loops = "".join(f"{{% for a{i} in range(99999) %}}" for i in range(4))
-    ends = "{% endfor %}" * 4
     writes = "x" if kind == "loop" else "{% if a0 == 'x' %}y{% endif %}"
     mine = models.load_tokenizer("demo")
-    mine.chat_template = loops + writes + ends
+    mine.chat_template = endless(writes)
     with pytest.raises(TimeoutError, match=r"^The chat template of .* took more than"):
         rendering.Conversations(mine).render([{"role": "user", "content": "Hi"}])
     assert data.to_messages({"question": "Hi", "answer": "Yes"})
+
+
+def test_modelfile_of_a_chat_template_that_is_endless_on_one_date(short, tmp_path):
+    tokenizer = make_tokenizer("llama2")
+    trap = "{% if strftime_now('%Y') == 'qxzdate' %}" + endless("x") + "{% endif %}"
+    tokenizer.chat_template = trap + TEMPLATES["llama2"]
+    folder = make_model(tmp_path / "model", tokenizer, vocab_size=len(tokenizer))
+    file = weights.write_gguf(folder)
+    with pytest.raises(TimeoutError, match=rf"The chat template of {file.name} took"):
+        weights.write_modelfile(file)

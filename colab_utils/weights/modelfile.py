@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colab_utils import limits
 from colab_utils.weights.gguf_tokenizer import EOS_IDS
 from colab_utils.weights.go_template import find_parts
 
@@ -55,9 +56,10 @@ def _template(fields: dict[str, ReaderField], file: Path) -> str | None:
         )
         return None
     turn = [{"role": "user", "content": "x"}]
-    dated = tokenizer.apply_chat_template(
-        turn, tokenize=False, strftime_now=lambda _: "qxzdate"
-    )
+    with limits.seconds(10, f"The chat template of {file.name}"):
+        dated = tokenizer.apply_chat_template(
+            turn, tokenize=False, strftime_now=lambda _: "qxzdate"
+        )
     if "qxzdate" in str(dated):
         print("Modelfile: the chat template writes the date; it stays that of today")
     return text
