@@ -13,7 +13,7 @@ from colab_utils.fast.lora import LinearGroup
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-    from colab_utils.fast.vector_kernels import OneRow
+    from colab_utils.fast.vector_kernels import FewRows
 
 # Up to so many rows, bitsandbytes' fused product is faster than dequantizing first.
 FUSED_ROWS = 64
@@ -24,8 +24,8 @@ class DecodingGroup(LinearGroup):
 
     The copies are in the compute dtype and scaled. They keep their place in memory,
     because a recorded step reads them there. With `whole`, quantized weights are
-    dequantized once, instead of in each product. One token on a GPU, in float16, has
-    kernels of its own.
+    dequantized once, instead of in each product. A few tokens on a GPU, in float16,
+    have kernels of their own.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class DecodingGroup(LinearGroup):
             self.empty(self.outputs[one.linear], one.ranks.stop - one.ranks.start)
             for one in self.adapters
         ]
-        self.one_row = self._one_row()
+        self.few_rows = self._few_rows()
 
-    def _one_row(self) -> OneRow | None:
-        """Return the kernels for one token, or None where they can't compute it."""
+    def _few_rows(self) -> FewRows | None:
+        """Return the kernels for a few tokens, or None where they can't compute it."""
         fits = self.dtype == torch.float16 and self.inputs % 64 == 0
         if not (fits and self.device.type == "cuda" and ops.has_triton()):
             return None
@@ -62,7 +62,7 @@ class DecodingGroup(LinearGroup):
             kernels.Weight(w.data, w.quant_state, bias, *adapters.get(i, ()))
             for i, (w, bias) in enumerate(pairs)
         ]
-        return cast("OneRow", kernels.OneRow(weights, self.a))
+        return cast("FewRows", kernels.FewRows(weights, self.a))
 
     def copies(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
         """Yield each tensor of an adapter, its copy, and the factor of the copy."""
@@ -72,8 +72,8 @@ class DecodingGroup(LinearGroup):
 
     def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the output (T, outputs) of each layer."""
-        if self.one_row and len(x) == 1:
-            return self.one_row(x)
+        if self.few_rows and len(x) <= self.few_rows.MOST:
+            return self.few_rows(x)
         pairs = zip(self.weights, self.biases, strict=True)
         found = [_product(x, weight, bias) for weight, bias in pairs]
         if self.rank:

@@ -116,7 +116,7 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     if dtype == torch.float16:
         for rank in (0, 16):  # without an adapter, and with that of the course
             one = vector_kernels.Weight(packed, state, b=ones(64, rank))
-            vector_kernels.OneRow([one], ones(rank, 64))(ones(1, 64))
+            vector_kernels.FewRows([one], ones(rank, 64))(ones(1, 64))
 
 
 def _compile_nf4(dtype: torch.dtype, device: str) -> tuple[torch.Tensor, Any]:

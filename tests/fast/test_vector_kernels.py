@@ -58,10 +58,15 @@ OPERATIONS: dict[str, Callable[..., int]] = {
 }
 
 
-def run(program: str, given: list[int]) -> float:
-    """Return $0 after a program, with `given` in $1 and the following registers."""
-    held: dict[str, int] = {f"${i}": one for i, one in enumerate(given, 1)}
+def run(program: str, outputs: int, given: list[int]) -> list[int | np.float32]:
+    """Return the first registers after a program, with `given` in the next ones.
+
+    A register that is written must not be an input as well: a compiler could give both
+    the same place.
+    """
+    held: dict[str, int] = {f"${i}": one for i, one in enumerate(given, outputs)}
     sums: dict[str, np.float32] = {}
+    inputs_of = set(held)
 
     def value(name: str) -> int:
         return held[name] if name in held else int(name, 0)
@@ -71,6 +76,7 @@ def run(program: str, given: list[int]) -> float:
             continue
         name, _, rest = line.partition(" ")
         out, *inputs = (part.strip() for part in rest.split(","))
+        assert out not in inputs_of
         if name == "mov.b32":  # {u, v}, t
             held[out], held[inputs[0]] = (
                 int(half) for half in halves(held[inputs[1]]).view(np.uint16)
@@ -81,12 +87,12 @@ def run(program: str, given: list[int]) -> float:
             sums[out] = sums[inputs[0]] + sums[inputs[1]]
         else:
             held[out] = OPERATIONS[name](*map(value, inputs))
-    return float(sums["$0"])
+    return [(held | sums)[f"${i}"] for i in range(outputs)]
 
 
 @pytest.fixture
 def code() -> torch.Tensor:
-    """The 16 numbers of NF4, as bitsandbytes has them."""
+    """Return the 16 numbers of NF4, as bitsandbytes has them."""
     return bnb.get_4bit_type("nf4", device="cpu")
 
 
@@ -96,9 +102,10 @@ def unsigned(words: torch.Tensor) -> list[int]:
 
 def products(packed: torch.Tensor, x: torch.Tensor, code: torch.Tensor) -> float:
     """Run the machine code on four bytes of weights and eight numbers x."""
-    words = packed.view(torch.int32), vector_kernels.halves(code), x.view(torch.int32)
-    given = [one for some in words for one in unsigned(some)]
-    return run(vector_kernels.EIGHT_PRODUCTS.value, given)
+    words = unsigned(packed.view(torch.int32)) + unsigned(vector_kernels.halves(code))
+    pairs = run(vector_kernels.EIGHT_WEIGHTS.value, 4, words)
+    given = [*pairs, *unsigned(x.view(torch.int32))]
+    return float(run(vector_kernels.EIGHT_PRODUCTS.value, 1, given)[0])
 
 
 def test_machine_code_finds_each_of_16_numbers_at_each_place(code):

@@ -123,11 +123,11 @@ def dequantize_nf4(check: Check) -> None:
         assert_close(out, expected, rel)
 
 
-def one_row(check: Check) -> None:
+def few_rows(check: Check) -> None:
     """Queries, keys and values: with biases and ranks, and some without."""
     shape, device = check.shape, check.device
     inputs = max(64, shape.inner // 64 * 64)
-    x, a = torch.randn(1, inputs).half(), torch.randn(12, inputs).half() / 16
+    x, a = torch.randn(8, inputs).half(), torch.randn(12, inputs).half() / 16
     low, weights, expected = x.float() @ a.float().T, [], []
     for outputs, first, rank in (
         *((shape.queries, 0, 4), (shape.keys, 4, 8)),
@@ -142,10 +142,12 @@ def one_row(check: Check) -> None:
         bias, b = (t.to(device) if rank else None for t in (bias, b))
         one = vector_kernels.Weight(packed.to(device), state, bias, b, first)
         weights.append(one)
-    products = vector_kernels.OneRow(weights, a.to(device))
-    for plain in (True,) if device == "cpu" else (True, False):
-        for found, y in zip(products(x.to(device), plain), expected, strict=True):
-            assert_close(found, y, 1e-3)
+    products = vector_kernels.FewRows(weights, a.to(device))
+    for count in (1, 3, 8):
+        some = x[:count].to(device)
+        for plain in (True,) if device == "cpu" else (True, False):
+            for found, y in zip(products(some, plain), expected, strict=True):
+                assert_close(found, y[:count], 1e-3)
 
 
 def norm(check: Check) -> None:
@@ -244,7 +246,7 @@ def all_kernels_of_a_model(check: Check) -> None:
 CHECKS = (
     *(
         dequantize_nf4,
-        one_row,
+        few_rows,
         norm,
         add_norm,
         norm_backward,

@@ -60,7 +60,7 @@ MODELS = {
 }
 # The functions of `kernel_checks`, by name.
 CHECKS = (
-    *("dequantize_nf4", "one_row", "norm", "add_norm", "norm_backward", "norm_heads"),
+    *("dequantize_nf4", "few_rows", "norm", "add_norm", "norm_backward", "norm_heads"),
     *(
         "rotate",
         "swiglu",
