@@ -39,21 +39,27 @@ def compare(
     table: candidates.Words, texts: list[Texts], pairs: list[list[int]]
 ) -> list[Verdict]:
     """Compare pairs of texts; `table` counts the rows that have a word."""
+    with _without_garbage_collection():
+        return _compare(table, texts, pairs)
 
+
+def _compare(
+    table: candidates.Words, texts: list[Texts], pairs: list[list[int]]
+) -> list[Verdict]:
     @functools.cache
     def count(word: str) -> int:
         return int(table[word_hash(word) & (candidates.TABLE - 1)])
 
     comparer = Comparer(count)
-    with _without_garbage_collection():
-        return [comparer.compare(texts[i], texts[j]) for i, j in pairs]
+    return [comparer.compare(texts[i], texts[j]) for i, j in pairs]
 
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
     """Do not search for cycles among objects, which here takes a tenth of the time.
 
-    A comparison makes many small objects, and none of them is in a cycle.
+    A comparison makes many small objects, and none of them is in a cycle. They must be
+    gone at the end of the block: the search that follows looks at all that are left.
     """
     was_on = gc.isenabled()
     gc.disable()
