@@ -32,6 +32,7 @@ import ours
 import torch
 from transformers import LlamaConfig
 
+from colab_utils import memory
 from colab_utils.fast.static_cache import StaticDecoder
 from colab_utils.generation import decoding, sampling
 
@@ -121,6 +122,8 @@ def main() -> None:
     decoded(decoder, prompts[few], lengths[few], wait=False)  # records the step
     seconds, found = timed(lambda: decoded(decoder, prompts, lengths, wait=False))
     waiting, others = timed(lambda: decoded(decoder, prompts, lengths, wait=True))
+    del decoder  # `generate` needs the memory of its keys and values
+    memory.release()
     theirs, _ = timed(lambda: generated(model, prompts, lengths, o.batch))
     total = sum(lengths)
     row = {**vars(o), "checkpoint": Path(o.checkpoint).name, "tokens": total}

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from colab_utils import demo, parameters, runtime
 from colab_utils.data import schema
 from colab_utils.data.files import readers
 from colab_utils.data.schema import PREFERENCE, BadRow, Rejected, Row, escape, reject
-from colab_utils.data.shapes import converting, formats, kinds
+from colab_utils.data.shapes import converting, formats, kinds, values
+from colab_utils.data.shapes.column_names import OPTIONS, compact
 from colab_utils.data.shapes.formats import Tally
 
+Item = readers.Numbered | Rejected
 MANY_MARKS = 0.01  # the share of rows with a special token from which it is printed
 DISTINCT = 0.5  # the share of different labels from which they are hardly classes
+TARGET = "target"
+FIRST, CLASSES = 1000, 20  # rows that are looked at for classes; classes at most
+NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 DOLLY = "databricks/databricks-dolly-15k"
 TABLE = re.compile(r"\.[ct]sv\b", re.IGNORECASE)
 NO_HEADER = (
@@ -68,11 +75,44 @@ def load(source: str, kind: str = "auto") -> tuple[list[Row], list[Rejected]]:
     return rows, rejected
 
 
-def raw_rows(source: str) -> Iterable[readers.Numbered | Rejected]:
+def raw_rows(source: str) -> Iterable[Item]:
     """Yield the raw rows of a source, each with its line."""
     if source == "demo":
         return enumerate(demo.flawed(demo.questions()), start=1)
-    return readers.read(source)
+    return _with_classes(iter(readers.read(source)))
+
+
+def _with_classes(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield raw rows in which the classes of a column `target` are numbers.
+
+    A table has texts only, and other files may quote numbers. A text in `target` is an
+    answer, a number is a class. The first rows decide: their targets are few, and all
+    of them are whole numbers.
+    """
+    head = [*itertools.islice(items, FIRST)]
+    rows = [raw for raw in map(_raw, head) if isinstance(raw, dict)]
+    column = next((name for row in rows for name in row if compact(name) == TARGET), "")
+    cells = [row.get(column) for row in rows]
+    texts = [cell for cell in cells if not values.is_blank(cell)]
+    few = min(CLASSES, max(2, len(texts) // 2))
+    options = any(compact(name) in OPTIONS for row in rows[:1] for name in row)
+    items = itertools.chain(head, items)
+    if options or not (all(map(_is_number, texts)) and 0 < len(set(texts)) <= few):
+        yield from items
+        return
+    for item in items:
+        if isinstance(raw := _raw(item), dict) and _is_number(cell := raw.get(column)):
+            raw[column] = int(cell)
+        yield item
+
+
+def _raw(item: Item) -> object:
+    return None if isinstance(item, Rejected) else item[1]
+
+
+def _is_number(cell: object) -> TypeGuard[str]:
+    """Return whether a cell is the text of a whole number, as Python writes it."""
+    return isinstance(cell, str) and NUMBER.fullmatch(cell) is not None
 
 
 @dataclass
@@ -85,7 +125,7 @@ class Converted:
     tally: Tally = field(default_factory=Tally)
 
 
-def convert(items: Iterable[readers.Numbered | Rejected], kind: str) -> Converted:
+def convert(items: Iterable[Item], kind: str) -> Converted:
     """Bring raw rows into the schema; nothing is printed.
 
     The kind of the dataset is decided when the counts of all parts are added up:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
 INSTRUCTION = "instruction"
@@ -75,7 +75,7 @@ class Rejected:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as `save` writes them to rejected.jsonl."""
-        return asdict(self)
+        return {**vars(self)}
 
 
 def reject(line: int, reason: str, raw: object) -> Rejected:

@@ -328,3 +328,57 @@ def test_load_refuses_one_message_a_row(tmp_path, capsys, column):
     with pytest.raises(ValueError, match="Put all messages of a conversation into one"):
         data.load(str(path))
     assert len(data.load(str(path), "completion")[0]) == 10
+
+
+TARGETS = [("Fine.", "1"), ("Bad.", "0"), ("Good.", "1"), ("", "0"), ("Poor.", "0")]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("column", ["target", "Target", "label"])
+def test_load_few_whole_numbers_in_quotes_are_classes(tmp_path, suffix, column):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        lines = [f"text,{column}", *map(",".join, TARGETS)]
+    else:
+        lines = [json.dumps({"text": text, column: n}) for text, n in TARGETS]
+    path.write_text("\n".join(lines))
+    rows, rejected = data.load(str(path))
+    assert [(row["text"], row["label"]) for row in rows] == [
+        (text, number) for text, number in TARGETS if text
+    ]
+    assert len(rejected) == 1
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["1", "0", "1", "a"],  # a text among the numbers
+        ["1", "2", "3", "4"],  # each row has another number
+        ["01", "01", "02", "02"],  # a number would lose its zeros
+        ["1.5", "1.5", "2", "2"],
+    ],
+)
+def test_load_other_texts_in_target_are_answers(tmp_path, targets):
+    lines = [f"How many {i}?,{target}" for i, target in enumerate(targets)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,target", *lines]))
+    rows, _ = data.load(str(tmp_path / "a.csv"))
+    assert [data.answer_of(row) for row in rows] == targets
+    assert {data.kind_of(row) for row in rows} == {"instruction"}
+
+
+def test_load_number_of_an_option_in_target_is_an_answer(tmp_path):
+    rows = [
+        {"question": f"{i}?", "choices": ["no", "yes"], "target": f"{i % 2}"}
+        for i in range(4)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    loaded, _ = data.load(str(tmp_path / "a.jsonl"))
+    assert {data.kind_of(row) for row in loaded} == {"instruction"}
+
+
+def test_load_classes_of_many_rows_are_those_of_the_first(tmp_path):
+    lines = [f"Text {i}.,{i % 3}" for i in range(2000)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,target", *lines, "Last.,7"]))
+    rows, rejected = data.load(str(tmp_path / "a.csv"))
+    assert {row["label"] for row in rows} == {"0", "1", "2", "7"}
+    assert len(rows) == 2001 and not rejected

@@ -67,16 +67,18 @@ def _values(text: Text) -> Iterator[Numbered | Rejected]:
 def _lines(text: Text, first: int) -> Iterator[Numbered | Rejected]:
     """Read one value a line; a value that is not complete goes on in the next lines."""
     lines = Lines(text, first)
-    decode = decoder(text.notes, lambda: lines.number).decode
+    decode = decoder(text.notes, lambda: lines.number).raw_decode
     for line in lines:
         if line.isspace():
             continue
         try:
-            value = decode(line)
+            value, end = decode(line)
         except (ValueError, RecursionError):
+            end = 0
+        if end and line[end:].strip(" \t\r\n") == "":
+            yield from _rows_of(value, lines.number)
+        else:
             yield from _over_lines(line, lines, text.notes)
-            continue
-        yield from _rows_of(value, lines.number)
 
 
 def _rows_of(value: object, line: int) -> Iterator[Numbered]:

@@ -265,11 +265,17 @@ def _differing(one: list[str], other: list[str]) -> tuple[Counter[str], Counter[
     missing, extra = Counter[str](), Counter[str]()
     if one == other:
         return missing, extra
-    left, right = Counter(one), Counter(other)
-    for found, counts, others in ((missing, left, right), (extra, right, left)):
-        for word, count in counts.items():
-            if count > (less := others.get(word, 0)):
-                found[word] = count - less
+    start = typos.same_start(one, other)  # most of two similar texts is the same
+    end = typos.same_start(one[:start:-1], other[:start:-1])
+    left = Counter(one[start : len(one) - end])
+    right = Counter(other[start : len(other) - end])
+    for found, text, counts, others in (
+        (missing, one, left, right),
+        (extra, other, right, left),
+    ):
+        words = {word for word, count in counts.items() if count > others[word]}
+        for word in filter(words.__contains__, text):
+            found[word] = counts[word] - others[word]
     return missing, extra
 
 

@@ -39,21 +39,27 @@ def compare(
     table: candidates.Words, texts: list[Texts], pairs: list[list[int]]
 ) -> list[Verdict]:
     """Compare pairs of texts; `table` counts the rows that have a word."""
+    with _without_garbage_collection():
+        return _compare(table, texts, pairs)
 
+
+def _compare(
+    table: candidates.Words, texts: list[Texts], pairs: list[list[int]]
+) -> list[Verdict]:
     @functools.cache
     def count(word: str) -> int:
         return int(table[word_hash(word) & (candidates.TABLE - 1)])
 
     comparer = Comparer(count)
-    with _without_garbage_collection():
-        return [comparer.compare(texts[i], texts[j]) for i, j in pairs]
+    return [comparer.compare(texts[i], texts[j]) for i, j in pairs]
 
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
     """Do not search for cycles among objects, which here takes a tenth of the time.
 
-    A comparison makes many small objects, and none of them is in a cycle.
+    A comparison makes many small objects, and none of them is in a cycle. They must be
+    gone at the end of the block: the search that follows looks at all that are left.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -74,7 +80,7 @@ class Repeats:
     def __init__(self) -> None:
         """Start without rows."""
         keep_freed_memory()
-        self._table = np.zeros(candidates.TABLE, np.uint32)
+        self._table = candidates.zeros(candidates.TABLE)
         self._exact: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         self._letters: list[NDArray[np.uint8]] = [np.empty((0, 16), np.uint8)]
         self._digits: list[candidates.Words] = [np.empty(0, np.uint32)]
@@ -179,7 +185,7 @@ class Repeats:
             kept = part[np.repeat(keep[row : row + len(counts)], counts)]
             words[word : word + len(kept)] = kept
             row, word = row + len(counts), word + len(kept)
-        table = np.zeros(candidates.TABLE, np.uint32)
+        table = candidates.zeros(candidates.TABLE)
         for start in range(0, len(words), 2**20):
             candidates.count_words(table, words[start : start + 2**20])
         return candidates.Rows(

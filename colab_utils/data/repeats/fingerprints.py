@@ -34,7 +34,7 @@ from colab_utils.data.repeats.typos import PHRASES
 from colab_utils.data.repeats.words import MARKS, UNSPACED, text_hash
 
 END = "\x1e"  # ends a text in the batch
-PIECE = 2**17  # characters whose fingerprints are computed at once
+PIECE = 2**18  # characters whose fingerprints are computed at once
 WORD, DIGIT, OPERATOR, BETWEEN = 1, 2, 4, 8  # kinds of bytes; a digit is of a word
 _KINDS = bytes(
     WORD | DIGIT * (byte in b"0123456789")
@@ -187,7 +187,7 @@ def _of_texts(
 
 
 def pieces(batch: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Yield the rows in pieces of about 128 KB."""
+    """Yield the rows in pieces of about 256 KB."""
     ends = [*itertools.accumulate(len(asked) + len(said) for asked, said in batch)]
     start = size = 0
     while True:
@@ -254,13 +254,14 @@ def _near_signs(joined: str) -> Iterator[tuple[int, str]]:
     encoding = "ascii" if ascii else "utf-32-le"
     encoded = joined.encode(encoding, "surrogatepass")
     codes: NDArray[Any] = np.frombuffer(encoded, np.uint8 if ascii else np.uint32)
-    if ascii:
-        kinds = np.frombuffer(encoded.translate(_signs()[:256].tobytes()), np.uint8)
-    else:
-        kinds = _signs()[np.minimum(codes, LAST_SIGN + 1)]
-    at = np.flatnonzero(kinds)
-    stop = (kinds[at] == STOP) & (codes[at + 1] <= ord(" ")) & (kinds[at - 1] == 0)
-    signs, stops = at[~stop], at[stop]
+    # Most characters are letters or spaces, which need no table.
+    at = np.flatnonzero((codes > ord(" ")) & ((codes | 32) - ord("a") > 25))
+    kinds, before = (
+        _signs()[np.minimum(codes[places], LAST_SIGN + 1, dtype=np.int64)]
+        for places in (at, at - 1)
+    )
+    stop = (kinds == STOP) & (codes[at + 1] <= ord(" ")) & (before == 0)
+    signs, stops = at[(kinds > 0) & ~stop], at[stop]
     near = codes == ord(END)
     numbers = np.searchsorted(np.flatnonzero(near), signs) - 1
     for distance in range(-2, 3):  # -1 is the last character, which is an END, too

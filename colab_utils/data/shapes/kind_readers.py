@@ -70,6 +70,9 @@ def _asked_and_answered(
 ) -> list[list[Message]]:
     """Return the messages of a prompt with each of its answers."""
     column, key = plan.columns["prompt"], plan.columns["answer"]
+    if prompt.__class__ is answer.__class__ is str and ready_prompts.is_plain(prompt):
+        question = {"role": turns.USER, "content": values.text(prompt, column)}
+        return [[question, *_answers(answer, key, notes)[0]]]  # nearly all rows
     asked = preferences.as_messages(prompt, turns.USER, column, notes)
     answers = _answers(answer, key, notes)
     if isinstance(prompt, str) and not asked[0]["content"].startswith(prompt.strip()):

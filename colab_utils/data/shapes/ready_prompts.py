@@ -88,9 +88,14 @@ def without_end(answer: str) -> str:
     return answer
 
 
+def is_plain(text: str) -> bool:
+    """Return in a quick way that a text does not begin with a mark."""
+    return text[:1] not in FIRST and not text[:1].isspace()
+
+
 def _begins(text: str) -> bool:
     """Return whether a text begins with a mark, or as the Alpaca format does."""
-    if text[:1] not in FIRST and not text[:1].isspace():
+    if is_plain(text):
         return False
     text = _trimmed(text)
     return text.startswith((INST, PREAMBLE)) or any(
