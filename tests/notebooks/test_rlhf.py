@@ -29,9 +29,8 @@ def test_15_proxy_rises_without_a_penalty(claims):
 
 
 def test_15_reward_model_chooses_better_answers(claims):
-    assert (
-        claims["reward model, accuracy on held-out answers"] > 0.65
-    )  # 0.86, 0.93, 0.95
+    accuracy = claims["reward model, accuracy on held-out answers"]
+    assert accuracy > 0.65  # seeds 0 to 2: 0.86, 0.93, 0.95
     assert claims["points by best of 8"] > 8  # 22, 26, 31
 
 
