@@ -105,6 +105,23 @@ def timed(run: Callable[[], Answers | None]) -> tuple[float, Answers | None]:
     return clock() - began, found
 
 
+def ours_and_waiting(
+    model, o: argparse.Namespace, prompts: Answers, lengths: list[int]
+) -> tuple[dict[str, float], int]:
+    """Return the seconds of our two ways, and how many of their answers are equal."""
+    decoder = StaticDecoder(model, o.batch, max(map(len, prompts)) + max(lengths))
+    few = slice(2 * o.batch)
+    decoded(decoder, prompts[few], lengths[few], wait=False)  # records the step
+    found, answers = {}, []
+    for name, wait in (("decode", False), ("batches that wait", True)):
+        found[name], some = timed(
+            lambda wait=wait: decoded(decoder, prompts, lengths, wait)
+        )
+        print(name, round(found[name], 1), "s", flush=True)
+        answers.append(some)
+    return found, sum(map(list.__eq__, *answers))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint")
@@ -117,20 +134,14 @@ def main() -> None:
         emulate.random_model(shape, Path(o.checkpoint))
     model = ours.adapted(o.checkpoint, 16)
     prompts, lengths = requests(o, model.config.vocab_size)
-    decoder = StaticDecoder(model, o.batch, max(map(len, prompts)) + max(lengths))
-    few = slice(2 * o.batch)
-    decoded(decoder, prompts[few], lengths[few], wait=False)  # records the step
-    seconds, found = timed(lambda: decoded(decoder, prompts, lengths, wait=False))
-    waiting, others = timed(lambda: decoded(decoder, prompts, lengths, wait=True))
-    del decoder  # `generate` needs the memory of its keys and values
-    memory.release()
-    theirs, _ = timed(lambda: generated(model, prompts, lengths, o.batch))
+    seconds, equal = ours_and_waiting(model, o, prompts, lengths)
+    memory.release()  # `generate` needs the memory of the decoder
+    seconds["generate"], _ = timed(lambda: generated(model, prompts, lengths, o.batch))
     total = sum(lengths)
     row = {**vars(o), "checkpoint": Path(o.checkpoint).name, "tokens": total}
-    names = ("decode", "batches that wait", "generate")
-    for name, taken in zip(names, (seconds, waiting, theirs), strict=True):
+    for name, taken in seconds.items():
         row[name] = {"s": round(taken, 1), "tokens_s": round(total / taken, 1)}
-    row["equal answers"] = sum(map(list.__eq__, found, others))
+    row["equal answers"] = equal
     print("ANSWERS", json.dumps(row), flush=True)
     card = (
         emulate.card() if GPU else {"card": "CPU", "threads": torch.get_num_threads()}

@@ -93,19 +93,15 @@ def flatten(
 def share(tokens: Tokens, mask: torch.Tensor, shared: torch.Tensor) -> Tokens:
     """Return the tokens of `flatten` without the copies of those that rows share.
 
-    Row i of the second half begins with the `shared[i]` first tokens of row i of the
-    first half. Those tokens may have no targets in either row.
+    For each row, `shared` (rows, 2) has the number of another row, and how many tokens
+    both begin with. The other row shares none itself. Shared tokens have no targets.
     """
-    whole, half = mask.bool(), len(mask) // 2
-    copied = whole.cumsum(-1) <= shared[:, None]
-    copied &= whole
-    first = ~copied
-    first[:half] = True
+    whole, (owner, count) = mask.bool(), shared.unbind(1)
+    first = ~(whole & (whole.cumsum(-1) <= count[:, None]))
     place = (first & whole).view(-1).cumsum(0).view(whole.shape) - 1
-    source = torch.where(first, place, place.roll(half, 0))[whole]
+    source = torch.where(first, place, place[owner])[whole]
     keep = first[whole]
-    count = len(source)
-    order = torch.arange(count, device=mask.device)
+    order = torch.arange(len(source), device=mask.device)
     order = order if tokens.order is None else tokens.order
     ranks = order.argsort()
     found = Shared(source[order], ranks[keep])

@@ -1,20 +1,14 @@
-"""Decode many prompts: a row whose answer has ended takes the next prompt.
-
-That holds for greedy decoding. Sampled answers keep their row until all of their batch
-have ended: a row draws random numbers in each step, so the answers of a seed, which
-the notebooks' text reports, stay the same.
-"""
+"""Decode many prompts: a row whose answer has ended takes the next prompt."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from colab_utils.fast.static_cache import StaticDecoder
-from colab_utils.generation.sampling import greedy
 
 if TYPE_CHECKING:
     from colab_utils.fast.decoder import ReferenceDecoder
@@ -34,12 +28,11 @@ def decode(
     """Continue prompts of token ids; yield the number of each when it has ended.
 
     `add` takes the number of a prompt and its next token, and returns whether the
-    prompt has ended. Shorter prompts begin first. With a `ReferenceDecoder`, or with
-    sampling, all prompts of a batch end before the next batch begins. Continuous
-    batching is from Orca (Yu et al. 2022).
+    prompt has ended. Shorter prompts begin first. With a `ReferenceDecoder`, all
+    prompts of a batch end before the next batch begins. Continuous batching is from
+    Orca (Yu et al. 2022).
     """
-    can = isinstance(decoder, StaticDecoder) and sample is greedy
-    refills = cast("StaticDecoder", decoder) if can else None
+    refills = decoder if isinstance(decoder, StaticDecoder) else None
     waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
 
     def take(count: int) -> list[int]:

@@ -48,12 +48,11 @@ def sampler(
                 f"{', '.join(given)}: allowed only with do_sample=True. Without it, "
                 "greedy decoding takes the top-1 token."
             )
-        return greedy
+        return _greedy
     return _random(temperature, top_k, top_p)
 
 
-def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the top-1 token (rows,) of each row of logits (rows, vocabulary)."""
+def _greedy(logits: torch.Tensor) -> torch.Tensor:
     return logits.argmax(-1)
 
 

@@ -6,9 +6,9 @@ Read in this order: `trainer` (precision, fast path, progress), `gradient_checkp
 and `process` (several GPUs). `sft` (TRL's trainer with the fast path, and `recovery`
 when the memory runs out), `preferences` (DPO on it, with the batches of `pairs`),
 `reward_model` (a head that scores answers), `rewards` (GRPO and PPO, with the formulas
-of `objectives` and the answers of `rollouts`), `callbacks` and `progress` subclass
-library classes. They load torch and transformers, so this subpackage does not re-export
-them: import these by their names.
+of `objectives`, the answers of `rollouts` and their `rollout_parts`), `callbacks` and
+`progress` subclass library classes. They load torch and transformers, so this
+subpackage does not re-export them: import these by their names.
 """
 
 from colab_utils.training.checkpoints import remove_checkpoints, resume_point

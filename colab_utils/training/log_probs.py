@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from colab_utils.fast import patch
 
+SAVED = 20  # a prompt is computed once if that saves one of so many tokens
+
 
 def pad(
     rows: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]
@@ -28,6 +30,21 @@ def pad(
     }
 
 
+def share(
+    batch: dict[str, torch.Tensor], owners: Sequence[int], copies: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Return the batch with `shared`, if the fast path saves enough with it.
+
+    The first `copies[i]` tokens of row i are those of the row `owners[i]`. See
+    `documents.share`.
+    """
+    # Attention expands the copies again, so a few would cost more than they save.
+    if SAVED * sum(copies) < batch["attention_mask"].sum():
+        return batch
+    found = torch.tensor([owners, copies], device=batch["input_ids"].device)
+    return batch | {"shared": found.T}
+
+
 def token_log_probs(
     model: torch.nn.Module, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
@@ -39,7 +56,7 @@ def token_log_probs(
     """
     labels, mask = batch["labels"], batch["attention_mask"].bool()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    if "shared" in batch and patch.is_fast(model):  # see `pairs.Collator`
+    if "shared" in batch and patch.is_fast(model):
         inputs["shared"] = batch["shared"]
     out = model(**inputs, labels=labels, num_items_in_batch=1)
     if (losses := getattr(out, "token_losses", None)) is None:

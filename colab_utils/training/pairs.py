@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from colab_utils import data, runtime
-from colab_utils.training.log_probs import pad
+from colab_utils.training.log_probs import pad, share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from colab_utils.memory import Plan
 
 ANSWERS = ("chosen", "rejected")
-SAVED = 20  # a prompt is computed once if that saves one of so many tokens
 
 
 def tokenize(rows: Sequence[data.Row], tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -83,9 +82,8 @@ class Collator:
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return ids, mask and labels (2 x pairs, tokens), and the pairs' indices.
 
-        `shared` (2 x pairs) counts the tokens at the beginning of a rejected sequence
-        that the fast path takes from the chosen one: the prompt but its last token,
-        whose two successors have a loss.
+        A rejected sequence shares the prompt with the chosen one, but for its last
+        token, whose two successors have a loss.
         """
         rows = [pair[name] for name in ANSWERS for pair in pairs]
         both = zip(rows, rows[len(pairs) :], strict=False)
@@ -94,10 +92,7 @@ class Collator:
             [row["input_ids"] for row in rows], [row["assistant_masks"] for row in rows]
         )
         batch["index"] = torch.tensor([pair["index"] for pair in pairs])
-        # Attention expands the copies again, so a few would cost more than they save.
-        if SAVED * sum(copies) >= batch["attention_mask"].sum():
-            batch["shared"] = torch.tensor(copies)
-        return batch
+        return share(batch, [*range(len(pairs))] * 2, copies)
 
 
 def _same_tokens(one: dict[str, Any], other: dict[str, Any]) -> int:

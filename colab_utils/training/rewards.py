@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from colab_utils.training import objectives
 from colab_utils.training.log_probs import token_log_probs
 from colab_utils.training.reward_model import ScoreHead, hidden_states, use_adapter
-from colab_utils.training.rollouts import Rollout, RolloutTrainer
+from colab_utils.training.rollout_parts import Rollout
+from colab_utils.training.rollouts import RolloutTrainer
 from colab_utils.training.trainer import model_of
 
 VALUE = "value"

@@ -23,6 +23,7 @@ from colab_utils.generation.sampling import sampler
 from colab_utils.training import objectives
 from colab_utils.training.log_probs import pad, token_log_probs
 from colab_utils.training.reward_model import use_adapter
+from colab_utils.training.rollout_parts import Rollout, parts
 from colab_utils.training.sft import OwnBatchesTrainer
 from colab_utils.training.trainer import model_of
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 # Scores the answers to rows of a dataset.
 Reward = Callable[[list[data.Row], list[str]], Sequence[float]]
-Rollout = dict[str, torch.Tensor]
 Result = TypeVar("Result")
 POLICY, REFERENCE = "default", "reference"
 
@@ -261,18 +261,8 @@ class RolloutTrainer(OwnBatchesTrainer):
         return total
 
     def parts(self, rollout: Rollout) -> Iterator[tuple[list[int], Rollout]]:
-        """Yield parts of about `tokens` tokens, long rows first, with their indices."""
-        lengths = rollout["attention_mask"].sum(1).tolist()
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        longest = max(lengths)
-        while order:
-            rows: list[int] = []
-            while order and (
-                not rows or (len(rows) + 1) * lengths[rows[0]] <= self.tokens
-            ):
-                rows.append(order.pop(0))
-            cut = longest - lengths[rows[0]]
-            yield rows, {n: _cut(t[rows], cut) for n, t in rollout.items()}
+        """Yield parts of about `tokens` tokens, and the indices of their rows."""
+        return parts(rollout, self.group, self.tokens)
 
     def _log(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
@@ -291,8 +281,3 @@ class RolloutTrainer(OwnBatchesTrainer):
 def _indices(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Return a batch of rows that stand for prompts of `RolloutTrainer`."""
     return {"index": torch.tensor([row["index"] for row in rows])}
-
-
-def _cut(rows: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return rows without their last columns, which are padding."""
-    return rows if rows.dim() == 1 else rows[:, : rows.shape[1] - columns]

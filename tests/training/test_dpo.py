@@ -328,13 +328,14 @@ def test_shared_prompts_change_neither_scores_nor_gradients(make, tokenizer):
     model = trainer.model.train()
     batch = Collator()(pairs)
     prompts = [pair["chosen"]["assistant_masks"].index(1) for pair in pairs]
-    assert batch["shared"].tolist() == [0] * 4 + [n - 1 for n in prompts]
+    copies = [0] * 4 + [n - 1 for n in prompts]
+    assert batch["shared"].tolist() == [[i % 4, n] for i, n in enumerate(copies)]
     torch.manual_seed(0)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data.normal_(std=0.05)
     found = []
-    for shared in (batch["shared"], torch.zeros(8, dtype=torch.long)):
+    for shared in (batch["shared"], torch.zeros(8, 2, dtype=torch.long)):
         model.zero_grad()
         policy = scores(model, batch | {"shared": shared}).log_probs
         (policy * torch.tensor([1.0, -0.7])).sum().backward()
@@ -362,7 +363,7 @@ def test_collator_shares_no_token_with_a_loss_after_it():
         pair = {"index": 0, "chosen": sequence(*one), "rejected": sequence(*other)}
         batch = Collator()([pair])
         shared.append(batch["shared"].tolist() if "shared" in batch else None)
-    assert shared == [[0, 2], None, None, None, None]
+    assert shared == [[[0, 0], [0, 2]], None, None, None, None]
 
 
 @pytest.mark.slow

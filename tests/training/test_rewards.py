@@ -11,6 +11,8 @@ from transformers import set_seed
 from trl import SFTConfig
 
 from colab_utils import data, demo, memory, models, training
+from colab_utils.fast import patch
+from colab_utils.fast.documents import share
 from colab_utils.training.rewards import VALUE_FILE, FastGRPOTrainer, FastPPOTrainer
 
 PLAN = memory.Plan(256, 1, 2, False, True, memory.Memory())
@@ -97,15 +99,21 @@ def test_every_trained_weight_is_in_the_optimizer(make, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_fast_and_reference_path_learn_the_same(make, kind):
-    """The first step's answers are the same ones, so its numbers are equal."""
-    found = []
+def test_fast_and_reference_path_learn_the_same(make, kind, monkeypatch):
+    """The first step's answers are the same ones, so its numbers are equal.
+
+    The fast path computes the prompt of four answers once.
+    """
+    found, shares = [], []
+    monkeypatch.setattr(patch, "share", lambda *args: shares.append(1) or share(*args))
     for fast in (True, False):
         trainer = make(kind, fast, {"max_steps": 1}, updates=2)
         trainer.train()
-        found.append(trainer)
+        found.append((trainer, len(shares)))
+    (_, once), (_, then) = found
+    assert once == then > 0
     for name in ("reward", "loss", "grad_norm"):
-        one, other = (logged(trainer, name) for trainer in found)
+        one, other = (logged(trainer, name) for trainer, _ in found)
         assert one == pytest.approx(other, rel=2e-3, abs=1e-5), name
 
 
