@@ -75,12 +75,12 @@ class Recipe(dict[str, Any]):
         raise ValueError(f"{self.file} has no {name!r}. {REMAKE}")
 
 
-def read(folder: Path) -> Recipe:
+def read(folder: Path | str) -> Recipe:
     """Return the recipe of an artifact that `Workspace.find` has found.
 
     Raises ValueError for a file that is not a recipe: it was cut short, or changed.
     """
-    file = folder / "recipe.json"
+    file = Path(folder) / "recipe.json"
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

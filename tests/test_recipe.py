@@ -35,7 +35,7 @@ def test_read_returns_what_was_written(tmp_path):
     assert made["rows"] == {"in": 3} and made["versions"] == recipe.versions()
     assert made["made"].endswith("+00:00")
     recipe.write(tmp_path, kind="other")
-    assert recipe.read(tmp_path)["kind"] == "other"
+    assert recipe.read(str(tmp_path))["kind"] == "other"
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.json"]
 
 

@@ -22,9 +22,9 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 _ASCII = json.JSONEncoder(check_circular=False)
 
 
-def read(folder: Path, name: str) -> list[Row]:
+def read(folder: Path | str, name: str) -> list[Row]:
     """Return the rows of one file of a saved dataset, such as "train"."""
-    rows = cast(list[Row], read_jsonl(folder / f"{name}.jsonl"))
+    rows = cast(list[Row], read_jsonl(Path(folder) / f"{name}.jsonl"))
     return [from_text(row) for row in rows]
 
 

@@ -235,7 +235,7 @@ def write_trained(folder: Path, trained: Trained, dataset: Path, **extra: Any) -
 
 
 def push(
-    folder: Path,
+    folder: Path | str,
     repo_id: str | None,
     kind: str = "model",
     files: list[str] | None = None,
@@ -249,7 +249,7 @@ def push(
     has no write permission, or if the repository is public already. Raises
     ConnectionError if the connection breaks.
     """
-    repo_id = parameters.clean(repo_id)
+    folder, repo_id = Path(folder), parameters.clean(repo_id)
     if not repo_id:
         print("not pushed: HUB_NAME is empty")
         return None

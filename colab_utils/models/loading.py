@@ -109,13 +109,14 @@ def load_model(
     return model
 
 
-def load_gguf(file: Path) -> PreTrainedModel:
+def load_gguf(file: Path | str) -> PreTrainedModel:
     """Load the model of a GGUF file, dequantized to this machine's compute dtype.
 
     transformers reads it. Raises FileNotFoundError if there is no such file.
     """
     from transformers import AutoModelForCausalLM
 
+    file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: write it in notebook 04.")
     model = AutoModelForCausalLM.from_pretrained(
@@ -169,7 +170,7 @@ def reset_generation(model: PreTrainedModel) -> None:
 
 
 def load_adapter(
-    folder: Path, trainable: bool = False
+    folder: Path | str, trainable: bool = False
 ) -> tuple[PeftModel | PreTrainedModel, Tokenizer]:
     """Load a model that `02_finetune_qlora` trained, and its tokenizer.
 
@@ -179,6 +180,7 @@ def load_adapter(
     Raises RuntimeError if another process replaces the folder meanwhile, and the errors
     of `load_model` and of `weights.adapters.check_patterns`.
     """
+    folder = Path(folder)
     with replacement.reading(folder):
         return _load_adapter(folder, trainable)
 

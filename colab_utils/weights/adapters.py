@@ -66,14 +66,16 @@ class Adapter:
     rows: dict[str, Rows]
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Update], dict[str, torch.Tensor]]:
+def read_adapter(
+    folder: Path | str,
+) -> tuple[dict[str, Update], dict[str, torch.Tensor]]:
     """Return the updates by weight name, and the weights that the adapter replaces.
 
     Trained rows of a weight are in neither: without the base they are no whole weight.
     Raises FileNotFoundError for a folder without an adapter, and ValueError for files
     that can't be read and for a kind of adapter that can't be merged here.
     """
-    found = parse(folder)
+    found = parse(Path(folder))
     return found.updates, found.replaced
 
 

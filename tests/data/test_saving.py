@@ -58,7 +58,7 @@ def test_save_then_read(headless, tmp_path, capsys):
     )
     assert Workspace.open().find("datasets", "mine") == folder
     assert sorted(p.name for p in folder.parent.iterdir()) == ["mine"]
-    assert data.read(folder, "train") == [ROW, ROW]
+    assert data.read(str(folder), "train") == [ROW, ROW]
     assert data.read(folder, "rejected") == [BAD.as_dict()]
     assert recipe.read(folder) == made
     assert (made["kind"], made["name"], made["metric"]) == ("dataset", "mine", "loss")

@@ -96,7 +96,7 @@ def test_load_model_gradients_equal_those_of_dequantized_weights(
 def test_load_adapter_equals_the_trained_model(trained, tokenizer, method):
     trainer, folder = trained[method]
     prompt = prompt_ids(tokenizer)
-    loaded, its_tokenizer = models.load_adapter(folder)
+    loaded, its_tokenizer = models.load_adapter(str(folder))
     with torch.inference_mode():
         expected = trainer.model.eval()(prompt).logits
         found = loaded(prompt).logits
@@ -319,4 +319,4 @@ def test_gguf_answers_as_the_model_that_it_was_written_from(tokenizer, tmp_path)
     assert (one - other).norm() < 0.02 * one.norm()
     assert not torch.equal(one, other)  # it was rounded to 8 bits
     with pytest.raises(FileNotFoundError, match="notebook 04"):
-        models.load_gguf(tmp_path / "missing.gguf")
+        models.load_gguf(str(tmp_path / "missing.gguf"))

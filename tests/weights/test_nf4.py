@@ -66,7 +66,7 @@ def test_merge_dequantized_equals_bitsandbytes(
     )
     quantized = {n: p for n, p in model.named_parameters() if hasattr(p, "quant_state")}
     found, old = tensors_of(out), tensors_of(base)
-    updates, _ = weights.read_adapter(adapter)
+    updates, _ = weights.read_adapter(str(adapter))
     assert len(quantized) == 14 and set(updates) < set(quantized)
     for name, tensor in old.items():
         expected = tensor
