@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colab_utils.memory import free_ram
 from colab_utils.weights import nf4
 from colab_utils.weights.adapter_fit import read_for_base
 from colab_utils.weights.adapters import EMBEDDINGS
@@ -54,12 +55,11 @@ def compare_whole(
 
 def _device_for(base: Path) -> str:
     """Return the device with enough free memory, and print that models are loaded."""
-    import psutil
     import torch
 
     entries = all_entries(find_shards(base)).values()
     needed = MARGIN * 4 * sum(math.prod(entry["shape"]) for entry in entries)
-    free = {"cpu": psutil.virtual_memory().available}
+    free = {"cpu": free_ram()}
     if torch.cuda.is_available():
         free = {"cuda": torch.cuda.mem_get_info()[0], **free}
     line = (
