@@ -25,7 +25,7 @@ LATE |= {"fast.documents", "training.reward_model", "training.classification"}
 LATE |= {"fast.loss_kernels", "evaluation.harness", "evaluation.reports"}
 LATE |= {"fast.layer", "fast.linears", "fast.lora", "fast.loss", "fast.ops"}
 LATE |= {"fast.patch", "fast.sharding", "fast.static_cache", "fast.support"}
-LATE |= {"fast.decoding_linears", "fast.vector_kernels"}
+LATE |= {"fast.decoding_linears", "fast.vector_kernels", "training.rollout_parts"}
 PACKAGE = ROOT / "colab_utils"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -16,9 +16,10 @@ from helpers.verdicts import LONG, OTHERS, REPEATS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from colab_utils.data.repeats.comparing import Comparer, _differing
+from colab_utils.data.repeats.comparing import Comparer
 from colab_utils.data.repeats.engine import Repeats
 from colab_utils.data.repeats.typos import are_several, is_typo, may_be_typo
+from colab_utils.data.repeats.words import differing
 
 Texts = tuple[str, str]
 
@@ -44,7 +45,7 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=9)
 @settings(deadline=None, max_examples=3 * settings.default.max_examples // 2)
 def test_differing_counts_the_words_that_one_text_has_more_often(start, a, b, end):
     one, other = start + a + end, start + b + end
-    missing, extra = _differing(one, other)
+    missing, extra = differing(one, other)
     assert [*missing.items()] == [*(Counter(one) - Counter(other)).items()]
     assert [*extra.items()] == [*(Counter(other) - Counter(one)).items()]
 

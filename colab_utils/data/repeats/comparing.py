@@ -11,7 +11,7 @@ from colab_utils.data.repeats import boilerplate, moves, typos
 from colab_utils.data.repeats.boilerplate import Kind
 from colab_utils.data.repeats.moves import SCOPE
 from colab_utils.data.repeats.sentences import Text, Words
-from colab_utils.data.repeats.words import text_hash
+from colab_utils.data.repeats.words import differing, text_hash
 
 SHARED = 8  # words that two rows share at least if one of them has a sentence more
 TYPOS = 6  # in a text with fewer words, typos are judged more strictly
@@ -60,7 +60,7 @@ class Rest:
     def __init__(self, one: Text, other: Text, row: Row) -> None:
         """Compare the words of two texts."""
         self.one, self.other, self.row = one, other, row
-        self.missing, self.extra = _differing(one.words, other.words)
+        self.missing, self.extra = differing(one.words, other.words)
         self.typos: Pairs = []  # with the right words for them
 
     def is_short(self) -> bool:
@@ -255,28 +255,6 @@ def _sentences(text: Text, parts: list[range], words: dict[str, str]) -> list[Wo
             sentences.append(tuple(kept))
         start = end
     return sentences
-
-
-def _differing(one: list[str], other: list[str]) -> tuple[Counter[str], Counter[str]]:
-    """Return the words that one text has more often, and those that the other has.
-
-    They are in the order of the text.
-    """
-    missing, extra = Counter[str](), Counter[str]()
-    if one == other:
-        return missing, extra
-    start = typos.same_start(one, other)  # most of two similar texts is the same
-    end = typos.same_start(one[:start:-1], other[:start:-1])
-    left = Counter(one[start : len(one) - end])
-    right = Counter(other[start : len(other) - end])
-    for found, text, counts, others in (
-        (missing, one, left, right),
-        (extra, other, right, left),
-    ):
-        words = {word for word, count in counts.items() if count > others[word]}
-        for word in filter(words.__contains__, text):
-            found[word] = counts[word] - others[word]
-    return missing, extra
 
 
 def _take(words: Counter[str], word: str, times: int) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from collections import Counter
 from hashlib import blake2b
+
+from colab_utils.data.repeats import typos
 
 # Scripts without spaces between words: each sign counts as a word.
 UNSPACED = (
@@ -47,3 +50,25 @@ def shingles(text: str) -> frozenset[str]:
     """
     words = normalize(text).split() or [""]
     return frozenset(map(" ".join, itertools.pairwise(words))) or frozenset(words)
+
+
+def differing(one: list[str], other: list[str]) -> tuple[Counter[str], Counter[str]]:
+    """Return the words that one text has more often, and those that the other has.
+
+    They are in the order of the text.
+    """
+    missing, extra = Counter[str](), Counter[str]()
+    if one == other:
+        return missing, extra
+    start = typos.same_start(one, other)  # most of two similar texts is the same
+    end = typos.same_start(one[:start:-1], other[:start:-1])
+    left = Counter(one[start : len(one) - end])
+    right = Counter(other[start : len(other) - end])
+    for found, text, counts, others in (
+        (missing, one, left, right),
+        (extra, other, right, left),
+    ):
+        words = {word for word, count in counts.items() if count > others[word]}
+        for word in filter(words.__contains__, text):
+            found[word] = counts[word] - others[word]
+    return missing, extra
