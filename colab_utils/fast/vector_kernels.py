@@ -90,7 +90,7 @@ def _few_rows(
     next_words = tl.load(packed + at, there[:, :, None], 0)
     next_scales = tl.load(absmax + block, there, 0).to(tl.int32)
     next_scales2 = tl.load(absmax2 + block // 256, there, 0)
-    # One token is simpler, and 6 % faster so.
+    # For one token, sums over the words at once take 6 % less time.
     total = tl.zeros((N, G) if M == 1 else (N, M, G, 8), tl.float32)
     for start in range(0, blocks, G):
         words, scales, scales2 = next_words, next_scales, next_scales2
