@@ -9,7 +9,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from colab_utils import data
+from colab_utils import data, demo
 from tools.execute import use_this_interpreter
 
 pytestmark = pytest.mark.slow
@@ -21,8 +21,8 @@ NOTEBOOK = ROOT / "notebooks/06_quality_over_quantity.ipynb"
 def run(tmp_path_factory):
     """Return a function that runs the notebook with parameters in a new workspace."""
 
-    def run(**given) -> Path:
-        folder = tmp_path_factory.mktemp("quality")
+    def run(folder: Path | None = None, **given) -> Path:
+        folder = folder or tmp_path_factory.mktemp("quality")
         with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
             patch.setenv("WORKSPACE", str(folder / "workspace"))
             patch.setenv("HEADLESS", "1")
@@ -69,3 +69,19 @@ def test_06_saves_rows_and_reasons(curated):
     assert {"disagreement", "contamination", "word list", "language"} <= names
     groups = {row["group"] for row in data.read(curated, "test")}
     assert not groups & {row["group"] for row in train}
+
+
+def test_06_selects_rows_of_a_dataset_of_your_own(run, tmp_path):
+    rows = [data.to_row(row, n) for n, row in enumerate(demo.questions()[:60], 1)]
+    source = tmp_path / "workspace/datasets/mine"
+    source.parent.mkdir(parents=True)
+    given = {"source": "mine.csv", "metric": "accuracy", "parameters": {}}
+    data.save(source, {"train": rows[:50], "test": rows[50:]}, [], "Mine.", **given)
+    curated = run(tmp_path, DATASET_NAME="mine", MODEL="demo", SELECT=20)
+    made = json.loads((curated / "recipe.json").read_text())
+    counts = made["rows"]["in"], made["rows"]["kept"]
+    assert (made["source"], *counts) == ("mine.csv", 50, 20)
+    saved = [data.prompt_of(row) for row in data.read(curated, "train")]
+    asked = [data.prompt_of(row) for row in rows[:50]]
+    assert len(set(saved)) == 20
+    assert saved == [prompt for prompt in asked if prompt in saved]
