@@ -16,35 +16,29 @@ import triton.language as tl
 
 ROWS, BLOCKS = 8, 16  # outputs of a program, and blocks of 64 weights that it reads
 
-# PTX for one word with eight NF4 weights: they come in float16, two each, in $0 to $3.
-# The code of 16 float16 numbers is in $5 to $8 (the low bytes) and $9 to $12 (the high
-# bytes). `prmt` picks four of eight bytes by three bits each: one pick for the first
-# half of a code, one for its second, and the fourth bits pick between both. A byte
-# holds its first weight in the higher four bits.
-EIGHT_WEIGHTS = tl.constexpr("""{
+# PTX for four NF4 weights in float16, two in each of two registers. The code of 16
+# float16 numbers is in $5 to $8 (the low bytes) and $9 to $12 (the high bytes). `prmt`
+# picks four of eight bytes by three bits each, which are in s: one pick for the first
+# half of a code, one for its second, and the fourth bits, in c, pick between both. A
+# byte holds its first weight in the higher four bits.
+FOUR_WEIGHTS = """prmt.b32 a, $5, $6, s;
+prmt.b32 b, $7, $8, s;
+prmt.b32 l, a, b, c;
+prmt.b32 a, $9, $10, s;
+prmt.b32 b, $11, $12, s;
+prmt.b32 h, a, b, c;
+prmt.b32 {0}, l, h, 0x4051;
+prmt.b32 {1}, l, h, 0x6273;
+"""
+# PTX for the eight weights of the word $4, in $0 to $3.
+EIGHT_WEIGHTS = tl.constexpr(f"""{{
 .reg .b32 s, c, a, b, l, h;
 and.b32 s, $4, 0x77777777;
 shr.u32 c, $4, 1;
 lop3.b32 c, c, 0x44444444, 0x32103210, 0xEA;
-prmt.b32 a, $5, $6, s;
-prmt.b32 b, $7, $8, s;
-prmt.b32 l, a, b, c;
-prmt.b32 a, $9, $10, s;
-prmt.b32 b, $11, $12, s;
-prmt.b32 h, a, b, c;
-prmt.b32 $0, l, h, 0x4051;
-prmt.b32 $1, l, h, 0x6273;
-shr.u32 s, s, 16;
+{FOUR_WEIGHTS.format("$0", "$1")}shr.u32 s, s, 16;
 shr.u32 c, c, 16;
-prmt.b32 a, $5, $6, s;
-prmt.b32 b, $7, $8, s;
-prmt.b32 l, a, b, c;
-prmt.b32 a, $9, $10, s;
-prmt.b32 b, $11, $12, s;
-prmt.b32 h, a, b, c;
-prmt.b32 $2, l, h, 0x4051;
-prmt.b32 $3, l, h, 0x6273;
-}""")
+{FOUR_WEIGHTS.format("$2", "$3")}}}""")
 FOUR_OUT = tl.constexpr(",".join(["=&r"] * 4 + ["r"] * 9))
 # The sum $0 of the products of the weights in $1 to $4 with eight numbers in $5 to $8.
 # Sums of four products are float16: their error is below that of the code in float16.

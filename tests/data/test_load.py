@@ -366,9 +366,10 @@ def test_load_other_texts_in_target_are_answers(tmp_path, targets):
     assert {data.kind_of(row) for row in rows} == {"instruction"}
 
 
-def test_load_number_of_an_option_in_target_is_an_answer(tmp_path):
+@pytest.mark.parametrize("column", ["question", "text"])
+def test_load_number_of_an_option_in_target_is_an_answer(tmp_path, column):
     rows = [
-        {"question": f"{i}?", "choices": ["no", "yes"], "target": f"{i % 2}"}
+        {column: f"{i}?", "choices": ["no", "yes"], "target": f"{i % 2}"}
         for i in range(4)
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -31,13 +31,13 @@ Indices = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 
 
-def zeros(size: int) -> Words:
-    """Return a table of zeros that is read at random places.
+def empty_table() -> Words:
+    """Return the table that counts words, with zeros; it is read at random places.
 
     numpy asks for huge pages of memory for an array that it fills, and not for that of
     `np.zeros`. In them, the CPU finds a place in about half the time.
     """
-    return np.full(size, 0, np.uint32)
+    return np.full(TABLE, 0, np.uint32)
 
 
 def count_words(table: Words, words: Words) -> None:

@@ -80,7 +80,7 @@ class Repeats:
     def __init__(self) -> None:
         """Start without rows."""
         keep_freed_memory()
-        self._table = candidates.zeros(candidates.TABLE)
+        self._table = candidates.empty_table()
         self._exact: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         self._letters: list[NDArray[np.uint8]] = [np.empty((0, 16), np.uint8)]
         self._digits: list[candidates.Words] = [np.empty(0, np.uint32)]
@@ -185,7 +185,7 @@ class Repeats:
             kept = part[np.repeat(keep[row : row + len(counts)], counts)]
             words[word : word + len(kept)] = kept
             row, word = row + len(counts), word + len(kept)
-        table = candidates.zeros(candidates.TABLE)
+        table = candidates.empty_table()
         for start in range(0, len(words), 2**20):
             candidates.count_words(table, words[start : start + 2**20])
         return candidates.Rows(
