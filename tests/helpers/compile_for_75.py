@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -156,6 +155,7 @@ def as_nf4(weight: torch.Tensor, **_: Any) -> tuple[torch.Tensor, SimpleNamespac
     """Return zeros in the layout that bitsandbytes' `quantize_4bit` returns."""
     blocks = weight.numel() // 64
     state = SimpleNamespace(
+        shape=weight.shape,
         absmax=torch.zeros(blocks, dtype=torch.uint8),
         code=torch.zeros(16),
         offset=torch.zeros(()),
@@ -165,10 +165,10 @@ def as_nf4(weight: torch.Tensor, **_: Any) -> tuple[torch.Tensor, SimpleNamespac
 
 
 def main() -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        functional = SimpleNamespace(quantize_4bit=as_nf4)
-        sys.modules["bitsandbytes"] = SimpleNamespace(functional=functional)
-        sys.modules["bitsandbytes.functional"] = functional
+    # Some environments have no bitsandbytes; others must find what is missing there.
+    functional = SimpleNamespace(quantize_4bit=as_nf4)
+    sys.modules["bitsandbytes"] = SimpleNamespace(functional=functional)
+    sys.modules["bitsandbytes.functional"] = functional
     results = []
     start = time.perf_counter()
     for name, shape in kernels.MODELS.items():
