@@ -102,8 +102,9 @@ def measure(base: Any, config: Any, kind: str, tokens: int) -> dict[str, Any]:
     )
     # Unlike a T4's, the attention kernel of this card accumulates one gradient.
     given |= {"recompute": plan.recompute, "offload": plan.offload, "fast": True}
+    given |= {"tiles": plan.tiles, "disk": plan.disk}
     here = memory.estimate(config, "qlora", 16, tokens, accumulators=1, **given).peak
-    steps = 8 if tokens <= 8192 else 4
+    steps = 8 if tokens <= 8192 else 4 if tokens <= 16_384 else 2
     clock = Clock(steps)
     trainer = FastSFTTrainer(
         model=base,
@@ -132,7 +133,9 @@ def measure(base: Any, config: Any, kind: str, tokens: int) -> dict[str, Any]:
     trainer.recovery.used = True  # another plan would hide what this one needs
     found = {"kind": kind, "tokens": tokens, "recompute": plan.recompute}
     found |= {"offload": plan.offload, "total_on_t4": plan.cost.total / memory.GIB}
+    found |= {"tiles": plan.tiles, "inputs_on_disk": plan.disk}
     found |= {"planned_ram": plan.cost.ram / memory.GIB}
+    found |= {"planned_disk": plan.cost.disk / memory.GIB}
     found |= {"planned_on_t4": plan.cost.peak / memory.GIB}
     found["planned"] = here / memory.GIB
     found = {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from colab_utils.fast.kept_inputs import OnDisk, from_ram, to_ram
 from colab_utils.fast.layer import Saved
-from colab_utils.memory.costs import piece_rows
 
 if TYPE_CHECKING:
     from colab_utils.fast.layer import Layer
@@ -23,9 +23,11 @@ class LayerFunction(torch.autograd.Function):
         """Return the layer's output, and save what the backward pass needs."""
         layer.gather(1)
         y, saved = layer.forward(x, given)
-        kept = saved.tensors()
-        if layer.checkpoint:
-            kept = [*(to_ram(x) if layer.offload else [x])]
+        kept = [x] if saved is None or layer.checkpoint else saved.tensors()
+        if layer.on_disk:
+            ctx.file, kept = OnDisk(x), []
+        elif layer.offload:
+            kept = [*to_ram(x)]
         ctx.save_for_backward(*given, *kept)
         ctx.layer, ctx.count = layer, len(given)
         return y
@@ -40,35 +42,16 @@ class LayerFunction(torch.autograd.Function):
         given, kept = tensors[: ctx.count], tensors[ctx.count :]
         del tensors
         layer.gather(-1)
+        grad, need_dx = grad.contiguous(), ctx.needs_input_grad[0]
         if layer.checkpoint:
-            x = from_ram(kept, grad.device) if layer.offload else kept[0]
-            saved = layer.recompute(x, given)
-            del x
+            if layer.on_disk:
+                x = ctx.file.read(grad.device)
+            else:
+                x = from_ram(kept, grad.device) if layer.offload else kept[0]
+            del kept
+            dx, grads = layer.backward_from_input(grad, x, given, need_dx)
         else:
             saved = Saved.of(kept)
-        del kept
-        need_dx = ctx.needs_input_grad[0]
-        dx, grads = layer.backward(grad.contiguous(), saved, given, need_dx)
+            del kept
+            dx, grads = layer.backward(grad, saved, given, need_dx)
         return dx, None, *grads
-
-
-def to_ram(x: torch.Tensor) -> list[torch.Tensor]:
-    """Return x (T, width) in RAM, in pieces.
-
-    On a GPU the memory is page-locked. Torch rounds it up to a power of two, and keeps
-    it for the next step; equal pieces waste little of it.
-    """
-    parts = x.split(piece_rows(x.shape[1] * x.element_size()))
-    found = [torch.empty_like(p, device="cpu", pin_memory=x.is_cuda) for p in parts]
-    for piece, part in zip(found, parts, strict=True):
-        piece.copy_(part, non_blocking=True)
-    return found
-
-
-def from_ram(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Return on `device` what `to_ram` has moved."""
-    rows, width = sum(len(piece) for piece in pieces), pieces[0].shape[1]
-    x = torch.empty(rows, width, dtype=pieces[0].dtype, device=device)
-    for part, piece in zip(x.split(len(pieces[0])), pieces, strict=True):
-        part.copy_(piece, non_blocking=True)
-    return x

@@ -34,46 +34,51 @@ class Batch(NamedTuple):
 
 
 @dataclass
-class Saved:
-    """The tensors that the backward pass of a layer needs, for T tokens.
+class SavedMlp:
+    """The tensors that the backward pass of an MLP needs, for T tokens.
 
     `backward` deletes each large tensor after its last use, which bounds the peak
-    memory. The `_low` tensors are x A^T (T, ranks) of the four groups, None without an
+    memory. The `_low` tensors are x A^T (T, ranks) of the groups, None without an
     adapter.
     """
+
+    h: torch.Tensor  # the layer's input plus the output of o_proj (T, width)
+    gate_up: torch.Tensor  # (T, 2 x inner)
+    gate_up_low: torch.Tensor | None
+    down_low: torch.Tensor | None
+
+
+@dataclass
+class Saved(SavedMlp):
+    """The tensors that the backward pass of a layer needs, for T tokens."""
 
     x: torch.Tensor  # the layer's input (T, width)
     qkv: torch.Tensor  # rotated; with norms of the heads: before norms and rotation
     attended: torch.Tensor  # the attention's output, the input of o_proj
-    h: torch.Tensor  # x plus the output of o_proj
-    gate_up: torch.Tensor  # (T, 2 x inner)
     qkv_low: torch.Tensor | None
     o_low: torch.Tensor | None
-    gate_up_low: torch.Tensor | None
-    down_low: torch.Tensor | None
     attention: tuple[torch.Tensor, ...]  # the other tensors that `attention` returned
 
     @classmethod
     def of(cls, tensors: Sequence[torch.Tensor]) -> Saved:
         """Return the object whose `tensors` method returned this list."""
-        x, qkv, attended, h, gate_up = tensors[:5]
-        qkv_low, o_low, gate_up_low, down_low = tensors[5:9]
-        low = qkv_low, o_low, gate_up_low, down_low
-        return cls(x, qkv, attended, h, gate_up, *low, attention=tuple(tensors[9:]))
+        h, gate_up, *low, x, qkv, attended, qkv_low, o_low = tensors[:9]
+        rest = x, qkv, attended, qkv_low, o_low, tuple(tensors[9:])
+        return cls(h, gate_up, low[0], low[1], *rest)
 
     def tensors(self) -> list[torch.Tensor | None]:
         """Return all tensors as a list, as autograd saves them."""
-        ends = [self.x, self.qkv, self.attended, self.h, self.gate_up]
-        low = [self.qkv_low, self.o_low, self.gate_up_low, self.down_low]
-        return [*ends, *low, *self.attention]
+        mlp = [self.h, self.gate_up, self.gate_up_low, self.down_low]
+        heads = [self.x, self.qkv, self.attended, self.qkv_low, self.o_low]
+        return [*mlp, *heads, *self.attention]
 
 
 class Layer:
     """One decoder layer on one batch.
 
     With `checkpoint` (gradient checkpointing) `autograd` keeps only the layer's input
-    for the backward pass, with `offload` in CPU memory. With `shards`, call `gather`
-    before `forward` and before the backward pass.
+    for the backward pass, with `offload` in RAM, with `on_disk` in a file. With
+    `shards`, call `gather` before `forward` and before the backward pass.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Layer:
         scratch: Scratch,
         checkpoint: bool = False,
         offload: bool = False,
+        on_disk: bool = False,
         shards: Shards | None = None,
     ) -> None:
         self.linears = [TrainingGroup(module, g, like, scratch) for g in lora.GROUPS]
@@ -97,7 +103,8 @@ class Layer:
         self.norm_1 = module.input_layernorm.weight
         self.norm_2 = module.post_attention_layernorm.weight
         self.eps = shape.norm_eps
-        self.checkpoint, self.offload = checkpoint, checkpoint and offload
+        self.checkpoint, self.on_disk = checkpoint, checkpoint and on_disk
+        self.offload = checkpoint and offload
         self.index, self.shards = index, shards
 
     def gather(self, step: int) -> None:
@@ -117,7 +124,7 @@ class Layer:
 
     def forward(
         self, x: torch.Tensor, given: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, Saved]:
+    ) -> tuple[torch.Tensor, Saved | None]:
         """Return the output (T, width), and the tensors that `backward` needs."""
         out = self.down.room(len(x))
         saved = self.recompute(x, given)
@@ -139,8 +146,8 @@ class Layer:
         self.gate_up.forward(
             ops.norm(h.y, self.norm_2, self.eps), gate_up_given, gate_up
         )
-        low = (qkv.low, h.low, gate_up.low, None)
-        return Saved(x, qkv.y, attended, h.y, gate_up.y, *low, attention=tuple(kept))
+        heads = x, qkv.y, attended, qkv.low, h.low, tuple(kept)
+        return Saved(h.y, gate_up.y, gate_up.low, None, *heads)
 
     def _rotated(self, qkv: torch.Tensor) -> torch.Tensor:
         """Return qkv with its heads normalized and rotated.
@@ -175,10 +182,20 @@ class Layer:
         dx, heads = self._attention_backward(dh, saved, qkv_given, o_given, need_dx)
         return dx, [*heads, *mlp]
 
+    def backward_from_input(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        given: Sequence[torch.Tensor],
+        need_dx: bool,
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Return what `backward` does; only the layer's input x has been kept."""
+        return self.backward(grad, self.recompute(x, given), given, need_dx)
+
     def _mlp_backward(
         self,
         grad: torch.Tensor,
-        saved: Saved,
+        saved: SavedMlp,
         gate_up_given: list[torch.Tensor],
         down_given: list[torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -199,7 +216,7 @@ class Layer:
         dh = ops.norm_backward(d_norm, saved.h, self.norm_2, grad, self.eps)
         normed = d_norm  # overwritten with the norm's output
         gate_up_a = self.gate_up.grad_a(d_low, normed)
-        return dh, [*_in_turn(gate_up_a, gate_up_b), *_in_turn(down_a, down_b)]
+        return dh, [*in_turn(gate_up_a, gate_up_b), *in_turn(down_a, down_b)]
 
     def _attention_backward(
         self,
@@ -233,9 +250,9 @@ class Layer:
             del d_qkv, saved.qkv
             normed = ops.norm(saved.x, self.norm_1, self.eps)
         qkv_a = self.qkv.grad_a(d_low, normed)
-        return dx, [*_in_turn(qkv_a, qkv_b), *_in_turn(o_a, o_b)]
+        return dx, [*in_turn(qkv_a, qkv_b), *in_turn(o_a, o_b)]
 
 
-def _in_turn(a: list[torch.Tensor], b: list[torch.Tensor]) -> list[torch.Tensor]:
+def in_turn(a: list[torch.Tensor], b: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return A and B of the first adapter, of the second, and so on."""
     return [tensor for pair in zip(a, b, strict=True) for tensor in pair]

@@ -130,7 +130,8 @@ class TrainingGroup(LinearGroup):
         parts = []
         for adapter in self.adapters:
             parts += [a[adapter.ranks], b[adapter.rows, adapter.ranks]]
-        torch._foreach_copy_(parts, given)
+        if parts:
+            torch._foreach_copy_(parts, given)
         for adapter, scale in zip(self.adapters, self.scales, strict=True):
             if scale != 1:
                 a[adapter.ranks] *= scale
@@ -192,7 +193,7 @@ class TrainingGroup(LinearGroup):
         """Return the gradient of every A."""
         if d_low is None:
             return []
-        d_a = _float32_product(d_low.T, x)
+        d_a = float32_product(d_low.T, x)
         return [
             d_a[adapter.ranks] * scale
             for adapter, scale in zip(self.adapters, self.scales, strict=True)
@@ -202,13 +203,14 @@ class TrainingGroup(LinearGroup):
         self, grad: torch.Tensor, low: torch.Tensor | None
     ) -> list[torch.Tensor]:
         """Return the gradient of every B."""
-        if low is None:
-            return []
-        d_b = _float32_product(grad.T, low)
+        return [] if low is None else self.parts_of_b(float32_product(grad.T, low))
+
+    def parts_of_b(self, d_b: torch.Tensor) -> list[torch.Tensor]:
+        """Return the gradient of every B from that of the stacked B."""
         return [d_b[adapter.rows, adapter.ranks] for adapter in self.adapters]
 
 
-def _float32_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def float32_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return a @ b, on a GPU in float32: the gradients of the adapters are float32."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)

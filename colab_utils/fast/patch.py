@@ -9,6 +9,7 @@ layers use gradient checkpointing as the memory demands.
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from colab_utils.fast.layer import Batch, Layer
 from colab_utils.fast.linears import Scratch, stay_dequantized
 from colab_utils.fast.loss import NormedCrossEntropy
 from colab_utils.fast.sharding import Shards
+from colab_utils.fast.tiled_layer import TiledLayer
 from colab_utils.memory.costs import LOGIT_ROWS
 from colab_utils.shape import Shape
 
@@ -60,7 +62,14 @@ class FastPath:
 
     recompute: int
     offload: int
+    tiles: int
+    disk: int
     scratch: Scratch = field(default_factory=Scratch)
+
+    @property
+    def settings(self) -> tuple[int, int, int, int]:
+        """The arguments of `apply` after the model."""
+        return self.recompute, self.offload, self.tiles, self.disk
 
     @staticmethod
     def of(inner: LlamaForCausalLM) -> FastPath | None:
@@ -68,12 +77,20 @@ class FastPath:
         return vars(inner).get("_fast_path")
 
 
-def apply(model: torch.nn.Module, recompute: int = 0, offload: int = 0) -> bool:
+def apply(
+    model: torch.nn.Module,
+    recompute: int = 0,
+    offload: int = 0,
+    tiles: int = 1,
+    disk: int = 0,
+) -> bool:
     """Train `model` on the fast path from now on.
 
     Returns False, and prints why, for a model that the fast path can't train. The first
     `recompute` layers use gradient checkpointing. The inputs of the first `offload` of
-    them stay in RAM, and so do the embeddings. `remove` undoes all of this.
+    them stay in RAM, those of the first `disk` on disk, and the embeddings in RAM. With
+    several `tiles`, all layers are checkpointed `TiledLayer`s. `remove` undoes all of
+    this.
     """
     remove(model)
     if problem := support.training_problem(model):
@@ -83,9 +100,10 @@ def apply(model: torch.nn.Module, recompute: int = 0, offload: int = 0) -> bool:
     if inner.device.type == "cuda" and not ops.has_triton():
         print("Triton is missing: element-wise work runs in PyTorch, which is slower")
     shape = Shape.from_config(inner.config)
+    recompute = shape.layers if tiles > 1 else recompute
     keep = not Shards.of(inner) and stay_dequantized(shape, inner.model.norm.weight)
     vars(inner).update(
-        _fast_path=FastPath(recompute, offload, Scratch(keep=keep)),
+        _fast_path=FastPath(recompute, offload, tiles, disk, Scratch(keep=keep)),
         forward=types.MethodType(_forward, inner),
         train=types.MethodType(_train, inner),
     )
@@ -233,8 +251,10 @@ def hidden_states(
     x = x if tokens.order is None else x[tokens.order]
     cos, sin = (t[0] for t in llama.rotary_emb(x, tokens.positions[None]))
     batch = Batch(cos, sin, tokens.groups, tokens.shared)
+    tiled = functools.partial(TiledLayer, tiles=fast.tiles)
+    kind = tiled if fast.tiles > 1 else Layer
     for i, module in enumerate(lora.decoder_layers(model)):
-        layer = Layer(
+        layer = kind(
             module,
             i,
             shape,
@@ -243,6 +263,7 @@ def hidden_states(
             scratch=fast.scratch,
             checkpoint=i < fast.recompute,
             offload=i < fast.offload,
+            on_disk=i < fast.disk,
             shards=shards,
         )
         x = LayerFunction.apply(x, layer, *layer.parameters())

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from colab_utils.memory.costs import LOGIT_ROWS, attention_tokens
+from colab_utils.memory.costs import LOGIT_ROWS, TILE_ROWS, attention_tokens
 from colab_utils.shape import Shape
 
 
@@ -83,6 +83,37 @@ def backward_bytes(
         )
     freed = size * tokens * 2 * inner
     return max(size * tokens * max(width + inner, 3 * width), attention - freed)
+
+
+def tiled_layer_bytes(
+    shape: Shape,
+    rank: int,
+    tokens: int,
+    size: int,
+    accumulators: int,
+    tiles: int,
+    packed: bool = True,
+) -> tuple[float, float]:
+    """Return what a `TiledLayer` holds while it runs backward, and its temporary bytes.
+
+    It holds its input, the output of attention, and x A^T. The temporary tensors of the
+    row's length are two gradients. Those of some heads are the larger: queries, keys
+    and values, their gradients, and the output of attention with its gradient; or those
+    of some tokens, in the MLP.
+    """
+    width, inner, queries = shape.width, shape.inner, shape.queries
+    held = size * tokens * (width + queries + 14 * rank) + 4.0 * shape.heads * tokens
+    rows = queries + 2 * shape.keys
+    copies = 2 if shape.qk_norm else 1
+    workspace = workspace_bytes(shape, tokens, accumulators, packed)
+    heads = size * tokens * ((copies + 1) * rows + 2 * queries) + workspace
+    if shape.kv_heads != shape.heads:  # k and v are repeated, and their gradients
+        heads = size * tokens * (copies * rows + 4 * queries) + max(
+            workspace + size * tokens * 3 * queries,
+            size * tokens * (3 * queries + 2 * rows),
+        )
+    mlp = size * min(TILE_ROWS, tokens) * (5.0 * inner + 2 * width)
+    return held, size * tokens * 2.0 * width + max(heads / tiles, mlp)
 
 
 def workspace_bytes(

@@ -25,11 +25,14 @@ CUBLAS = 2 * 8.1 * 2**20
 PADDING, ATTENTION_TOKENS = 6, 12288  # see `attention_tokens`
 LOGIT_ROWS = 512  # tokens whose logits exist at a time on the fast path
 MLP_ROWS = 512  # tokens of a prompt that go through an MLP at a time
+TILE_ROWS = 4096  # tokens of a long row that go through an MLP in training at a time
 # Inputs of layers in RAM are kept in pieces of at most so many bytes: torch rounds
 # page-locked memory up to a power of two.
 PIECE = 2**26
 # RAM of a free Colab machine, and what its system takes.
 COLAB_RAM, SYSTEM_RAM = 12.7e9, 1.0 * GIB
+# What is free of a free Colab machine's disk, when a model of 7B is on it.
+COLAB_DISK = 40e9
 # RAM of Python and the libraries of training.
 PYTHON_RAM = 2.5 * GIB
 # GPU memory that torch reserves beyond its tensors, as `runtime.quiet` sets it up:
@@ -60,6 +63,7 @@ class Memory:
     working: float = 0.0  # temporary tensors of one layer or of the loss
     reserve: float = 0.0  # memory that torch reserves beyond its tensors
     ram: float = 0.0  # what the plan keeps in RAM; not part of the total
+    disk: float = 0.0  # what it keeps on disk, likewise
 
     @property
     def peak(self) -> float:
@@ -70,11 +74,11 @@ class Memory:
     def total(self) -> float:
         """The sum of all parts: the GPU memory that is needed."""
         # asdict copies each number, and a plan sums thousands of moments
-        return sum(vars(self).values()) - self.ram
+        return sum(vars(self).values()) - self.ram - self.disk
 
     def as_gib(self) -> dict[str, float]:
         """Return every part on the device, and their total, in GiB."""
-        names = [part.name for part in fields(self) if part.name != "ram"]
+        names = [f.name for f in fields(self) if f.name not in ("ram", "disk")]
         parts = {name: getattr(self, name) / GIB for name in names}
         return {**parts, "total": self.total / GIB}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,6 +66,11 @@ def preflight(
     """
     shape = Shape.from_config(config)
     needs, denied = _memory_needs(shape, cost, processes, sharded), None
+    if cost.disk:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        advice = f"free space in {folder}, or name another folder in TMPDIR"
+        needs.append(Need("disk for inputs", processes * cost.disk, free, free, advice))
     if not Path(model).is_dir():
         with hub.hub_errors(model, None):
             downloaded = _downloaded(model)

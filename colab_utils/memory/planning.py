@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -37,8 +38,9 @@ class Plan:
 
     A micro-batch is one packed row of `tokens` tokens, and an update sees
     `accumulation` of them. `recompute` is the number of layers with gradient
-    checkpointing; the inputs of the first `offload` of them are in RAM. The weights of
-    the layers are sharded over `shards` GPUs.
+    checkpointing; the inputs of the first `offload` of them are in RAM, except those of
+    the first `disk`, which are on disk. With several `tiles`, layers compute their
+    heads in so many parts. The weights of the layers are sharded over `shards` GPUs.
     """
 
     tokens: int
@@ -48,14 +50,27 @@ class Plan:
     fast: bool
     cost: Memory
     shards: int = 1
+    tiles: int = 1
+    disk: int = 0
+
+    @classmethod
+    def of(cls, step: Step, accumulation: int) -> Plan:
+        """Return the plan that trains in such steps."""
+        saving = step.recompute, step.offload, step.fast, step.peak()
+        rest = step.shards, step.tiles, step.disk
+        return cls(step.tokens, accumulation, *saving, *rest)
 
     def __str__(self) -> str:
         """Return the plan in one line."""
         times = f"{self.accumulation} x " if self.accumulation > 1 else ""
         layers = f"{self.recompute or 'no'} layer{'s' * (self.recompute != 1)}"
-        offload = ""
+        offload = f" in {self.tiles} tiles" if self.tiles > 1 else ""
         if self.offload:
-            offload = f", {self.cost.ram / GIB:.1f} GiB of inputs and embeddings in RAM"
+            offload += (
+                f", {self.cost.ram / GIB:.1f} GiB of inputs and embeddings in RAM"
+            )
+        if self.disk:
+            offload += f", {self.cost.disk / GIB:.1f} GiB of inputs on disk"
         if self.shards > 1:
             offload += f"; 1/{self.shards} of each layer's weights on a GPU"
         return (
@@ -111,6 +126,7 @@ def plan(
     update: int,
     budget: float,
     ram: float = costs.COLAB_RAM,
+    disk: float = costs.COLAB_DISK,
     fast: bool = True,
     gpu: bool = True,
     optimizer: str = "adamw_8bit",
@@ -122,11 +138,12 @@ def plan(
 
     `longest` is the longest row in tokens, `update` the number of tokens that one
     update should train on. This tries micro-batches from `longest` to `update` tokens,
-    each with as few checkpointed layers as fit. On the fast path of a GPU, inputs of
-    layers may also be in RAM, if the machine has `ram` bytes of it. The plan is for the
-    reference path if the fast path does not know the model's family, if a row is longer
-    than its sliding window, or if an adapter also trains `embeddings` and head. The
-    weights are sharded over `shards` GPUs, which receive `bandwidth` bytes a second.
+    each with as few checkpointed layers as fit. On the fast path of a GPU, layers may
+    also be in tiles, and their inputs in RAM, if the machine has `ram` bytes of it, or
+    on disk, if it has `disk` bytes free. The plan is for the reference path if the fast
+    path does not know the model's family, if a row is longer than its sliding window,
+    or if an adapter also trains `embeddings` and head. The weights are sharded over
+    `shards` GPUs, which receive `bandwidth` bytes a second.
 
     Raises MemoryError, with the numbers and what to change, when nothing fits.
     """
@@ -148,51 +165,73 @@ def plan(
         embeddings=embeddings,
         shards=shards,
     )
-    found = list(candidates(step, longest, update, budget))
-    fitting = [one for one in found if one.cost.total <= budget]
     free = ram - costs.SYSTEM_RAM - costs.ram_to_load(shape)
-    if fitting and all(one.cost.ram > free for one in fitting):
-        least = min(one.cost.ram for one in fitting)
-        raise MemoryError(
-            f"{method} for rows of {longest:,} tokens must keep {least / GIB:.1f} GiB "
-            f"in RAM, and {max(free, 0) / GIB:.1f} GiB of {ram / 1e9:.1f} GB are free "
-            f"for it. Use {SMALLER[method]}, or set MAX_TOKENS lower in "
-            "01_create_dataset."
-        )
-    fitting = [one for one in fitting if one.cost.ram <= free]
+    found = list(candidates(step, longest, update, budget, free))
+    fitting = [one for one in found if one.cost.total <= budget]
+    at_rank = "" if method == "full" else f" at rank {rank}"
     if not fitting:
-        at_rank = "" if method == "full" else f" at rank {rank}"
         raise MemoryError(
             f"{method}{at_rank} needs at least {found[-1].cost.total / GIB:.1f} "
             f"GiB for rows of {longest:,} tokens, and the budget is "
             f"{budget / GIB:.1f} GiB. Use {SMALLER[method]}, or set MAX_TOKENS lower "
             "in 01_create_dataset."
         )
+    plans = [p for p in fitting if p.cost.ram <= free and p.cost.disk <= disk]
+    if not plans:
+        least = min((one.cost for one in fitting), key=lambda cost: cost.disk)
+        raise MemoryError(
+            f"{method}{at_rank} for rows of {longest:,} tokens must keep "
+            f"{least.ram / GIB:.1f} GiB in RAM and {least.disk / GIB:.1f} GiB on disk. "
+            f"Of {ram / 1e9:.1f} GB of RAM {max(free, 0) / GIB:.1f} GiB are free for "
+            f"it, and of the disk {disk / GIB:.1f} GiB. Use {SMALLER[method]}, or set "
+            "MAX_TOKENS lower in 01_create_dataset."
+        )
 
-    def slowness(one: Plan) -> tuple[bool, float]:
+    def slowness(one: Plan) -> tuple[float, int, bool, float]:
         spent = seconds(step.shape, method, one.tokens, one.recompute, longest)
         spent = max(spent, gather_seconds(step.shape, shards, bandwidth))
-        return one.offload > 0, spent / one.tokens
+        return one.cost.disk, one.tiles, one.offload > 0, spent / one.tokens
 
-    return min(fitting, key=slowness)
+    return min(plans, key=slowness)
 
 
-def candidates(step: Step, longest: int, update: int, budget: float) -> Iterator[Plan]:
-    """Yield the best plan for each number of micro-batches in an update.
+def candidates(
+    step: Step, longest: int, update: int, budget: float, ram: float = math.inf
+) -> Iterator[Plan]:
+    """Yield the best plans for each number of micro-batches in an update.
 
-    If none fits `budget` bytes, the best plan is the one with the least memory.
+    Inputs for which `ram` bytes are too little are on disk. If no plan fits `budget`
+    bytes, the last one has the least memory.
     """
     most = max(1, update // max(longest, SMALLEST))
     # Trained embeddings and head: the reference path's loss in float32 needs more than
     # is counted, so the batches are the smallest.
     for times in [most] if step.embeddings else range(1, most + 1):
         tokens = max(longest, -(-update // times))
-        one = save_memory(replace(step, tokens=tokens, accumulating=times > 1), budget)
-        cost = one.peak()
-        given = (one.recompute, one.offload, one.fast, cost, one.shards)
-        yield Plan(tokens, times, *given)
-        if cost.total <= budget and not one.recompute:
+        whole = replace(step, tokens=tokens, accumulating=times > 1)
+        for tiles in (1, *tile_counts(step.shape)):
+            saving = save_memory(replace(whole, tiles=tiles), budget)
+            one = Plan.of(with_disk(saving, ram), times)
+            yield one
+            if not one.offload:
+                break
+        if one.cost.total <= budget and not one.recompute:
             return  # with smaller micro-batches the weights are dequantized more often
+
+
+def tile_counts(shape: Shape) -> list[int]:
+    """Return the numbers of equal parts that a layer's key heads can have, up to 8."""
+    return [n for n in range(2, 9) if shape.kv_heads % n == 0]
+
+
+def with_disk(step: Step, ram: float) -> Step:
+    """Return the step with as few inputs on disk as leave `ram` bytes enough."""
+
+    def fits(count: int) -> bool:
+        return replace(step, disk=count).ram <= ram
+
+    counts = range(step.offload)
+    return replace(step, disk=bisect.bisect_left(counts, True, key=fits))
 
 
 def save_memory(step: Step, budget: float) -> Step:

@@ -29,6 +29,8 @@ class Options(TypedDict, total=False):
     optimizer: str
     embeddings: bool
     shards: int
+    tiles: int
+    disk: int
 
 
 def estimate(
@@ -76,6 +78,8 @@ class Step:
     With `embeddings`, an adapter also trains float32 copies of embeddings and head
     (PEFT's modules_to_save) on the reference path, with all layers checkpointed. With
     `shards` each of so many GPUs holds its part of every layer, and two whole layers.
+    With several `tiles`, all layers are checkpointed and compute their heads in so many
+    parts (fast.tiled_layer). Of the inputs in RAM, `disk` are on disk instead.
 
     Raises ValueError for an unknown method or optimizer, a number below 1, or shards
     of weights that are not in NF4 or not on the fast path.
@@ -95,6 +99,8 @@ class Step:
     optimizer: str = "adamw_torch"
     embeddings: bool = False
     shards: int = 1
+    tiles: int = 1
+    disk: int = 0
 
     def __post_init__(self) -> None:
         """Check the settings and set what follows from them."""
@@ -108,10 +114,12 @@ class Step:
         # layers use gradient checkpointing then.
         embeddings = self.embeddings and not self.full
         layers = self.shape.layers
-        recompute = layers if embeddings else max(0, min(self.recompute, layers))
+        every = embeddings or self.tiles > 1
+        recompute = layers if every else max(0, min(self.recompute, layers))
         offload = min(self.offload, recompute) if self.gpu else 0
         object.__setattr__(self, "recompute", recompute)
         object.__setattr__(self, "offload", offload)
+        object.__setattr__(self, "disk", min(self.disk, offload))
         object.__setattr__(self, "embeddings", embeddings)
         slow = self.full or embeddings
         object.__setattr__(self, "fast", self.fast and not slow)
@@ -162,6 +170,7 @@ class Step:
             working=self.gathered + (costs.CUBLAS if self.gpu else 0.0),
             reserve=costs.RESERVE if self.gpu else 0.0,
             ram=self.ram,
+            disk=float(self.disk * self.tokens * self.shape.width * self.size),
         )
 
     @property
@@ -177,7 +186,7 @@ class Step:
         shape = self.shape
         embeddings = 0 if shape.tied else self.size * shape.vocab * shape.width
         inputs = costs.page_locked(self.tokens, shape.width * self.size)
-        return float(self.offload * inputs + embeddings)
+        return float((self.offload - self.disk) * inputs + embeddings)
 
     @property
     def layer_input(self) -> float:
@@ -229,19 +238,22 @@ class Step:
         if i < self.recompute and not self.fast:  # a layer on the fast path keeps it
             own += self.layer_input
         layers = self.shape.layers
+        accumulators = self.accumulators if self.gpu else 0
+        temporary = activations.backward_bytes(
+            self.shape, self.tokens, self.size, self.fast, accumulators, self.packed
+        )
+        if self.tiles > 1:
+            own, temporary = activations.tiled_layer_bytes(
+                *(self.shape, self.rank, self.tokens, self.size, accumulators),
+                self.tiles,
+                self.packed,
+            )
         return self._moment(
             i,
             own=own,
             gradients=4.0 * (self.trained - self.words) * (layers - 1 - i) / layers
             + 4.0 * self.words,
-            temporary=activations.backward_bytes(
-                self.shape,
-                self.tokens,
-                self.size,
-                self.fast,
-                self.accumulators if self.gpu else 0,
-                self.packed,
-            ),
+            temporary=temporary,
         )
 
     def update(self) -> Memory:

@@ -196,7 +196,7 @@ def _parked(model: torch.nn.Module) -> Iterator[None]:
     finally:
         model.to(device)
         if fast:
-            patch.apply(model, fast.recompute, fast.offload)
+            patch.apply(model, *fast.settings)
 
 
 def _free_port() -> int:

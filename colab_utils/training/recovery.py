@@ -16,8 +16,9 @@ import torch
 
 from colab_utils import memory
 from colab_utils.fast import lora, patch
-from colab_utils.memory.planning import SMALLER
+from colab_utils.memory.planning import SMALLER, tile_counts
 from colab_utils.runtime import GIB
+from colab_utils.shape import Shape
 from colab_utils.training.gradient_checkpointing import checkpoint_first, checkpointable
 
 if TYPE_CHECKING:
@@ -133,10 +134,11 @@ class Recovery:
         return max(one["input_ids"].numel() for one in self.batches)
 
     def checkpoint_more(self, tokens: int) -> str:
-        """Checkpoint all layers; if they are already, move their inputs to RAM.
+        """Checkpoint all layers; if they are already, need less memory for each.
 
-        Only a GPU has inputs to move, of micro-batches of at most `tokens` tokens.
-        Returns in words what was done, or "" if there is nothing left to do.
+        On a GPU their inputs move to RAM, if it has room for micro-batches of `tokens`
+        tokens, and else they compute in tiles. Returns in words what was done, or "" if
+        there is nothing left to do.
         """
         model = self.model
         layers = checkpointable(model)
@@ -152,7 +154,7 @@ class Recovery:
         if fast.recompute < count:
             patch.apply(model, count)
             return f"{how}, which is slower"
-        if fast.offload == count or model.device.type == "cpu":
+        if model.device.type == "cpu":
             return ""
         cost = memory.estimate(
             *(model.config, "qlora", 1, tokens),
@@ -160,10 +162,14 @@ class Recovery:
             offload=count,
             fast=True,
         )
-        if cost.ram > memory.free_ram():
+        if fast.offload < count and cost.ram <= memory.free_ram():
+            patch.apply(model, count, count, fast.tiles, fast.disk)
+            return f"{how}, and with their inputs in RAM, which is slower"
+        counts = tile_counts(Shape.from_config(model.config))
+        if fast.tiles > 1 or not counts:
             return ""
-        patch.apply(model, count, count)
-        return f"{how}, and with their inputs in RAM, which is slower"
+        patch.apply(model, count, fast.offload, counts[-1], fast.disk)
+        return f"{how}, each in {counts[-1]} tiles, which is slower"
 
     def _shortage(self, error: Exception) -> str:
         """Return where the memory ran out, and the numbers."""

@@ -106,7 +106,8 @@ def use_fast_path(trainer: Trainer, plan: Plan) -> None:
     model = model_of(trainer)
     if isinstance(trainer, FastSFTTrainer):
         trainer.recovery.plan = plan
-    if plan.fast and patch.apply(model, plan.recompute, plan.offload):
+    saving = plan.recompute, plan.offload, plan.tiles, plan.disk
+    if plan.fast and patch.apply(model, *saving):
         if not isinstance(trainer, FastSFTTrainer):
             patch.remove(model)
             raise TypeError(

@@ -82,12 +82,12 @@ def scaled(model, batch):
 
 
 @pytest.mark.parametrize("shape", ["padded", "packed"])
-@pytest.mark.parametrize("recompute", [0, 2])
+@pytest.mark.parametrize(("recompute", "tiles"), [(0, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize(
     ("dtype", "noise"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_apply_gradients_in_float16_and_bfloat16(
-    checkpoint, shape, recompute, dtype, noise
+    checkpoint, shape, recompute, tiles, dtype, noise
 ):
     """Their error is at most 1.5 times PEFT's."""
     batch = padded([300, 17, 512, 190], vocabulary=32000)
@@ -95,7 +95,7 @@ def test_apply_gradients_in_float16_and_bfloat16(
     _, exact = gradients(load_nf4(checkpoint, torch.float32), batch)
     model = load_nf4(checkpoint, dtype)
     reference_loss, reference = scaled(model, batch)
-    assert patch.apply(model, recompute)
+    assert patch.apply(model, recompute, tiles=tiles)
     fast_loss, fast = scaled(model, batch)
     assert fast_loss == pytest.approx(reference_loss, rel=noise)
 
@@ -107,12 +107,13 @@ def test_apply_gradients_in_float16_and_bfloat16(
         assert ours < max(1.5 * pefts, noise) < 50 * noise, (name, ours, pefts)
 
 
-def test_apply_offload(checkpoint):
+@pytest.mark.parametrize("disk", [0, 1])
+def test_apply_offload(checkpoint, disk):
     batch = on_gpu(packed(padded([300, 212], vocabulary=32000)))
     model = load_nf4(checkpoint, torch.float16)
     patch.apply(model, recompute=2)
     _, expected = scaled(model, batch)
-    patch.apply(model, recompute=2, offload=True)
+    patch.apply(model, recompute=2, offload=2, disk=disk)
     _, found = scaled(model, batch)
     assert not model.get_base_model().model.embed_tokens.weight.is_cuda
     for name, grad in expected.items():

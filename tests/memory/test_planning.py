@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from colab_utils import memory, models
+from colab_utils.memory import costs, planning
+from colab_utils.shape import Shape
 
 T4 = 14.2 * memory.GIB
 
@@ -68,16 +70,43 @@ def test_plan_offloads_on_a_small_gpu(seven_b):
 
 
 def test_plan_counts_colabs_ram(seven_b):
-    """32,768 tokens keep some inputs in RAM; Colab's can't hold those of 65,536."""
+    """Of 65,536 tokens, Colab's RAM can't hold the inputs: some are on disk."""
     size = {"longest": 32_768, "update": 32_768, "budget": 14.26 * memory.GIB}
     found = memory.plan(seven_b(), "qlora", 16, **size)
     assert found.recompute == 32 and 0 < found.offload < 32
     assert found.cost.ram < 12.7e9 - memory.ram_to_load(seven_b())
     size |= {"longest": 65_536, "update": 65_536}
-    message = r"must keep 1\d\.\d GiB in RAM, and 7\.\d GiB of 12\.7 GB are free"
+    small = memory.plan(seven_b(), "qlora", 16, **size)
+    assert 0 < small.disk < small.offload and small.tiles > 1
+    assert small.cost.ram < 12.7e9 - memory.ram_to_load(seven_b())
+    assert small.cost.disk == small.disk * 65_536 * 4096 * 2
+    assert f"{small.cost.disk / memory.GIB:.1f} GiB of inputs on disk" in str(small)
+    large = memory.plan(seven_b(), "qlora", 16, ram=64e9, **size)
+    assert large.offload > 16 and (large.disk, large.tiles) == (0, 1)
+    message = (
+        r"must keep 7\.\d GiB in RAM and \d\.\d GiB on disk. Of 12\.7 GB of RAM 7\.\d "
+        r"GiB are free for it, and of the disk 0\.0 GiB"
+    )
     with pytest.raises(MemoryError, match=message):
-        memory.plan(seven_b(), "qlora", 16, **size)
-    assert memory.plan(seven_b(), "qlora", 16, ram=64e9, **size).offload > 16
+        memory.plan(seven_b(), "qlora", 16, disk=0.0, **size)
+
+
+@pytest.mark.parametrize(("heads", "tokens"), [(32, 163_840), (8, 131_072)])
+def test_plan_of_the_longest_rows_on_colab(seven_b, heads, tokens):
+    config = seven_b(num_key_value_heads=heads)
+    size = {"longest": tokens, "update": tokens, "budget": 14.26 * memory.GIB}
+    found = memory.plan(config, "qlora", 16, **size)
+    assert found.recompute == 32 and found.tiles in (4, 8)
+    assert f"for 32 layers in {found.tiles} tiles" in str(found)
+    assert found.cost.total <= size["budget"] and found.cost.disk <= costs.COLAB_DISK
+
+
+def test_plan_without_equal_parts_of_the_heads_has_no_tiles(seven_b):
+    assert planning.tile_counts(Shape.from_config(seven_b(num_key_value_heads=1))) == []
+    config = seven_b(num_key_value_heads=1)
+    size = {"longest": 200_000, "update": 200_000, "budget": 14.26 * memory.GIB}
+    with pytest.raises(MemoryError, match="needs at least"):
+        memory.plan(config, "qlora", 16, ram=1e12, **size)
 
 
 def test_plan_takes_smaller_batches_where_ram_is_short(seven_b):

@@ -91,6 +91,42 @@ def test_estimate_offloads_the_first_layers_only(seven_b):
     assert some.ram == 10 * (64 + 64) * 2**20 + 2 * 32000 * 4096
 
 
+def test_estimate_with_tiles_by_hand(seven_b):
+    """131,072 tokens in four tiles; a tensor of the row's length takes 1 GiB."""
+    unit = 131_072 * 4096 * 2
+    way = {"fast": True, "offload": 32, "tiles": 4, "packed": False}
+    found = memory.estimate(seven_b(), "qlora", 16, 131_072, **way)
+    low, lse = 131_072 * 14 * 16 * 2, 131_072 * 32 * 4
+    assert found.activations == 2 * unit + low + lse  # input, output of attention
+    # two gradients; of a tile: q, k, v and their gradients, the output of attention and
+    # its gradient, and three float32 sums of the size of q
+    tile = (3 + 3 + 1 + 1 + 2 * 3) * unit / 4
+    buffer = 2 * 4096 * 2 * 11_008
+    assert found.working == 2 * unit + tile + costs.CUBLAS + buffer
+    assert found.checkpoints == 0
+
+
+def test_estimate_with_tiles_checkpoints_every_layer(seven_b):
+    one = memory.estimate(seven_b(), "qlora", 16, 65_536, fast=True, recompute=32)
+    totals = [one.total]
+    for tiles in (2, 4, 8):
+        found = memory.estimate(seven_b(), "qlora", 16, 65_536, fast=True, tiles=tiles)
+        assert found.checkpoints == one.checkpoints
+        totals.append(found.total)
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_estimate_with_inputs_on_disk(seven_b):
+    way = {"fast": True, "recompute": 32, "offload": 20}
+    ram, disk = (
+        memory.estimate(seven_b(), "qlora", 16, 4096, **way, disk=k) for k in (0, 12)
+    )
+    assert disk.disk == ram.ram - disk.ram == 12 * 4096 * 4096 * 2
+    assert ram.total == disk.total and set(disk.as_gib()) == {*PARTS, "total"}
+    more = memory.estimate(seven_b(), "qlora", 16, 4096, **way, disk=99)
+    assert more.disk == 20 * 4096 * 4096 * 2
+
+
 @pytest.mark.parametrize(
     ("tokens", "padded"), [(512, 3072), (4096, 12_288), (16_384, 16_384)]
 )
