@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -34,3 +35,9 @@ def call(environment: dict[str, str], function: Callable[..., Any], *args: Any) 
     os.environ.clear()
     os.environ.update(environment)
     return function(*args)
+
+
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """Return what a function returns in such a fork, or raise what it raises."""
+    with ProcessPoolExecutor(1, mp_context=context()) as pool:
+        return pool.submit(call, dict(os.environ), function, *args).result()
