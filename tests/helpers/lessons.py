@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers import warm
+from helpers.run_cells import run_jobs
 from tools.course_report import claims as read_claims
 from tools.execute import run_notebook, use_this_interpreter
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-RUN_CELLS = Path(__file__).with_name("run_cells.py")
 
 
 def run_lesson(name: str, folder: Path, **parameters: Any) -> dict[str, float]:
@@ -59,11 +58,4 @@ def run_in_one_process(jobs: list[tuple[str, dict[str, Any], Path]]) -> list[lis
     is none) and the text that it printed.
     """
     given = [(name, parameters, str(workspace)) for name, parameters, workspace in jobs]
-    out = subprocess.run(
-        [sys.executable, str(RUN_CELLS)],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 0, out.stderr[-3000:]
-    return json.loads(out.stdout.splitlines()[-1])
+    return warm.run(run_jobs, given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -9,11 +10,13 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig
+from torch.multiprocessing.spawn import start_processes
 from transformers import TrainerCallback, TrainerState, set_seed
 from trl import SFTConfig
 
 from colab_utils import data, demo, memory, models, training
 from colab_utils.training.sft import FastSFTTrainer
+from helpers import warm
 from helpers.training import ON_CPU, InBackward
 
 
@@ -100,3 +103,12 @@ class AtStep(TrainerCallback):
             if self.what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ValueError("planted in the second process")
+
+
+def start_warm(work, args, *more, **options):
+    """Start processes as torch does, but as forks that have imported the libraries."""
+    warm.context()
+    forked = functools.partial(warm.call, dict(os.environ), work)
+    return start_processes(
+        forked, args, *more, **options | {"start_method": "forkserver"}
+    )

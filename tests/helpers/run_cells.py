@@ -1,41 +1,16 @@
-"""Run the code cells of notebooks one after another in one process, without a kernel.
-
-    python run_cells.py < JOBS
-
-JOBS is a JSON list of [notebook, parameters, workspace]. Prints a JSON list with the
-error of each ("" if there is none) and the text that it printed. One process for
-several runs imports the libraries once, which takes longer than most of these runs.
-"""
+"""Run the code cells of notebooks one after another, without kernels."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
 import io
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HEADLESS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
 ROOT = Path(__file__).parents[2]
-
-
-def load_libraries() -> None:
-    """Import what most notebooks import, and keep it out of garbage collection.
-
-    The notebooks often free memory, and each time the collector would search the
-    libraries' objects, which takes half a second.
-    """
-    from colab_utils import runtime
-
-    runtime.quiet()  # as the notebooks do, before the other imports
-    for name in ("datasets", "matplotlib.pyplot", "colab_utils.training.sft"):
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
+SURROUNDINGS = {"HEADLESS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +40,7 @@ def attempt(name: str, given: dict[str, Any], workspace: str) -> list[str]:
     return ["", printed.getvalue()]
 
 
-if __name__ == "__main__":
-    load_libraries()
-    print(json.dumps([attempt(*job) for job in json.load(sys.stdin)]))
+def run_jobs(jobs: list[tuple[str, dict[str, Any], str]]) -> list[list[str]]:
+    """Run notebooks with their parameters and workspaces; return as `attempt` does."""
+    os.environ |= SURROUNDINGS
+    return [attempt(*job) for job in jobs]

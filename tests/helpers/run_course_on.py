@@ -1,38 +1,30 @@
-"""Run the four notebooks in one process, on several models one after another.
-
-    python run_course_on.py DATASET FOLDER ...
-
-Each FOLDER has a model in `model` and gets a `workspace`. Prints a JSON list with what
-the notebooks found. A kernel for each notebook would import the libraries each time.
-"""
+"""Run the four notebooks in one process, on several models one after another."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
+from pathlib import Path
 from typing import Any
 
-from run_cells import load_libraries, run
-
-DATASET, *FOLDERS = sys.argv[1:]
+from helpers.run_cells import SURROUNDINGS, run
 
 
-def parameters(folder: str) -> dict[str, dict[str, Any]]:
+def parameters(folder: Path, dataset: str) -> dict[str, dict[str, Any]]:
     """Return the parameters of each notebook that differ from its own."""
     model = f"{folder}/model"
     return {
-        "01_create_dataset": {"MODEL": model, "DATASET": DATASET, "TEST_SHARE": 0.3},
+        "01_create_dataset": {"MODEL": model, "DATASET": dataset, "TEST_SHARE": 0.3},
         "02_finetune_qlora": {"MODEL": model, "EPOCHS": 1, "RANK": 4},
         "03_inference": {"MAX_NEW_TOKENS": 8},
         "04_merge_and_publish": {"MAX_TEST": 6},
     }
 
 
-def course(folder: str) -> dict[str, Any]:
+def course(folder: Path, dataset: str) -> dict[str, Any]:
     """Run the course on one model; return what its notebooks found."""
     os.environ["WORKSPACE"] = f"{folder}/workspace"
-    spaces = {name[:2]: run(name, given) for name, given in parameters(folder).items()}
+    given = parameters(folder, dataset)
+    spaces = {name[:2]: run(name, values) for name, values in given.items()}
     tuning, merging = spaces["02"], spaces["04"]
     exported, stops = merging.get("exported"), []
     if exported:
@@ -47,14 +39,10 @@ def course(folder: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    load_libraries()
-    found = []
-    for folder in FOLDERS:
-        print(f"== {folder}", flush=True)
-        found.append(course(folder))
-    print("RESULT " + json.dumps(found))
+def courses(folders: list[Path], dataset: str) -> list[dict[str, Any]]:
+    """Run the course on models; return what the notebooks found on each.
 
-
-if __name__ == "__main__":
-    main()
+    A folder has a model in `model` and gets a `workspace`.
+    """
+    os.environ |= SURROUNDINGS
+    return [course(folder, dataset) for folder in folders]

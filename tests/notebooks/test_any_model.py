@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm
 from helpers.families import CONFIGS, small
+from helpers.run_course_on import courses
 from helpers.templates import TEMPLATES
 from helpers.tokenizer_kinds import make_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 # By name: the config, the tokenizer, the chat template (None: the course's).
 MODELS: dict[str, tuple[str, str, str | None]] = {
     "Llama 2": ("llama", "llama2", None),
@@ -81,20 +80,12 @@ def dataset(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def results(dataset, tmp_path_factory) -> dict[str, dict]:
-    """What the course found on each model; one process imports the libraries once."""
+    """What the course found on each model, in one process."""
     root = tmp_path_factory.mktemp("models")
     folders = [root / name.replace(" ", "-") for name in MODELS]
     for folder, model in zip(folders, MODELS.values(), strict=True):
         make_model(folder / "model", *model)
-    run = subprocess.run(
-        [sys.executable, "tests/helpers/run_course_on.py", dataset, *folders],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    line = next(one for one in run.stdout.splitlines() if one.startswith("RESULT "))
-    found = json.loads(line.removeprefix("RESULT "))
+    found = warm.run(courses, folders, dataset)
     return dict(zip(MODELS, found, strict=True))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import papermill
 import pytest
+from helpers.lessons import run_in_one_process
 
 from colab_utils import data, demo
 from tools.execute import use_this_interpreter
@@ -18,32 +19,22 @@ NOTEBOOK = ROOT / "notebooks/06_quality_over_quantity.ipynb"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Return a function that runs the notebook with parameters in a new workspace."""
-
-    def run(folder: Path | None = None, **given) -> Path:
-        folder = folder or tmp_path_factory.mktemp("quality")
-        with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
-            patch.setenv("WORKSPACE", str(folder / "workspace"))
-            patch.setenv("HEADLESS", "1")
-            patch.setenv("CUDA_VISIBLE_DEVICES", "")
-            patch.setenv("PYTHONPATH", str(ROOT))
-            papermill.execute_notebook(
-                NOTEBOOK,
-                folder / "done.ipynb",
-                given,
-                kernel_name="python3",
-                progress_bar=False,
-                cwd=str(folder),
-            )
-        return folder / "workspace/datasets/my-curated"
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def curated(run) -> Path:
-    return run()
+def curated(tmp_path_factory) -> Path:
+    """The dataset of a run with the defaults, in another folder than the clone."""
+    folder = tmp_path_factory.mktemp("quality")
+    with pytest.MonkeyPatch.context() as patch, use_this_interpreter():
+        patch.setenv("WORKSPACE", str(folder / "workspace"))
+        patch.setenv("HEADLESS", "1")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        papermill.execute_notebook(
+            NOTEBOOK,
+            folder / "done.ipynb",
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(folder),
+        )
+    return folder / "workspace/datasets/my-curated"
 
 
 def test_06_curated_rows_and_a_quarter_beat_everything(curated):
@@ -71,13 +62,18 @@ def test_06_saves_rows_and_reasons(curated):
     assert not groups & {row["group"] for row in train}
 
 
-def test_06_selects_rows_of_a_dataset_of_your_own(run, tmp_path):
+def test_06_selects_rows_of_a_dataset_of_your_own(tmp_path):
     rows = [data.to_row(row, n) for n, row in enumerate(demo.questions()[:60], 1)]
     source = tmp_path / "workspace/datasets/mine"
     source.parent.mkdir(parents=True)
     given = {"source": "mine.csv", "metric": "accuracy", "parameters": {}}
     data.save(source, {"train": rows[:50], "test": rows[50:]}, [], "Mine.", **given)
-    curated = run(tmp_path, DATASET_NAME="mine", MODEL="demo", SELECT=20)
+    chosen = {"DATASET_NAME": "mine", "MODEL": "demo", "SELECT": 20}
+    ((error, _),) = run_in_one_process(
+        [(NOTEBOOK.stem, chosen, tmp_path / "workspace")]
+    )
+    assert error == ""
+    curated = source.with_name("my-curated")
     made = json.loads((curated / "recipe.json").read_text())
     counts = made["rows"]["in"], made["rows"]["kept"]
     assert (made["source"], *counts) == ("mine.csv", 50, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import multiprocessing
 from pathlib import Path
@@ -15,6 +16,7 @@ from helpers.parallel import (
     build_in_first,
     build_short_of_memory,
     build_with_slow_disk,
+    start_warm,
 )
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -22,6 +24,13 @@ from safetensors.torch import load_file, save_file
 from colab_utils.training import checkpoints, parallel, process, watching
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def warm_processes(monkeypatch):
+    """Fork the processes of a test from one with the libraries; `two` starts others."""
+    spawning = importlib.import_module("torch.multiprocessing.spawn")
+    monkeypatch.setattr(spawning, "start_processes", start_warm)
 
 
 def losses(trainer) -> list[float]:
