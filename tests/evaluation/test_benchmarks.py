@@ -7,6 +7,7 @@ huggingface_hub reads the address of the Hub when it is imported.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,10 @@ def test_six_benchmarks_and_three_that_fail(hub, tmp_path):
     names = f"piqa,{SIX},commonsense_qa,arc_easy"
     with served(datasets_hub.Hub.of(hub)) as address:
         (rows, drawn, theirs), printed = ask(
-            tmp_path, address, names, 6, ["arc_challenge", "gsm8k"]
+            tmp_path, address, names, 6, ["arc_challenge", "winogrande"]
         )
     assert "piqa is left out. DatasetNotFoundError: Dataset 'baber/piqa'" in printed
-    assert "commonsense_qa is left out. " in printed and "(ArrowInvalid: " in printed
+    assert re.search(r"commonsense_qa is left out\. .*not a parquet file", printed)
     assert "arc_easy is left out. ValueError: BuilderConfig 'ARC-Easy'" in printed
 
     found = {(row["benchmark"], row["metric"]): row for row in rows}

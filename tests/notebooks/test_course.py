@@ -21,6 +21,7 @@ from tools.course_report import summarize
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+DOUBLES = ROOT / "tests" / "helpers" / "google_colab"
 FROM_DATA_TO_MODEL = (
     "01_create_dataset",
     "02_finetune_qlora",
@@ -115,13 +116,24 @@ def workspaces(tmp_path_factory) -> dict[str, Path]:
         judge = {"JUDGE": server.url, "JUDGE_MODEL": "m", "KEY_NAME": "", "MAX_TEST": 2}
         jobs.append(("12_evaluate", benchmarks, folder / "several"))
         jobs += [("16_judge", judge, folder / "several")] * 2
+        # The last one, because it imports google.colab.
+        env.setenv("PYTHONPATH", str(DOUBLES), prepend=os.pathsep)
+        env.setenv("COLAB_DOUBLE_AI", '["**Answer B**", "declined"]')
+        jobs.append(
+            (
+                "16_judge",
+                judge | {"JUDGE": "colab", "JUDGE_MODEL": ""},
+                folder / "random",
+            )
+        )
         results = run_in_one_process(jobs)
     assert not any(error for error, _ in results), [e for e, _ in results if e]
     assert len(server.seen) == 4  # the second run asks nothing
-    _, printed = results[-3]
+    _, printed = results[-4]
     assert "piqa is left out. DatasetNotFoundError" in printed
     assert "1 of 2 public benchmarks" in printed
-    for _, printed in results[-2:]:
+    assert "one prompt is left out: Colab's model declined it" in results[-1][1]
+    for _, printed in results[-3:-1]:
         assert "names the answer shown first: 100%" in printed
         assert "same answer in both orders: 0%" in printed
     return {name: folder / name for name in courses}
