@@ -23,6 +23,7 @@ LATE |= {"generation.decoding"}
 LATE |= {"fast.attention_kernels", "fast.autograd", "fast.decoder", "fast.kernels"}
 LATE |= {"fast.documents", "training.reward_model", "training.classification"}
 LATE |= {"fast.loss_kernels", "evaluation.harness", "evaluation.reports"}
+LATE |= {"evaluation.benchmarks"}
 LATE |= {"fast.layer", "fast.linears", "fast.lora", "fast.loss", "fast.ops"}
 LATE |= {"fast.patch", "fast.sharding", "fast.static_cache", "fast.support"}
 LATE |= {"fast.decoding_linears", "fast.vector_kernels", "training.rollout_parts"}

@@ -3,10 +3,10 @@
 `metrics` has all measures: exact match, loss, agreement of two models, and chance.
 `claims` prints what a lesson claims, with its number, and keeps it with the notebook.
 `intervals` says how sure a share is, and `calibrating` whether predicted probabilities
-are right. `reading` reads rows with a base model: vectors of
-texts, and the loss of answers. `likelihood` scores continuations, `tasks` and `harness`
-serve the lm-evaluation-harness, `judging` asks a model which answer is better, and
-`reports` writes what was found into a folder.
+are right. `reading` reads rows with a base model: vectors of texts, and the loss of
+answers. `likelihood` scores continuations, `tasks` and `harness` serve the
+lm-evaluation-harness, and `benchmarks` runs its own tasks by name. `judging` asks a
+model which answer is better, and `reports` writes what was found into a folder.
 """
 
 from colab_utils.evaluation.calibrating import calibration, calibration_error

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colab_utils import generation
+from colab_utils.evaluation import tasks
 from colab_utils.evaluation.likelihood import log_likelihoods
 from colab_utils.generation.answering import complete
 from colab_utils.generation.prompts import context_length
@@ -73,13 +75,20 @@ class Model(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return a conversation in the model's chat format, up to the answer."""
+        """Return a conversation in the model's chat format, up to the answer.
+
+        `tasks.NEXT_TURN` divides the last turn into turns of user and assistant.
+        """
         if not add_generation_prompt:
             raise ValueError(
                 "This task begins the model's answer, which needs a chat template that "
                 "can be continued: run it without apply_chat_template."
             )
-        return generation.prompt_text(self.tokenizer, chat_history)
+        *before, last = chat_history
+        texts = last["content"].split(tasks.NEXT_TURN)
+        roles = itertools.cycle(["user", "assistant"])
+        turns = [{"role": next(roles), "content": text} for text in texts]
+        return generation.prompt_text(self.tokenizer, [*before, *turns])
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any

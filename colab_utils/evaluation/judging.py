@@ -68,6 +68,17 @@ class Verdicts:
         return readable.count(1) / len(readable) if readable else float("nan")
 
 
+def as_text(messages: Sequence[Message]) -> str:
+    """Return the turns before an answer as a judge reads them.
+
+    A single turn is its text. If there are more, each begins with its role.
+    """
+    if len(messages) == 1:
+        text: str = messages[0]["content"]
+        return text
+    return "\n\n".join(f"{t['role'].capitalize()}: {t['content']}" for t in messages)
+
+
 def judge(
     ask: Generator,
     questions: Sequence[str],

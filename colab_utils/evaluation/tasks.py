@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 CHOICES = 4
+NEXT_TURN = "\x1e"  # between turns: the harness knows only one turn of the user
 # The answer without outer spaces is compared, without case and punctuation.
 EXACT = {"ignore_case": True, "ignore_punctuation": True}
 SHARE = {"aggregation": "mean", "higher_is_better": True}
@@ -25,10 +26,19 @@ BITS = {"aggregation": "bits_per_byte", "higher_is_better": False}
 STRIPPED = [{"function": "remove_whitespace"}, {"function": "take_first"}]
 
 
-def is_question(row: data.Row) -> bool:
-    """Return whether a row is one question and its answer, without a system prompt."""
-    turns = [turn["role"] for turn in row.get("messages", ())]
-    return turns == ["user", "assistant"] and bool(data.answer_of(row))
+def can_ask(row: data.Row) -> bool:
+    """Return whether a row's last turn is an answer that a model can be asked for.
+
+    The turns before it are the user's and the assistant's in turn, after a system
+    prompt if there is one. Rows with tools are not asked.
+    """
+    turns = row.get("messages", ())
+    if row.get("tools") or any(turn.get("tool_calls") for turn in turns):
+        return False
+    roles = [turn["role"] for turn in turns]
+    roles = roles[roles[:1] == ["system"] :]
+    pairs = len(roles) // 2
+    return roles == ["user", "assistant"] * pairs != [] and bool(data.answer_of(row))
 
 
 def write_questions(
@@ -38,49 +48,59 @@ def write_questions(
     name: str = "held_out",
     seed: int = 0,
 ) -> list[str]:
-    """Write two tasks for rows of a question and an answer; return their names.
+    """Write two tasks that ask for the last answer of each row; return their names.
 
     `<name>_write` compares what the model writes with the row's answer: an exact match
     without case and punctuation. `<name>_choose` asks which of four answers is the most
     probable: the row's, or those of three other rows, of the same category if rows have
-    one. Other rows are left out, and a printed line counts them. Raises ValueError if
-    none is left.
+    one. The system prompt and the turns before come first, which takes the chat format
+    and `harness.Model`. Other rows are left out, and a printed line counts them. Raises
+    ValueError if none is left.
     """
-    good = [row for row in rows if is_question(row)]
+    good = [row for row in rows if can_ask(row)]
     if len(good) < len(rows):
         print(
-            f"{len(rows) - len(good):,} of {len(rows):,} rows are left out: they are "
-            "more than a question and its answer"
+            f"{len(rows) - len(good):,} of {len(rows):,} rows are left out: they have "
+            "tools, or don't end with an answer to the user"
         )
     if not good:
         raise ValueError(
-            "No row is a question and its answer, so there is nothing to ask: choose "
-            "an instruction dataset."
+            "No row ends with an answer to the user, so there is nothing to ask: "
+            "choose an instruction dataset."
         )
     # In the chat format, the harness writes nothing between a prompt and a choice.
     gap = generation.before_answer(tokenizer)
-    asked = [
-        {
-            "question": data.prompt_of(row),
-            "answer": data.answer_of(row),
-            "choices": some,
-            "continuations": [gap + one for one in some],
-        }
-        for row, some in zip(good, _choices(good, random.Random(seed)), strict=True)
-    ]
+    asked = []
+    for row, some in zip(good, _choices(good, random.Random(seed)), strict=True):
+        prompt = row["messages"][:-1]
+        system = [turn["content"] for turn in prompt if turn["role"] == "system"]
+        asked.append(
+            {
+                "system": "".join(system),
+                "turns": NEXT_TURN.join(
+                    turn["content"] for turn in prompt[len(system) :]
+                ),
+                "question": prompt[-1]["content"],
+                "answer": data.answer_of(row),
+                "choices": some,
+                "continuations": [gap + one for one in some],
+            }
+        )
     answers = tokenizer([one["answer"] for one in asked])["input_ids"]
     limit = max(map(len, answers)) + 4
+    # Columns by name: a template makes a number of "12", and a list of "[1]".
+    both = {"description": "system", "doc_to_text": "turns"}
     write = {
         "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{answer}}",
+        **both,
+        "doc_to_target": "answer",
         "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": limit},
         "filter_list": [{"name": "stripped", "filter": STRIPPED}],
         "metric_list": [{"metric": "exact_match", **EXACT, **SHARE}],
     }
     choose = {
         "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
+        **both,
         "doc_to_choice": "continuations",
         "doc_to_target": "{{choices.index(answer)}}",
         "target_delimiter": "" if gap else " ",  # only without a chat template

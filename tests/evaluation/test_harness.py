@@ -5,6 +5,7 @@ The tasks are local ones, and the reference is the harness's `HFLM` on the same 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import resource
@@ -15,7 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from colab_utils import data, demo, generation, models, plots
+from colab_utils import data, demo, evaluation, generation, models, plots
 from colab_utils.evaluation import harness, reports, tasks
 
 pytestmark = pytest.mark.slow
@@ -221,13 +222,62 @@ def test_choices_come_from_all_rows_where_a_category_has_too_few(tokenizer, tmp_
         assert one["answer"] in one["choices"] and len(set(one["choices"])) == 4
 
 
-def test_rows_that_are_no_question_are_left_out(tokenizer, tmp_path, capsys):
-    good = {"messages": data.to_messages({"question": "Q?", "answer": "A"})}
-    long = {"messages": [*good["messages"], *good["messages"]]}
-    tasks.write_questions(tmp_path, [good, long, {"text": "t"}], tokenizer)
-    assert "2 of 3 rows are left out" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="No row is a question"):
-        tasks.write_questions(tmp_path, [long], tokenizer)
+def turns(*texts: str, system: str = "") -> list[dict[str, str]]:
+    """Return a conversation of the user and the assistant in turn."""
+    roles = itertools.cycle(("user", "assistant"))
+    said = [{"role": next(roles), "content": text} for text in texts]
+    return [{"role": "system", "content": system}, *said] if system else said
+
+
+def test_last_answer_of_a_conversation_is_asked_after_the_turns_before_it(
+    plain, tokenizer, tmp_path
+):
+    """The prompts are those of the chat template, and the answers those of `accuracy`.
+
+    The model has a chat template that takes a system prompt.
+    """
+    one, two = "What is the capital of France?", "And of Kenya?"
+    rows = [
+        {"messages": turns(one, "Paris")},
+        {"messages": turns(one, "Paris", system="Answer in one word.")},
+        {"messages": turns(one, "Paris", two, "Nairobi")},
+        {"messages": turns(one, "Paris", two, "Nairobi", system="Be short.")},
+        {"messages": turns("12", "[13]")},
+    ]
+    names = tasks.write_questions(tmp_path, rows, tokenizer)
+    found = run(harness.Model(plain, tokenizer), (tmp_path, names), chat=True)
+    prompts = [
+        tokenizer.apply_chat_template(
+            row["messages"][:-1], tokenize=False, add_generation_prompt=True
+        )
+        for row in rows
+    ]
+    for name in names:
+        samples = sorted(found["samples"][name], key=lambda some: some["doc_id"])
+        assert [some["arguments"][0][0] for some in samples] == prompts
+    said = evaluation.accuracy(plain, tokenizer, rows).answers
+    samples = sorted(found["samples"][names[0]], key=lambda some: some["doc_id"])
+    assert [some["filtered_resps"][0] for some in samples] == said
+    assert [some["target"] for some in samples] == list(map(data.answer_of, rows))
+
+
+def test_rows_without_an_answer_to_the_user_are_left_out(tokenizer, tmp_path, capsys):
+    good = turns("Q?", "A")
+    call = {"function": {"name": "f", "arguments": {}}}
+    left_out = [
+        {"messages": good, "tools": [{"function": {"name": "f"}}]},
+        {"messages": [good[0], {**good[1], "tool_calls": [call]}]},
+        {"messages": [*good, {"role": "tool", "content": "1"}, good[1]]},
+        {"messages": turns("Q?", "A", "Q?")},
+        {"messages": [good[1]]},
+        {"messages": turns("Q?", "")},
+        {"text": "t"},
+    ]
+    assert not any(map(tasks.can_ask, left_out)) and tasks.can_ask({"messages": good})
+    tasks.write_questions(tmp_path, [{"messages": good}, *left_out], tokenizer)
+    assert "7 of 8 rows are left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nothing to ask"):
+        tasks.write_questions(tmp_path, left_out, tokenizer)
     with pytest.raises(ValueError, match="no text"):
         tasks.write_texts(tmp_path, [""])
 

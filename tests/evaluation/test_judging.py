@@ -60,6 +60,13 @@ def test_verdict_is_the_letter_that_a_text_begins_with(text, verdict):
     assert found.straight == [verdict] and found.swapped == [-verdict]
 
 
+def test_conversation_as_text_names_who_speaks():
+    turns = [{"role": "user", "content": "Hi"}]
+    assert judging.as_text(turns) == "Hi"
+    turns = [{"role": "system", "content": "Be kind."}, *turns]
+    assert judging.as_text(turns) == "System: Be kind.\n\nUser: Hi"
+
+
 def test_unreadable_verdicts_have_no_place():
     found = judge(lambda some: ["no idea"] * len(some), QUESTIONS, LONG, SHORT)
     assert found.agreeing == 0 and math.isnan(found.shown_first)

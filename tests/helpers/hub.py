@@ -124,5 +124,5 @@ def run_without_token(
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )

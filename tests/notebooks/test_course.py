@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import datasets_hub
 from helpers.chat_server import serve
 from helpers.checkpoints import make_base
+from helpers.hub import served
 from helpers.lessons import run_in_one_process
 
 from colab_utils import data, models, recipe
@@ -19,6 +21,7 @@ from tools.course_report import summarize
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+DOUBLES = ROOT / "tests" / "helpers" / "google_colab"
 FROM_DATA_TO_MODEL = (
     "01_create_dataset",
     "02_finetune_qlora",
@@ -58,6 +61,21 @@ def several_answers(folder: Path) -> Path:
     return write_rows(folder / "several.jsonl", rows)
 
 
+def dialogues(folder: Path) -> Path:
+    """Write conversations with a system prompt, and with two questions."""
+    rows: list[dict | str] = []
+    for number in range(20):
+        turns = [
+            {"role": "system", "content": "Add one."},
+            {"role": "user", "content": f"{number}"},
+            {"role": "assistant", "content": f"{number + 1}"},
+            {"role": "user", "content": f"{number + 40}"},
+            {"role": "assistant", "content": f"{number + 41}"},
+        ]
+        rows.append({"messages": turns[: 3 + 2 * (number % 2)]})
+    return write_rows(folder / "dialogues.jsonl", rows)
+
+
 @pytest.fixture(scope="module")
 def workspaces(tmp_path_factory) -> dict[str, Path]:
     """The workspaces of three courses, which ran in one process."""
@@ -65,6 +83,7 @@ def workspaces(tmp_path_factory) -> dict[str, Path]:
     base = make_base(folder / "model")
     models.load_tokenizer("demo").save_pretrained(base)
     sums, several = long_answers(folder), several_answers(folder)
+    datasets_hub.write(folder / "hub", mmlu=False)
     courses = {
         "LoRA": [
             {"DATASET": str(sums), "MAX_ROWS": 100},
@@ -74,7 +93,7 @@ def workspaces(tmp_path_factory) -> dict[str, Path]:
         ],
         "several": [{"DATASET": str(several), "TEST_SHARE": 0.3}, {"EPOCHS": 0.5}],
         "random": [
-            {"DATASET": str(sums), "MODEL": str(base), "MAX_ROWS": 20},
+            {"DATASET": str(dialogues(folder)), "MODEL": str(base), "TEST_SHARE": 0.4},
             {"MODEL": str(base), "EPOCHS": 0.1, "LEARNING_RATE": 1e-6},
             {},
             {},
@@ -88,14 +107,33 @@ def workspaces(tmp_path_factory) -> dict[str, Path]:
             *((notebook, {"MAX_TEST": 8}) for notebook in MEASURE),
         )
     ]
-    with serve() as server:
+    hub = datasets_hub.Hub.of(folder / "hub")
+    benchmarks = {"BENCHMARKS": "winogrande, piqa", "MAX_TEST": 4}
+    with serve() as server, served(hub) as address, pytest.MonkeyPatch.context() as env:
+        env.setenv("HF_ENDPOINT", address)
+        env.setenv("HF_HOME", str(folder / "hf"))
         server.usual = "Answer A is better."
         judge = {"JUDGE": server.url, "JUDGE_MODEL": "m", "KEY_NAME": "", "MAX_TEST": 2}
+        jobs.append(("12_evaluate", benchmarks, folder / "several"))
         jobs += [("16_judge", judge, folder / "several")] * 2
+        # The last one, because it imports google.colab.
+        env.setenv("PYTHONPATH", str(DOUBLES), prepend=os.pathsep)
+        env.setenv("COLAB_DOUBLE_AI", '["**Answer B**", "declined"]')
+        jobs.append(
+            (
+                "16_judge",
+                judge | {"JUDGE": "colab", "JUDGE_MODEL": ""},
+                folder / "random",
+            )
+        )
         results = run_in_one_process(jobs)
     assert not any(error for error, _ in results), [e for e, _ in results if e]
     assert len(server.seen) == 4  # the second run asks nothing
-    for _, printed in results[-2:]:
+    _, printed = results[-4]
+    assert "piqa is left out. DatasetNotFoundError" in printed
+    assert "1 of 2 public benchmarks" in printed
+    assert "one prompt is left out: Colab's model declined it" in results[-1][1]
+    for _, printed in results[-3:-1]:
         assert "names the answer shown first: 100%" in printed
         assert "same answer in both orders: 0%" in printed
     return {name: folder / name for name in courses}
@@ -122,10 +160,11 @@ def test_other_data_is_evaluated_with_and_without_a_merged_model(workspaces):
     files = {"README.md", "recipe.json", "adapters.png"}
     models_there = {"adapter", "base", "merged", "GGUF"}
     assert found["LoRA"] - files == models_there
-    assert found["several"] - files == {"adapter", "base"}
+    assert found["several"] - files == {"adapter", "base", "benchmark-winogrande"}
     for folder in workspaces.values():
         card = (folder / "adapters/my-adapter/README.md").read_text()
         assert "## Evaluation" in card and "## Trust" in card
+        assert ("| winogrande" in card) == (folder.name == "several")
 
 
 def test_several_answers_to_one_prompt(workspaces):
