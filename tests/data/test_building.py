@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from colab_utils import data, recipe
 from colab_utils.data.curation import quality
-from colab_utils.data.large import building
-from colab_utils.data.large.spool import Lines, repeats
+from colab_utils.data.large import building, spool
+from colab_utils.data.large.spool import Lines, Spool, repeats
 from colab_utils.data.large.workers import AHEAD, Workers
 from colab_utils.data.repeats.comparing import Comparer, Verdict
 from colab_utils.data.repeats.dedup import exact_key
@@ -351,3 +352,22 @@ def test_exact_keys_are_equal_for_equal_content():
     keys = [{exact_key(row) for row in rows} for rows in alike]
     assert [len(one) for one in keys] == [1] * len(alike)
     assert len(set.union(*keys)) == len(alike)
+
+
+@pytest.mark.parametrize(
+    "kept", [[], [0], [4], [0, 1, 2, 3, 4], [0, 2, 3], [1, 4], [0, 1, 3, 4]]
+)
+def test_blocks_are_the_lines_of_the_rows(kept, monkeypatch):
+    """Neighbors are in one block, of at most `BLOCK` rows."""
+    monkeypatch.setattr(spool, "BLOCK", 2)
+    lines = [b"a\n", b"bb\n", b"ccc\n", b"\n", b"e\n"]
+    numbers = np.zeros(len(lines), np.dtype([*spool.COLUMNS.items()]))
+    numbers["size"] = [*map(len, lines)]
+    rows = Spool()
+    rows.add(lines, numbers, ["kind"] * 5, [""] * 5, np.empty((0, 3), np.uint64))
+    rows.close()
+    blocks = [*rows.blocks(np.array(kept, np.int64))]
+    assert b"".join(blocks) == b"".join(lines[i] for i in kept)
+    assert max((block.count(b"\n") for block in blocks), default=0) <= 2
+    if kept == [0, 1, 2, 3, 4]:
+        assert blocks == [b"a\nbb\n", b"ccc\n\n", b"e\n"]

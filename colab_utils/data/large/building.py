@@ -267,8 +267,11 @@ class _Job:
         labels = [
             (1 << i, name) for i, name in enumerate(spool.LABELS) if name in columns
         ]
-        known = self.spool.rows["labels"][kept].tolist()
-        for line, has in zip(self.spool.lines(kept), known, strict=True):
+        known = self.spool.rows["labels"][kept]
+        if all((known & bit).all() for bit, _ in labels):
+            yield from self.spool.blocks(kept)
+            return
+        for line, has in zip(self.spool.lines(kept), known.tolist(), strict=True):
             for bit, name in labels:
                 if not has & bit:
                     line = line[:-2] + f', "{name}": ""}}\n'.encode()

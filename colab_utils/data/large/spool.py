@@ -36,6 +36,7 @@ COLUMNS = {
     "labels": "u1",
 }
 LABELS = ("group", "category")
+BLOCK = 1000  # neighboring rows that are read at once
 
 
 def parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -186,6 +187,21 @@ class Spool:
         for size, end in zip(sizes, ends, strict=True):
             file.seek(end - size)
             yield file.read(size)
+
+    def blocks(self, indices: Indices) -> Iterator[bytes]:
+        """Yield the lines of these rows, in ascending order: neighbors in one block."""
+        import numpy as np
+
+        if not len(indices):
+            return
+        new = (np.diff(indices) != 1) | (indices[1:] % BLOCK == 0)
+        first = np.append(0, np.flatnonzero(new) + 1)
+        last = np.append(first[1:], len(indices)) - 1
+        starts = self._ends[indices[first]] - self.rows["size"][indices[first]]
+        file, ends = self._lines.file, self._ends[indices[last]]
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            file.seek(start)
+            yield file.read(end - start)
 
     def read(self, indices: Indices) -> Iterator[Row]:
         """Yield these rows."""
