@@ -50,12 +50,14 @@ def write_shorter(name: str, folder: Path, edits: dict[str, str]) -> str:
     return str(path)
 
 
-def run_in_one_process(jobs: list[tuple[str, dict[str, Any], Path]]) -> list[list[str]]:
-    """Run notebooks one after another in one process, without kernels.
+def run_in_one_process(
+    jobs: list[tuple[str, dict[str, Any], Path]], cold: bool = False
+) -> list[list[str]]:
+    """Run notebooks one after another in one process, without kernels; see `warm.run`.
 
     A job is a notebook, its parameters and its workspace. The notebook can also be the
     path of another one, without the suffix. Returns the error of each job ("" if there
     is none) and the text that it printed.
     """
     given = [(name, parameters, str(workspace)) for name, parameters, workspace in jobs]
-    return warm.run(run_jobs, given)
+    return warm.run(run_jobs, given, cold=cold)

@@ -37,7 +37,12 @@ def call(environment: dict[str, str], function: Callable[..., Any], *args: Any) 
     return function(*args)
 
 
-def run(function: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function returns in such a fork, or raise what it raises."""
-    with ProcessPoolExecutor(1, mp_context=context()) as pool:
+def run(function: Callable[..., Any], *args: Any, cold: bool = False) -> Any:
+    """Return what a function returns in such a fork, or raise what it raises.
+
+    If `cold`, the process is a new one: libraries read some variables of the
+    environment, such as HF_ENDPOINT, when they are imported.
+    """
+    method = multiprocessing.get_context("spawn") if cold else context()
+    with ProcessPoolExecutor(1, mp_context=method) as pool:
         return pool.submit(call, dict(os.environ), function, *args).result()

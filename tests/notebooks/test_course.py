@@ -117,7 +117,7 @@ def workspaces(tmp_path_factory) -> dict[str, Path]:
         jobs.append(("12_evaluate", benchmarks, folder / "several"))
         jobs += [("16_judge", judge, folder / "several")] * 2
         # The last one, because it imports google.colab.
-        env.setenv("PYTHONPATH", str(DOUBLES), prepend=os.pathsep)
+        env.syspath_prepend(str(DOUBLES))
         env.setenv("COLAB_DOUBLE_AI", '["**Answer B**", "declined"]')
         jobs.append(
             (
@@ -126,7 +126,7 @@ def workspaces(tmp_path_factory) -> dict[str, Path]:
                 folder / "random",
             )
         )
-        results = run_in_one_process(jobs)
+        results = run_in_one_process(jobs, cold=True)
     assert not any(error for error, _ in results), [e for e, _ in results if e]
     assert len(server.seen) == 4  # the second run asks nothing
     _, printed = results[-4]
