@@ -19,7 +19,9 @@ from colab_utils import memory, models
 from colab_utils.fast import lora, ops, patch, sharding, support
 from colab_utils.fast.sharding import Shards
 
+# Checkpointed layers, inputs in RAM, tiles.
 SETTINGS = {"plain": (0, 0), "recompute": (6, 0), "some": (3, 0), "offload": (4, 2)}
+SETTINGS |= {"tiles": (6, 2, 2)}
 
 
 def adapted(model) -> torch.nn.Module:
@@ -73,8 +75,8 @@ def measure_shards() -> dict[str, Any]:
     found["own"] = sum(len(layer.own) for layer in shards.layers)
     found["whole"] = sum(p.nbytes for parts in whole for p in parts[:14])
     found["left"] = sum(p.numel() for parts in pieces_of(shards) for p in parts)
-    for name, (recompute, offload) in SETTINGS.items():
-        patch.apply(model, recompute, offload)
+    for name, setting in SETTINGS.items():
+        patch.apply(model, *setting)
         pairs = zip(batches(), expected, strict=True)
         found[name] = [difference(gradients(model, b), e) for b, e in pairs]
     before = shards.received
