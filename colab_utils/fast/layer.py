@@ -107,6 +107,11 @@ class Layer:
         self.offload = checkpoint and offload
         self.index, self.shards = index, shards
 
+    @property
+    def where(self) -> tuple[int, int, list[attention.Group], attention.Shared | None]:
+        """What attention needs besides queries, keys and values."""
+        return self.heads, self.kv_heads, self.groups, self.shared
+
     def gather(self, step: int) -> None:
         """Gather the layer if it is sharded, and begin to gather the one at `step`."""
         if self.shards:
@@ -138,9 +143,7 @@ class Layer:
         qkv_given, o_given, gate_up_given, _ = self.split(given)
         qkv = self.qkv.room(len(x))
         self.qkv.forward(ops.norm(x, self.norm_1, self.eps), qkv_given, qkv)
-        attended, *kept = attention.grouped_attention(
-            self._rotated(qkv.y), self.heads, self.kv_heads, self.groups, self.shared
-        )
+        attended, *kept = attention.grouped_attention(self._rotated(qkv.y), *self.where)
         h, gate_up = self.o.room(len(x)), self.gate_up.room(len(x))
         self.o.forward(attended, o_given, h, residual=x)
         self.gate_up.forward(
@@ -230,10 +233,9 @@ class Layer:
         d_attended, d_low = self.o.backward(dh, o_given)
         o_b = self.o.grad_b(dh, saved.o_low)
         o_a = self.o.grad_a(d_low, saved.attended)
-        where = (self.heads, self.kv_heads, self.groups, self.shared)
         qkv = self._rotated(saved.qkv) if self.head_norms else saved.qkv
         d_qkv = attention.grouped_attention_backward(
-            d_attended, qkv, *where, saved.attended, *saved.attention
+            d_attended, qkv, *self.where, saved.attended, *saved.attention
         )
         del d_attended, qkv
         self._rotated_backward(d_qkv, saved.qkv)

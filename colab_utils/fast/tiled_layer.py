@@ -76,15 +76,13 @@ class TiledLayer(Layer):
         kept = []
         for tile in range(self.tiles):
             qkv = self._rotated(self._projected(x, low, b, tile))
-            attended[:, self._columns(tile)], *more = self._attention(qkv)
+            found = attention.grouped_attention(qkv, *self.where)
+            attended[:, self._columns(tile)], *more = found
             kept.append(more)
-            h = self.o.room(len(x))
+            del qkv, found
+        h = self.o.room(len(x))
         self.o.forward(attended, o_given, h, residual=x)
         return SavedTiles(x, attended, h.y, low, h.low, kept)
-
-    def _attention(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        where = self.heads, self.kv_heads, self.groups, self.shared
-        return attention.grouped_attention(qkv, *where)
 
     def _columns(self, tile: int) -> slice:
         """Return the columns of a tile in the output of attention."""
@@ -218,9 +216,8 @@ class TiledLayer(Layer):
         if o_low is not None:
             grad.addmm_(o_low, self.o.matrices(o_given)[0][:, columns])
         out = saved.attended[:, columns].contiguous()
-        where = self.heads, self.kv_heads, self.groups, self.shared
         d_qkv = attention.grouped_attention_backward(
-            grad, qkv, *where, out, *saved.attention.pop()
+            grad, qkv, *self.where, out, *saved.attention.pop()
         )
         del grad, out, qkv
         self._rotated_backward(d_qkv, plain)
