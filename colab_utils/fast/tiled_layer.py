@@ -177,7 +177,7 @@ class TiledLayer(Layer):
         d_low = x.new_zeros(len(x), rank)
         precise = dh.new_empty(0, dtype=torch.float32 if dh.is_cuda else dh.dtype)
         d_b = precise.new_zeros(self.qkv.rows, rank)
-        for tile in reversed(range(self.tiles)):
+        for tile in range(self.tiles):
             mine = self._rows(tile)
             d_qkv = self._tile_backward(dh, o_low, o_given, saved, b, tile)
             if d_norm is not None:
@@ -217,7 +217,7 @@ class TiledLayer(Layer):
             grad.addmm_(o_low, self.o.matrices(o_given)[0][:, columns])
         out = saved.attended[:, columns].contiguous()
         d_qkv = attention.grouped_attention_backward(
-            grad, qkv, *self.where, out, *saved.attention.pop()
+            grad, qkv, *self.where, out, *saved.attention[tile]
         )
         del grad, out, qkv
         self._rotated_backward(d_qkv, plain)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from colab_utils import models
-from colab_utils.fast import documents, kept_inputs, patch, tiled_layer
+from colab_utils.fast import autograd, documents, kept_inputs, patch, tiled_layer
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +62,18 @@ def test_inputs_on_disk(monkeypatch):
     patch.apply(model)
     loss, expected = gradients(model, batch)
     monkeypatch.setattr("colab_utils.memory.costs.PIECE", 16 * 96 * 8)
+    files: list[kept_inputs.OnDisk] = []
+
+    def on_disk(x):
+        files.append(kept_inputs.OnDisk(x))
+        return files[-1]
+
+    monkeypatch.setattr(autograd, "OnDisk", on_disk)
     for tiles in (1, 2):
+        files.clear()
         assert patch.apply(model, recompute=3, offload=3, tiles=tiles, disk=2)
         found_loss, found = gradients(model, batch)
+        assert [one.file.closed for one in files] == [True, True]
         assert found_loss == pytest.approx(loss.item(), rel=1e-12)
         for name, grad in expected.items():
             assert (found[name] - grad).norm() < 1e-10 * grad.norm(), name
