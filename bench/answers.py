@@ -1,13 +1,14 @@
 """Measure many answers of different lengths: prompts that wait for a row of a batch.
 
     python bench/answers.py CHECKPOINT [--prompts 500] [--batch 32] [--group 1]
+        [--generate 500]
 
 Prompts have 32 to 128 random tokens, `--group` answers each (8 as in GRPO). The length
 of an answer is drawn as gsm8k's answers are long: log-normal, median 100 tokens, at
 most 400. Greedy, in 4 bits with an adapter. Ways, one after another in one process:
 `decode` (a freed row takes the next prompt, equal prompts are read once), the same
 decoder where each batch waits for its longest answer, and `model.generate`, which waits
-too. Compares the tokens of the first two.
+too: for the first `--generate` prompts. Compares the tokens of the first two.
 
 CHECKPOINT is the folder of the demo model on a CPU (answers of a tenth of the length,
 seconds of CPU time), or on a GPU, under a T4's limits, a folder; random weights of
@@ -125,7 +126,12 @@ def ours_and_waiting(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint")
-    for name, default in (("prompts", 500), ("batch", 32), ("group", 1)):
+    for name, default in (
+        ("prompts", 500),
+        ("batch", 32),
+        ("group", 1),
+        ("generate", 500),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     o = parser.parse_args()
     emulate.t4()
@@ -136,11 +142,15 @@ def main() -> None:
     prompts, lengths = requests(o, model.config.vocab_size)
     seconds, equal = ours_and_waiting(model, o, prompts, lengths)
     memory.release()  # `generate` needs the memory of the decoder
-    seconds["generate"], _ = timed(lambda: generated(model, prompts, lengths, o.batch))
+    few = slice(o.generate)
+    seconds["generate"], _ = timed(
+        lambda: generated(model, prompts[few], lengths[few], o.batch)
+    )
     total = sum(lengths)
     row = {**vars(o), "checkpoint": Path(o.checkpoint).name, "tokens": total}
     for name, taken in seconds.items():
-        row[name] = {"s": round(taken, 1), "tokens_s": round(total / taken, 1)}
+        made = sum(lengths[few]) if name == "generate" else total
+        row[name] = {"s": round(taken, 1), "tokens_s": round(made / taken, 1)}
     row["equal answers"] = equal
     print("ANSWERS", json.dumps(row), flush=True)
     card = (

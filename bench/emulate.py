@@ -59,6 +59,59 @@ def random_model(config: LlamaConfig, folder: Path) -> None:
     model.save_pretrained(folder, max_shard_size="5GB")
 
 
+def random_4bit(_: int, config: LlamaConfig, folder: Path) -> None:
+    """Save a Llama of random NF4 weights, one layer at a time: it may fit no GPU.
+
+    To be started by `torch.multiprocessing.spawn`, so that the caller takes no memory
+    of a GPU.
+    """
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from colab_utils import models
+
+    t4()
+    folder.mkdir()
+    torch.manual_seed(0)
+    config.architectures = ["LlamaForCausalLM"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers, config.num_hidden_layers = config.num_hidden_layers, 1
+    with torch.device(device):
+        one = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    config.num_hidden_layers = layers
+    first = "model.layers.0."
+    rest = {n: p for n, p in one.state_dict().items() if not n.startswith(first)}
+    where = dict.fromkeys(rest, "rest.safetensors")
+    save_file({n: p.cpu() for n, p in rest.items()}, folder / "rest.safetensors")
+    for i in range(layers):
+        tensors = {}
+        for name, parameter in one.model.layers[0].named_parameters():
+            path = f"model.layers.{i}.{name}"
+            tensors[path] = parameter.detach()
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=config.initializer_range)
+                tensors |= quantized(path, parameter.detach())
+        file = f"layer-{i}.safetensors"
+        where |= dict.fromkeys(tensors, file)
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / file)
+    text = json.dumps({"metadata": {}, "weight_map": where})
+    (folder / "model.safetensors.index.json").write_text(text)
+    config.quantization_config = models.quantization_config().to_dict()
+    config.dtype = torch.float16
+    config.save_pretrained(folder)
+
+
+def quantized(path: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the tensors that a quantized repository has for a weight."""
+    import bitsandbytes.functional as bnb
+
+    packed, state = bnb.quantize_4bit(
+        weight, quant_type="nf4", compress_statistics=True
+    )
+    parts = state.as_dict(packed=True)
+    return {path: packed, **{f"{path}.{name}": part for name, part in parts.items()}}
+
+
 def card() -> dict[str, Any]:
     """Return the GPU's name, and the versions of the packages that compute on it."""
     found = {}

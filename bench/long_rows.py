@@ -1,15 +1,19 @@
 """Train on rows that fill a T4, and compare the planned with the measured memory.
 
-    python bench/long_rows.py CHECKPOINT [tiny] [TOKENS ...]
+    python bench/long_rows.py FOLDER [--model 7B] [--rank 16] [--kinds single mixed]
+        [--tokens 4096 8192 12288 16384] [--tiny]
 
 For each number of tokens: plan a step on one packed row for a T4, then train on rows
-of one document each ("single") and of many documents ("mixed"). Prints a line for each
-run: the plan, tensors and memory reserved at the peak, GPU time; where the GPU runs out
-of memory, the holes in torch's cache. `tiny` tests the script on a CPU.
+of one document each ("single") and of many documents ("mixed"). FOLDER is a checkpoint;
+if it does not exist, random 4-bit weights of a model of MODELS are written there.
+Prints a line for each run: the plan, tensors and memory reserved at the peak, RAM, GPU
+time; where the GPU runs out of memory, the holes in torch's cache. `--tiny` tests the
+script on a CPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -26,15 +30,28 @@ import emulate
 import ours
 import torch
 from datasets import Dataset
+from shapes import SHAPES
 from torch.profiler import ProfilerActivity, profile
-from transformers import TrainerCallback
+from transformers import LlamaConfig, TrainerCallback
 from trl import SFTConfig
 
 from colab_utils import memory, models, training
 from colab_utils.training.sft import FastSFTTrainer
 
 GPU = torch.cuda.is_available()
-TOKENS = (4096, 8192, 12288, 16384)
+MODELS: dict[str, dict[str, Any]] = {
+    "7B": {"max_position_embeddings": 4096},
+    "8B": SHAPES["Llama 3.1 8B"][1] | {"max_position_embeddings": 131072},
+    "13B": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "max_position_embeddings": 4096,
+    },
+}
+TINY = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512}
 # GiB beyond the planned tensors that torch may take; without it, a T4's memory.
 RESERVE = os.environ.get("RESERVE")
 
@@ -43,7 +60,7 @@ class Clock(TrainerCallback):
     """Sums the GPU time of the last steps by kind of kernel."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.profiled = steps, steps // 2
+        self.steps, self.profiled = steps, max(1, steps // 2)
         self.prof: Any = None
         self.reserved: list[float] = []
 
@@ -88,13 +105,13 @@ def holes() -> dict[str, Any]:
     return found
 
 
-def measure(base: Any, config: Any, kind: str, tokens: int) -> dict[str, Any]:
+def measure(base: Any, config: Any, rank: int, kind: str, tokens: int) -> dict:
     """Plan, train, and return the numbers."""
     given = {"gpu": GPU, "optimizer": "adamw_8bit" if GPU else "adamw_torch"}
     plan = memory.plan(
         config,
         "qlora",
-        16,
+        rank,
         longest=tokens,
         update=tokens,
         budget=emulate.CAP * memory.GIB,
@@ -103,15 +120,16 @@ def measure(base: Any, config: Any, kind: str, tokens: int) -> dict[str, Any]:
     # Unlike a T4's, the attention kernel of this card accumulates one gradient.
     given |= {"recompute": plan.recompute, "offload": plan.offload, "fast": True}
     given |= {"tiles": plan.tiles, "disk": plan.disk}
-    here = memory.estimate(config, "qlora", 16, tokens, accumulators=1, **given).peak
+    here = memory.estimate(config, "qlora", rank, tokens, accumulators=1, **given).peak
     steps = 8 if tokens <= 8192 else 4 if tokens <= 16_384 else 2
+    steps = 1 if tokens > 50_000 and kind == "single" else steps  # minutes each
     clock = Clock(steps)
     trainer = FastSFTTrainer(
         model=base,
         processing_class=models.load_tokenizer("demo"),
         train_dataset=rows(kind, tokens, config.vocab_size, steps),
         callbacks=[clock],
-        peft_config=ours.lora(16),
+        peft_config=ours.lora(rank),
         args=SFTConfig(
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=1,
@@ -131,7 +149,8 @@ def measure(base: Any, config: Any, kind: str, tokens: int) -> dict[str, Any]:
     training.float32_adapters(trainer)
     training.use_fast_path(trainer, plan)
     trainer.recovery.used = True  # another plan would hide what this one needs
-    found = {"kind": kind, "tokens": tokens, "recompute": plan.recompute}
+    found = {"kind": kind, "tokens": tokens, "rank": rank}
+    found |= {"recompute": plan.recompute}
     found |= {"offload": plan.offload, "total_on_t4": plan.cost.total / memory.GIB}
     found |= {"tiles": plan.tiles, "inputs_on_disk": plan.disk}
     found |= {"planned_ram": plan.cost.ram / memory.GIB}
@@ -171,24 +190,35 @@ def measure(base: Any, config: Any, kind: str, tokens: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    tiny = "tiny" in sys.argv
-    numbers = [int(word) for word in sys.argv[2:] if word.isdigit()]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", choices=MODELS, default="7B")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--kinds", nargs="+", default=["single", "mixed"])
+    usual = [4096, 8192, 12288, 16384]
+    parser.add_argument("--tokens", nargs="+", type=int, default=usual)
+    parser.add_argument("--tiny", action="store_true")
+    o = parser.parse_args()
+    if not o.folder.exists():
+        shape = LlamaConfig(**MODELS[o.model] | (TINY if o.tiny else {}))
+        torch.multiprocessing.spawn(emulate.random_4bit, (shape, o.folder), nprocs=1)
     emulate.t4()
-    config = models.load_config(sys.argv[1])
-    base = models.load_model(sys.argv[1], models.quantization_config())
+    config = models.load_config(str(o.folder))
+    base = models.load_model(str(o.folder), models.quantization_config())
     last: dict[str, Any] = {}
     if GPU:
         torch._C._cuda_attach_out_of_memory_observer(
             lambda *_: last.update(holes=holes())
         )
-    for tokens in numbers or ((128, 256) if tiny else TOKENS):
-        for kind in ("single", "mixed"):
+    for tokens in o.tokens:
+        for kind in o.kinds:
             last.clear()
             gc.collect()
             if GPU:
                 torch.cuda.empty_cache()
             began = time.time()
-            found = measure(base, config, kind, tokens)
+            found = {"model": o.model}
+            found |= measure(base, config, o.rank, kind, tokens)
             found["seconds"] = round(time.time() - began, 1)
             print("LONG", json.dumps(found | last), flush=True)
 

@@ -164,6 +164,7 @@ def main() -> None:
         found: dict[str, Any] = {"seed": seed, "base": score(model, world)}
         seconds = {"short": train(model, world, SHORT, FULL, seed)}
         found["short"] = score(model, world)
+        print(json.dumps(found), flush=True)
         folder = Path(tempfile.mkdtemp())
         model.save_pretrained(folder)
         for name, size, tiles in (("again short", SHORT, 1), ("then long", LONG, 2)):
@@ -172,6 +173,7 @@ def main() -> None:
             seconds[name] = train(adapted, world, size, LORA, seed + 10)
             patch.remove(adapted)
             found[name] = score(adapted, world)
+            print(name, json.dumps(found[name]), flush=True)
         results.append({**found, "seconds": seconds})
         print(json.dumps(results[-1]), flush=True)
     if not TINY:

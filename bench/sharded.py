@@ -40,7 +40,6 @@ import ours
 import torch
 import torch.distributed as dist
 from peft import get_peft_model
-from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -90,49 +89,6 @@ TINY = {
 LENGTHS = {"13B": 4096, "70B": 512}  # tokens of a row; TOKENS of the others
 PARTS = ("7B whole", "7B", "7B host", "13B", "34B", "34B host")
 MORE = ("70B", "70B 24GiB")  # only when they are asked for
-
-
-def write(_: int, config: LlamaConfig, folder: Path) -> None:
-    """Write a model of random NF4 weights, a file for each layer: it fits no GPU."""
-    folder.mkdir()
-    torch.manual_seed(0)
-    config.architectures = ["LlamaForCausalLM"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    layers, config.num_hidden_layers = config.num_hidden_layers, 1
-    with torch.device(device):
-        one = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
-    config.num_hidden_layers = layers
-    first = "model.layers.0."
-    rest = {n: p for n, p in one.state_dict().items() if not n.startswith(first)}
-    where = dict.fromkeys(rest, "rest.safetensors")
-    save_file({n: p.cpu() for n, p in rest.items()}, folder / "rest.safetensors")
-    for i in range(layers):
-        tensors = {}
-        for name, parameter in one.model.layers[0].named_parameters():
-            path = f"model.layers.{i}.{name}"
-            tensors[path] = parameter.detach()
-            if parameter.dim() == 2:
-                torch.nn.init.normal_(parameter, std=config.initializer_range)
-                tensors |= quantized(path, parameter.detach())
-        file = f"layer-{i}.safetensors"
-        where |= dict.fromkeys(tensors, file)
-        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / file)
-    text = json.dumps({"metadata": {}, "weight_map": where})
-    (folder / "model.safetensors.index.json").write_text(text)
-    config.quantization_config = models.quantization_config().to_dict()
-    config.dtype = torch.float16
-    config.save_pretrained(folder)
-
-
-def quantized(path: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the tensors that a quantized repository has for a weight."""
-    import bitsandbytes.functional as bnb
-
-    packed, state = bnb.quantize_4bit(
-        weight, quant_type="nf4", compress_statistics=True
-    )
-    parts = state.as_dict(packed=True)
-    return {path: packed, **{f"{path}.{name}": part for name, part in parts.items()}}
 
 
 def step_of(config: Any, shards: int, gpu: bool, tokens: int) -> Step:
@@ -298,7 +254,7 @@ def main() -> None:
         began, folder = time.time(), root / name
         config = LlamaConfig(**sizes | (TINY if tiny else {}))
         # in a process of its own, so that this one takes no memory of a GPU
-        torch.multiprocessing.spawn(write, (config, folder), nprocs=1)
+        torch.multiprocessing.spawn(emulate.random_4bit, (config, folder), nprocs=1)
         print(f"{name}: written in {time.time() - began:.0f} s", flush=True)
         for part in chosen:
             began = time.time()

@@ -8,7 +8,8 @@ copied Llama 2 notebook), unsloth (in an environment of its own; 2026.10.9 needs
 bs (rows a micro-batch), ga (gradient accumulation), mix (1: packed documents of
 realistic lengths; 0: one document of `seq` tokens), r (rank), steps, prof (steps whose
 kernels are summed), recompute (checkpointed layers; plain, fast), gc (Unsloth's
-checkpointing: unsloth, true, false). Adds a row to bench/results/speed.json.
+checkpointing: unsloth, true, false), tiled (1: Unsloth's tiled MLP). Adds a row to
+bench/results/speed.json.
 
 The sum of kernel times (gpu_ms) also predicts a slower GPU: the wall-clock time on a
 fast GPU is bound by kernel launches. busy_ms counts overlapping kernels and copies
@@ -30,10 +31,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 WAY, CHECKPOINT = sys.argv[1:3]
 OPTIONS: dict[str, Any] = {"seq": 2048, "bs": 1, "ga": 1, "mix": 1, "r": 16}
 OPTIONS |= {"steps": 20, "warm": 3, "prof": 8, "recompute": 0, "gc": "unsloth"}
+OPTIONS["tiled"] = 0
 for pair in sys.argv[3:]:
     key, value = pair.split("=")
     OPTIONS[key] = type(OPTIONS[key])(value)
-OPTIONS["prof"] = min(OPTIONS["prof"], OPTIONS["steps"] - 2)
+OPTIONS["prof"] = max(0, min(OPTIONS["prof"], OPTIONS["steps"] - 2))
 if WAY == "unsloth":
     import unsloth  # noqa: F401  (it patches the other libraries, so it comes first)
 
@@ -45,6 +47,8 @@ from datasets import Dataset
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
+
+from colab_utils import memory
 
 GPU = torch.cuda.is_available()
 
@@ -129,6 +133,7 @@ def unsloth_peer(checkpoint, o, ds, config, callbacks):
         dtype=torch.float16,
         load_in_4bit=True,
         local_files_only=True,
+        unsloth_tiled_mlp=bool(o["tiled"]),
     )
     model = FastLanguageModel.get_peft_model(
         model,
@@ -210,6 +215,7 @@ def measure() -> dict[str, Any]:
         found |= emulate.card()
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+        found["ram_gib"] = round(memory.ram(), 2)
     if clock.prof:
         first, last = o["warm"] + 2, o["warm"] + 2 + o["prof"]
         seen = sum(count for step, count in tokens if first <= step < last)

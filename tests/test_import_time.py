@@ -27,7 +27,7 @@ LATE |= {"evaluation.benchmarks"}
 LATE |= {"fast.layer", "fast.linears", "fast.lora", "fast.loss", "fast.ops"}
 LATE |= {"fast.patch", "fast.sharding", "fast.static_cache", "fast.support"}
 LATE |= {"fast.decoding_linears", "fast.vector_kernels", "training.rollout_parts"}
-LATE |= {"fast.kept_inputs", "fast.tiled_layer"}
+LATE |= {"fast.kept_inputs", "fast.recording", "fast.tiled_layer"}
 PACKAGE = ROOT / "colab_utils"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

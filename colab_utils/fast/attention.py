@@ -229,12 +229,13 @@ def rotate_and_store(
 
     q is (rows, heads x D), k and v (rows, kv_heads x D), cos and sin (size, D), keys
     and values (rows, size, kv_heads, D). Each row's cache holds `lengths` (rows,)
-    tokens.
+    tokens. The rows may be one row of a cache, expanded.
     """
     kv_heads, size = keys.shape[2:]
     for x in (q, k):
         ops.rotate(x, cos[lengths], sin[lengths], x.shape[1] // size)
-    row = torch.arange(len(q), device=q.device)
+    # A view that is expanded can't be written to, so its only row is.
+    row = torch.arange(len(q), device=q.device) if keys.stride(0) else 0
     keys[row, lengths] = k.view(-1, kv_heads, size)
     values[row, lengths] = v.view(-1, kv_heads, size)
 

@@ -14,7 +14,7 @@ MOST_PARTS = 32  # of the tokens in a cache
 
 @triton.jit
 def _rotate_and_store(
-    q, k, v, cos, sin, keys, values, lengths, size, half, heads, kv_heads,
+    q, k, v, cos, sin, keys, values, lengths, stride, half, heads, kv_heads,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -32,7 +32,7 @@ def _rotate_and_store(
     head = tl.arange(0, K)[:, None]
     inside = (head < kv_heads) & (at < half)
     first = (row * kv_heads + head) * 2 * half + at
-    to = ((row * size + place) * kv_heads + head) * 2 * half + at
+    to = row * stride + (place * kv_heads + head) * 2 * half + at
     a = tl.load(k + first, inside, 0).to(tl.float32)
     b = tl.load(k + first + half, inside, 0).to(tl.float32)
     tl.store(keys + to, a * c - b * s, inside)
@@ -52,7 +52,7 @@ def rotate_and_store(
     lengths: torch.Tensor,
 ) -> None:
     """Rotate q and k of one new token a row, and write k and v into the cache."""
-    size, kv_heads, width = keys.shape[1:]
+    kv_heads, width = keys.shape[2:]
     heads = q.shape[1] // width
     _rotate_and_store[(len(q),)](
         q,
@@ -63,7 +63,7 @@ def rotate_and_store(
         keys,
         values,
         lengths,
-        size,
+        keys.stride(0),
         width // 2,
         heads,
         kv_heads,
@@ -76,7 +76,7 @@ def rotate_and_store(
 
 @triton.jit
 def _attention_part(
-    q, keys, values, lengths, sums, found, out, size, heads, kv_heads, width, scale,
+    q, keys, values, lengths, sums, found, out, stride, heads, kv_heads, width, scale,
     N: tl.constexpr, D: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -87,11 +87,7 @@ def _attention_part(
     inside = at < width
     mine = (row * heads + head) * width + at
     x = tl.load(q + mine, inside, 0).to(tl.float32) * scale
-    first = (
-        row * size * kv_heads * width
-        + head // (heads // kv_heads) * width
-        + at[None, :]
-    )
+    first = row * stride + head // (heads // kv_heads) * width + at[None, :]
     best = tl.full((), float("-inf"), tl.float32)
     total = tl.zeros((), tl.float32)
     mean = tl.zeros((D,), tl.float32)
@@ -162,7 +158,7 @@ def attention_step(
         sums,
         found,
         out,
-        size,
+        keys.stride(0),
         heads,
         kv_heads,
         width,

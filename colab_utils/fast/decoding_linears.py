@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Up to so many rows, bitsandbytes' fused product is faster than dequantizing first.
 FUSED_ROWS = 64
+# The most tokens of one row that a decoder reads at once.
+READ = 4
 
 
 class DecodingGroup(LinearGroup):

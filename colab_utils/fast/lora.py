@@ -214,3 +214,31 @@ class LinearGroup:
     def empty(self, rows: int, columns: int) -> torch.Tensor:
         """Return uninitialized memory for a matrix of the computation."""
         return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
+
+
+def identity(inner: LlamaForCausalLM) -> list[Any]:
+    """Return the modules, adapters and addresses of weights that a recorded step uses.
+
+    If one of them changes, the step would compute something else. The result is
+    compared before each answer, so it must be cheap: 7B has 224 linear layers.
+    """
+    every = [
+        linear
+        for module in decoder_layers(inner)
+        for linear in linears(module, LINEARS)
+    ]
+    ends = inner.model.embed_tokens, inner.lm_head
+    active, ranks = [], []
+    for linear in every:
+        name = active_adapter(linear)
+        active.append((id(linear), name))
+        if name and is_adapted(linear):
+            ranks.append(linear.lora_A[name].weight.shape[0])
+    # Embeddings and head compute their own adapters, which may be disabled.
+    switched = [(id(one), getattr(one, "disable_adapters", None)) for one in ends]
+    weights = [base_of(linear).weight for linear in every]
+    weights += [norm.weight for norm in norms(inner)]
+    biases = (base_of(linear).bias for linear in every)
+    weights += [bias for bias in biases if bias is not None]
+    weights += [weight for one in ends for weight in one.parameters()]
+    return [active, switched, ranks, [weight.data_ptr() for weight in weights]]

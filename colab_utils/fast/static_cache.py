@@ -7,16 +7,18 @@ running them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from colab_utils.fast import attention, lora, ops, warmup
-from colab_utils.fast.decoding_linears import DecodingGroup
+from colab_utils.fast import attention, lora, ops
+from colab_utils.fast.decoding_linears import READ, DecodingGroup
 from colab_utils.fast.linears import stay_dequantized
+from colab_utils.fast.recording import Recorded
 from colab_utils.memory import costs
 from colab_utils.shape import Shape
 
@@ -28,40 +30,13 @@ if TYPE_CHECKING:
 Attend = Callable[[int, list[torch.Tensor]], torch.Tensor]
 
 
-def _identity(inner: LlamaForCausalLM) -> list[Any]:
-    """Return the modules, adapters and addresses of weights that a recorded step uses.
-
-    If one of them changes, the step would compute something else. The result is
-    compared before each answer, so it must be cheap: 7B has 224 linear layers.
-    """
-    linears = [
-        linear
-        for module in lora.decoder_layers(inner)
-        for linear in lora.linears(module, lora.LINEARS)
-    ]
-    ends = inner.model.embed_tokens, inner.lm_head
-    active, ranks = [], []
-    for linear in linears:
-        name = lora.active_adapter(linear)
-        active.append((id(linear), name))
-        if name and lora.is_adapted(linear):
-            ranks.append(linear.lora_A[name].weight.shape[0])
-    # Embeddings and head compute their own adapters, which may be disabled.
-    switched = [(id(one), getattr(one, "disable_adapters", None)) for one in ends]
-    weights = [lora.base_of(linear).weight for linear in linears]
-    weights += [norm.weight for norm in lora.norms(inner)]
-    biases = (lora.base_of(linear).bias for linear in linears)
-    weights += [bias for bias in biases if bias is not None]
-    weights += [weight for one in ends for weight in one.parameters()]
-    return [active, switched, ranks, [weight.data_ptr() for weight in weights]]
-
-
 class StaticDecoder:
     """A Llama with keys and values in memory of a fixed size, a CUDA graph on a GPU.
 
     `start` takes prompts, `add` more prompts into free rows, `step` one more token for
     each, and `keep` frees rows. All but the last return the logits (rows, vocabulary)
-    of the next token. Prompts are computed one after another, without padding, and
+    of the next token. In a single row, `read` takes several tokens, and `accept` says
+    how many of them stay. Prompts are computed one after another, without padding, and
     equal ones once. A row takes size x 2 x layers x kv_heads x head_dim numbers.
     """
 
@@ -79,6 +54,8 @@ class StaticDecoder:
         # 1 for a row in use. A recorded step also computes the others: at place 0.
         self.used = torch.zeros_like(self.lengths)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.several = torch.zeros(READ, dtype=torch.long, device=self.device)
+        self.steps = torch.arange(READ, dtype=torch.int32, device=self.device)
         place = torch.arange(capacity, device=self.device)[None]
         self.cos, self.sin = (t[0] for t in inner.model.rotary_emb(like, place))
         # A NoPE layer rotates by an angle of 0.
@@ -91,9 +68,8 @@ class StaticDecoder:
         self.head_norms = [lora.head_norms(one) for one in lora.decoder_layers(inner)]
         ends = inner.model.embed_tokens, inner.lm_head
         self.embeddings, self.head = map(lora.TrainedRows, ends)
-        self.identity = _identity(inner)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.scores: torch.Tensor  # the logits, which the graph writes
+        self.identity = lora.identity(inner)
+        self.recorded: dict[str, Recorded] = {}
         self.sizes: list[int] = []  # the tokens in each row that is in use
 
     @property
@@ -108,7 +84,7 @@ class StaticDecoder:
 
     def fits(self, model: torch.nn.Module, size: int) -> bool:
         """Return whether this decodes `model`, as it is now, with a cache of `size`."""
-        return self.size == size and self.identity == _identity(lora.llama(model))
+        return self.size == size and self.identity == lora.identity(lora.llama(model))
 
     @torch.inference_mode()
     def start(self, prompts: list[list[int]]) -> torch.Tensor:
@@ -216,10 +192,29 @@ class StaticDecoder:
         self.tokens[:count] = tokens
         if self.device.type != "cuda":
             return self._step(count, max(self.sizes))
-        if self.graph is None:
-            self.graph = self._record()
-        self.graph.replay()
-        return self.scores[:count]
+        return self._replay(self._step, self.rows)[:count]
+
+    @torch.inference_mode()
+    def read(self, tokens: list[int]) -> torch.Tensor:
+        """Return the logits after each of up to READ tokens that follow the only row.
+
+        They are read at once, for little more time than one, because a step mostly
+        reads weights. They do not belong to the row before `accept` is called.
+        """
+        if len(self.sizes) > 1:
+            raise ValueError(f"`read` takes one row, but {len(self.sizes)} are in use.")
+        size, count = self.sizes[0], len(tokens)
+        if size + READ > self.size:
+            raise ValueError(f"{READ} more tokens exceed a cache of {self.size}.")
+        self.several[:count] = torch.tensor(tokens, device=self.device)
+        if self.device.type != "cuda":
+            return self._read(count, size + count)
+        return self._replay(self._read, READ)[:count]
+
+    def accept(self, count: int) -> None:
+        """Add the first tokens of the last `read` to the row."""
+        self.sizes[0] += count
+        self.lengths[0] += count
 
     def _read_adapters(self) -> None:
         """Copy the adapters: they may have been trained since the last answer."""
@@ -230,35 +225,51 @@ class StaticDecoder:
             torch._foreach_copy_(copies, originals)
             torch._foreach_mul_(copies, scales)
 
-    def _record(self) -> torch.cuda.CUDAGraph:
-        """Record a step, after one that creates the buffers of a first step."""
-        warmup.wait_for_all()
-        # On the same stream: cuBLAS takes and keeps up to 32 MiB for each new stream.
-        lengths = self.lengths.clone()
-        self._step(self.rows, self.keys.shape[2])
-        self.lengths.copy_(lengths)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.scores = self._step(self.rows, self.keys.shape[2])
-        return graph
+    def _replay(self, step: Callable, rows: int) -> torch.Tensor:
+        """Return the logits of a step of so many rows, which is recorded first."""
+        name = step.__name__  # the method itself would keep this object alive
+        if name not in self.recorded:
+            whole = functools.partial(step, rows, self.keys.shape[2])
+            self.recorded[name] = Recorded(whole, self.lengths)
+        return self.recorded[name].replay()
 
     def _step(self, rows: int, size: int) -> torch.Tensor:
         """Compute one token in each of `rows` rows, over `size` tokens of the cache."""
-        lengths = self.lengths[:rows]
+        lengths, cache = self.lengths[:rows], (self.keys, self.values)
+        keys, values = (one[:, :rows, :size] for one in cache)
+        found = self._logits(self.tokens[:rows], lengths, keys, values)
+        lengths += self.used[:rows]
+        return found
+
+    def _read(self, rows: int, size: int) -> torch.Tensor:
+        """Compute `rows` tokens of the first row: each is a row that shares its cache.
+
+        A token reads the keys and values up to its own.
+        """
+        lengths = self.lengths[:1] + self.steps[:rows]
+        first = (one[:, :1, :size] for one in (self.keys, self.values))
+        keys, values = (one.expand(-1, rows, -1, -1, -1) for one in first)
+        return self._logits(self.several[:rows], lengths, keys, values)
+
+    def _logits(
+        self,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """Add a token to each row of a cache of `lengths` tokens; return its logits."""
 
         def attend(i: int, given: list[torch.Tensor]) -> torch.Tensor:
             q, k, v = given
             if pair := self.head_norms[i]:
                 q, k = self._norm_heads(q, pair[0]), self._norm_heads(k, pair[1])
-            keys, values = self.keys[i, :rows, :size], self.values[i, :rows, :size]
-            nope = i in self.shape.nope
-            cos, sin = self.straight if nope else (self.cos, self.sin)
-            attention.rotate_and_store(q, k, v, cos, sin, keys, values, lengths)
-            return attention.attention_step(q, keys, values, lengths)
+            cos, sin = self.straight if i in self.shape.nope else (self.cos, self.sin)
+            here = keys[i], values[i], lengths
+            attention.rotate_and_store(q, k, v, cos, sin, *here)
+            return attention.attention_step(q, *here)
 
-        found = self._last_norm(self.tokens[:rows], attend)
-        lengths += self.used[:rows]
-        return self.head.logits(found).float()
+        return self.head.logits(self._last_norm(tokens, attend)).float()
 
     def _norm_heads(self, x: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:
         """Return RMSNorm of each head of x (rows, heads x D)."""

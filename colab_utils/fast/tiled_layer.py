@@ -155,7 +155,7 @@ class TiledLayer(Layer):
                 grad[rows], some, gate_up_given, down_given
             )
             mlp = _sums(mlp, found)
-        del saved.h
+        del saved.h, some  # `some` has a view of it
         dx, heads = self._heads_backward(grad, saved, qkv_given, o_given, need_dx)
         return dx, [*heads, *mlp]
 

@@ -94,6 +94,7 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     import torch
 
     from colab_utils.fast import attention_kernels, kernels, vector_kernels
+    from colab_utils.fast.decoding_linears import READ
 
     ones = functools.partial(torch.ones, dtype=dtype, device=device)
     x, weight = ones(1, shape.width), ones(shape.width)
@@ -116,7 +117,9 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     if dtype == torch.float16:
         for rank in (0, 16):  # without an adapter, and with that of the course
             one = vector_kernels.Weight(packed, state, b=ones(64, rank))
-            vector_kernels.FewRows([one], ones(rank, 64))(ones(1, 64))
+            few_rows = vector_kernels.FewRows([one], ones(rank, 64))
+            for rows in (1, READ):
+                few_rows(ones(rows, 64))
 
 
 def _compile_nf4(dtype: torch.dtype, device: str) -> tuple[torch.Tensor, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from colab_utils import models, parameters, runtime
 from colab_utils.data.tokens.rendering import Conversations
 from colab_utils.generation.answer_text import AnswerText, stop_strings
+from colab_utils.generation.lookup import Lookup
 from colab_utils.generation.prompts import (
     CONTEXT,
     Messages,
@@ -15,7 +16,7 @@ from colab_utils.generation.prompts import (
     context_length,
     prompt_tokens,
 )
-from colab_utils.generation.sampling import sampler
+from colab_utils.generation.sampling import greedy, sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,14 +135,46 @@ def generate_tokens(
     answer: AnswerText,
 ) -> Iterator[None]:
     """Add one token to an answer per iteration, until it is done."""
-    logits = decoder.start([prompt])
-    while True:
-        tokens = sample(logits)
-        done = answer.add(int(tokens))
+    for token in _next_tokens(decoder, prompt, sample):
+        done = answer.add(token)
         yield
         if done:
             return
-        logits = decoder.step(tokens)
+
+
+def _next_tokens(
+    decoder: StaticDecoder | ReferenceDecoder, prompt: list[int], sample: Sampler
+) -> Iterator[int]:
+    """Yield the tokens that follow a prompt.
+
+    With greedy decoding on a static cache, a step may also check guesses at the tokens
+    after the next one, as `lookup` describes.
+    """
+    from colab_utils.fast.decoding_linears import READ
+    from colab_utils.fast.static_cache import StaticDecoder
+
+    tokens = sample(decoder.start([prompt]))
+    if sample is not greedy or not isinstance(decoder, StaticDecoder):
+        while True:
+            yield int(tokens)
+            tokens = sample(decoder.step(tokens))
+    found = Lookup(prompt)
+    while True:
+        token = int(tokens)
+        yield token
+        found.add(token)
+        guesses = found.guesses(READ - 1)
+        if not guesses or decoder.sizes[0] + READ > decoder.size:
+            tokens = sample(decoder.step(tokens))
+            continue
+        tokens = sample(decoder.read([token, *guesses]))
+        pairs = zip(guesses, tokens[:-1].tolist(), strict=True)
+        count = [*(one == other for one, other in pairs), False].index(False)
+        decoder.accept(1 + count)
+        for guess in guesses[:count]:
+            yield guess
+            found.add(guess)
+        tokens = tokens[count : count + 1]
 
 
 def _check_prompts(prompts: Iterable[str | Messages]) -> list[str | Messages]:

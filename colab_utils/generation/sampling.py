@@ -48,11 +48,12 @@ def sampler(
                 f"{', '.join(given)}: allowed only with do_sample=True. Without it, "
                 "greedy decoding takes the top-1 token."
             )
-        return _greedy
+        return greedy
     return _random(temperature, top_k, top_p)
 
 
-def _greedy(logits: torch.Tensor) -> torch.Tensor:
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the most probable token of each row."""
     return logits.argmax(-1)
 
 

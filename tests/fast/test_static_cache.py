@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.decoding import assert_decodes, assert_rows_leave_and_join, random_rows
+from helpers.decoding import (
+    assert_decodes,
+    assert_reads_several_tokens,
+    assert_rows_leave_and_join,
+    random_rows,
+)
 from helpers.llamas import LORAS, SHAPES, small_llama, with_lora
 from peft import LoraConfig
 
@@ -40,6 +45,20 @@ def test_static_decoder_scores(shape, lora):
 def test_static_decoder_rows_leave_and_join():
     model = with_lora(small_llama(), target_modules="all-linear")
     assert_rows_leave_and_join(model, StaticDecoder(model, 4, 32))
+
+
+@pytest.mark.parametrize("shape", ALL_SHAPES.values(), ids=ALL_SHAPES)
+def test_static_decoder_reads_several_tokens(shape):
+    model = with_lora(small_llama(**shape), target_modules="all-linear")
+    assert_reads_several_tokens(model, StaticDecoder(model, 1, 32))
+
+
+def test_static_decoder_reads_several_tokens_of_one_row_only():
+    model = small_llama()
+    decoder = StaticDecoder(model, 2, 16)
+    decoder.start(random_rows([3, 3], 0))
+    with pytest.raises(ValueError, match="one row, but 2 are"):
+        decoder.read([5, 6])
 
 
 def test_static_decoder_computes_equal_prompts_once(monkeypatch):
@@ -118,6 +137,9 @@ def test_static_decoder_full_cache():
         decoder.add(random_rows([3], 0))
     with pytest.raises(ValueError, match="8 tokens is full"):
         decoder.step(torch.tensor([5]))
+    decoder.start(random_rows([5], 0))
+    with pytest.raises(ValueError, match="4 more tokens exceed a cache of 8"):
+        decoder.read([5])
 
 
 def test_static_decoder_of_a_deleted_model():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.decoding import assert_rows_leave_and_join
+from helpers.decoding import assert_reads_several_tokens, assert_rows_leave_and_join
 from helpers.families import CONFIGS, small_model
 from helpers.llamas import gradients, packed, padded, with_lora
 from helpers.training import InBackward, StopAt
@@ -293,14 +293,21 @@ def test_static_decoder_recorded_step(checkpoint, rows):
                 out = model(input_ids=torch.tensor([line]).cuda()).logits[0, n - 1 :]
             error = (scores - out.float()).norm() / out.float().norm()
             assert error < 1e-2, (n, error)
-    assert decoder.graph is not None
+    assert decoder.recorded
 
 
 def test_static_decoder_recorded_rows_leave_and_join(checkpoint):
     model = load_nf4(checkpoint, torch.float16).eval()
     decoder = StaticDecoder(model, 4, 64)
     assert_rows_leave_and_join(model, decoder, rel=1e-2)
-    assert decoder.graph is not None
+    assert decoder.recorded
+
+
+def test_static_decoder_recorded_read_of_several_tokens(checkpoint):
+    model = load_nf4(checkpoint, torch.float16).eval()
+    decoder = StaticDecoder(model, 1, 64)
+    assert_reads_several_tokens(model, decoder, rel=1e-2)
+    assert len(decoder.recorded) == 2
 
 
 def test_stream_equals_generate(tokenizer):
@@ -339,5 +346,5 @@ def test_families_on_the_kernels(name):
     for _ in range(12):
         tokens.append(scores.argmax(-1))
         scores = decoder.step(tokens[-1])
-    assert decoder.graph is not None
+    assert decoder.recorded
     assert torch.cat(tokens).tolist() == wanted[0, 20:].tolist()

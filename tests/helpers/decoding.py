@@ -76,3 +76,19 @@ def assert_rows_leave_and_join(model, decoder, rel: float = 1e-6) -> None:
         step()
         keep([2])
         step()
+
+
+def assert_reads_several_tokens(model, decoder, rel: float = 1e-6) -> None:
+    """Compare the scores of tokens that are read at once, of which some stay."""
+    (prompt,) = random_rows([11], 0)
+    for _ in range(2):  # nothing remains of the first round
+        row = [*prompt]
+        decoder.start([row])
+        for tokens, count in (([5, 9, 7, 8], 2), ([4], 1), ([6, 3, 11], 3)):
+            assert_scores(model, row + tokens, decoder.read(tokens), rel)
+            decoder.accept(count)
+            row += tokens[:count]
+            assert decoder.lengths.tolist() == [len(row)]
+        row.append(12)
+        scores = decoder.step(torch.tensor([12], device=decoder.device))
+        assert_scores(model, row, scores, rel)
