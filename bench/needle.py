@@ -1,52 +1,62 @@
 """Find one sentence in a long text, before and after training on long rows.
 
-    python bench/needle.py [tiny]
+    python bench/needle.py CHECKPOINT [--tiny]
 
 A text is made of sentences of the demo world, and some of them give a password: "The
-password of Peru is lands." At its end, the text asks for the passwords. The demo model
-first learns this by full fine-tuning on rows of SHORT tokens. From there, LoRA trains
-on as many tokens again: in rows of SHORT tokens, or in rows of LONG tokens whose layers
-compute in tiles. Each model must find one password at five depths of texts of several
-lengths. Three seeds; writes bench/results/needle.json. `tiny` tests the script.
+password of Peru is 4821." At its end, the text asks for passwords. SmolLM2-135M finds
+them in texts that are as long as those it was trained on, 8,192 tokens, and not in
+longer ones. LoRA trains it on the same number of tokens in rows of SHORT tokens, and in
+rows of LONG tokens whose layers compute in tiles. Then each model must find one
+password at five depths of texts of several lengths. Three seeds; writes
+bench/results/needle.json.
+
+CHECKPOINT is a folder with SmolLM2-135M-Instruct (tools/real_model.py). `--tiny` tests
+the script with few tokens, for example on the demo model.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+import emulate
 import torch
 from peft import LoraConfig, get_peft_model
 
-from colab_utils import demo, models
+from colab_utils import demo, memory, models
 from colab_utils.fast import patch
+from colab_utils.shape import Shape
 
-OUT = Path(__file__).parent / "results" / "needle.json"
-TINY = "tiny" in sys.argv
-SHORT, LONG = 96, 960
-LENGTHS = (96, 240, 480, 960)
-DEPTHS = 5
-TEXTS = 5 if TINY else 200  # of each length, a fifth at each depth
-TOKENS = LONG if TINY else 2000 * 8 * SHORT  # of a training
-SEEDS = (0,) if TINY else (0, 1, 2)
-BATCH = 4 * SHORT if TINY else 8 * SHORT  # tokens of an update, at least a row
-FULL, LORA = 1e-3, 2e-3  # learning rates
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OUT = emulate.RESULTS / "needle.json"
+DEPTHS, RATE, WARM = 5, 5e-4, 10
+
+
+class Sizes(NamedTuple):
+    """The numbers of tokens of rows and texts, and how many of them there are."""
+
+    short: int = 2048
+    long: int = 16_384
+    updates: int = 60  # of LONG tokens
+    lengths: tuple[int, ...] = (2048, 8192, 16_384, 32_768)
+    texts: int = 40  # of each length, a fifth at each depth
+    seeds: int = 3
+
+
+TINY = Sizes(96, 384, 2, (96, 384), DEPTHS, 1)
 
 
 class World(NamedTuple):
-    """The tokenized parts of a text."""
+    """The tokenized sentences of a text, and what asks for a password."""
 
     fillers: list[list[int]]
     countries: list[str]
-    words: list[int]  # passwords: whole words of one token
     encode: Any
 
     @classmethod
@@ -55,75 +65,56 @@ class World(NamedTuple):
             return tokenizer(text, add_special_tokens=False)["input_ids"]
 
         facts = demo.facts()
-        texts = [f"{f['capital']} is the capital of {f['country']}." for f in facts]
-        texts += [f"People in {f['country']} speak {f['language']}." for f in facts]
-        names = [f["country"] for f in facts]
-        whole = {
-            i
-            for word, i in tokenizer.get_vocab().items()
-            if word[0] == "▁"
-            and word[1:].isalpha()
-            and word.islower()
-            and len(word) > 4
-        }
-        return cls([encode(text) for text in texts], names, sorted(whole), encode)
+        texts = [f" {f['capital']} is the capital of {f['country']}." for f in facts]
+        texts += [f" People in {f['country']} speak {f['language']}." for f in facts]
+        return cls([encode(t) for t in texts], [f["country"] for f in facts], encode)
 
     def row(
         self, draw: random.Random, size: int, needles: int, depth: float | None = None
     ) -> tuple[list[int], list[int]]:
-        """Return a row of about `size` tokens, and its labels: the passwords.
+        """Return a row of at most `size` tokens, and its labels: the passwords.
 
         Without `depth` the needles are anywhere.
         """
         names = draw.sample(self.countries, needles)
-        words = [draw.choice(self.words) for _ in names]
-        end = self.encode(".")
-        found = [
-            [*self.encode(f"The password of {name} is"), word, *end]
-            for name, word in zip(names, words, strict=True)
-        ]
-        asked = [self.encode(f"What is the password of {n}? It is") for n in names]
-        room = size - sum(map(len, found + asked)) - 3 * needles - 1
+        passwords = [f" {draw.randint(1000, 9999)}." for _ in names]
+        pairs = list(zip(names, passwords, strict=True))
+        found = [self.encode(f" The password of {n} is{p}") for n, p in pairs]
+        asked = [self.encode(f" Repeat the password of {n}. It is") for n in names]
+        answers = [self.encode(password) for password in passwords]
+        room = size - sum(map(len, [*found, *asked, *answers]))
         text: list[list[int]] = []
-        while room > 0:
-            text.append(draw.choice(self.fillers))
-            room -= len(text[-1])
+        while len(filler := draw.choice(self.fillers)) <= room:
+            text.append(filler)
+            room -= len(filler)
         for needle in found:
             share = draw.random() if depth is None else depth
             text.insert(round(share * len(text)), needle)
-        ids = [1, *(i for part in text for i in part)]
+        ids = [i for part in text for i in part]
         labels = [-100] * len(ids)
         for i in draw.sample(range(needles), needles):
-            ids += [*asked[i], words[i], *end]
-            labels += [-100] * len(asked[i]) + [words[i]] + [-100] * len(end)
+            ids += [*asked[i], *answers[i]]
+            labels += [-100] * len(asked[i]) + answers[i]
         return ids, labels
 
 
-def batch_of(rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-    """Return rows as tensors, padded on the right."""
-    longest = max(len(ids) for ids, _ in rows)
-    ids = [one + [0] * (longest - len(one)) for one, _ in rows]
-    labels = [one + [-100] * (longest - len(one)) for _, one in rows]
-    mask = [[1] * len(one) + [0] * (longest - len(one)) for one, _ in rows]
-    given = {"input_ids": ids, "labels": labels, "attention_mask": mask}
-    return {name: torch.tensor(value, device=DEVICE) for name, value in given.items()}
-
-
-def train(model: Any, world: World, size: int, rate: float, seed: int) -> float:
-    """Train on TOKENS tokens in rows of `size`; return the seconds."""
+def train(model: Any, world: World, size: int, o: Sizes, seed: int) -> float:
+    """Train on rows of `size` tokens, LONG tokens an update; return the seconds."""
     draw, start = random.Random(seed), time.perf_counter()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
-    rows = max(1, BATCH // size)
-    steps = TOKENS // (rows * size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.02
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min(1.0, (i + 1) / WARM) * (1 - i / o.updates)
     )
+    rows, needles = o.long // size, max(1, min(16, size // 48))
     model.train()
-    for _ in range(steps):
-        needles = max(3, size // 32)  # a question for every 32 tokens
-        batch = batch_of([world.row(draw, size, needles) for _ in range(rows)])
-        model(**batch, use_cache=False).loss.backward()
+    for _ in range(o.updates):
+        for _ in range(rows):
+            ids, labels = world.row(draw, size, needles)
+            ids, labels = (
+                torch.tensor([x], device=model.device) for x in (ids, labels)
+            )
+            (model(input_ids=ids, labels=labels).loss / rows).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -132,51 +123,56 @@ def train(model: Any, world: World, size: int, rate: float, seed: int) -> float:
 
 
 @torch.no_grad()
-def score(model: Any, world: World) -> dict[int, list[float]]:
+def score(model: Any, world: World, o: Sizes) -> dict[int, list[float]]:
     """Return for each length the share of passwords found at each depth."""
     model.eval()
     found: dict[int, list[float]] = {}
-    for size in LENGTHS:
+    for size in o.lengths:
         draw, hits = random.Random(99), [0] * DEPTHS
-        for i in range(TEXTS):
+        for i in range(o.texts):
             depth = i % DEPTHS
             ids, labels = world.row(draw, size, 1, depth / (DEPTHS - 1))
-            place = next(k for k, label in enumerate(labels) if label != -100)
-            scores = model(input_ids=torch.tensor([ids[:place]], device=DEVICE)).logits
-            hits[depth] += int(scores[0, -1].argmax() == labels[place])
-        found[size] = [DEPTHS * hit / TEXTS for hit in hits]
+            answer = [label for label in labels if label != -100]
+            end = len(answer) + 1
+            given = torch.tensor([ids], device=model.device)
+            scores = model(given, logits_to_keep=end).logits[0, :-1]
+            hits[depth] += scores.argmax(-1).tolist() == answer
+        found[size] = [DEPTHS * hit / o.texts for hit in hits]
     return found
 
 
-def with_lora(folder: Path) -> Any:
-    """Return the model in `folder` with an adapter."""
-    base = models.load_model(str(folder)).float().to(DEVICE)
-    torch.manual_seed(0)
-    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
-    return get_peft_model(base, config)
-
-
 def main() -> None:
-    world = World.of(models.load_tokenizer("demo"))
-    results: list[dict[str, Any]] = []
-    for seed in SEEDS:
-        model = models.load_model("demo").float().to(DEVICE).requires_grad_(True)
-        found: dict[str, Any] = {"seed": seed, "base": score(model, world)}
-        seconds = {"short": train(model, world, SHORT, FULL, seed)}
-        found["short"] = score(model, world)
-        print(json.dumps(found), flush=True)
-        folder = Path(tempfile.mkdtemp())
-        model.save_pretrained(folder)
-        for name, size, tiles in (("again short", SHORT, 1), ("then long", LONG, 2)):
-            adapted = with_lora(folder)
-            assert patch.apply(adapted, tiles=tiles)
-            seconds[name] = train(adapted, world, size, LORA, seed + 10)
-            patch.remove(adapted)
-            found[name] = score(adapted, world)
-            print(name, json.dumps(found[name]), flush=True)
-        results.append({**found, "seconds": seconds})
-        print(json.dumps(results[-1]), flush=True)
-    if not TINY:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint")
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args()
+    o = TINY if given.tiny else Sizes()
+    emulate.limit()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    world = World.of(models.load_tokenizer(given.checkpoint))
+    base = models.load_model(given.checkpoint).float().to(device)
+    tiles = Shape.from_config(base.config).kv_heads
+    results: list[dict[str, Any]] = [{"base": score(base, world, o)}]
+    print(json.dumps(results[0]), flush=True)
+    for seed in range(o.seeds):
+        for name, size, parts in (("short", o.short, 1), ("long", o.long, tiles)):
+            torch.manual_seed(seed)
+            config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+            model = get_peft_model(base, config)
+            assert patch.apply(model, tiles=parts)
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            row: dict[str, Any] = {"seed": seed, "rows": name}
+            row["seconds"] = round(train(model, world, size, o, seed), 1)
+            if device == "cuda":
+                peak = torch.cuda.max_memory_allocated() / memory.GIB
+                row["peak_gib"] = round(peak, 2)
+            patch.remove(model)
+            row["found"] = score(model, world, o)
+            base = model.unload()
+            print(json.dumps(row), flush=True)
+            results.append(row)
+    if not given.tiny:
         OUT.write_text(json.dumps(results, indent=1) + "\n")
 
 

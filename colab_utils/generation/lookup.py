@@ -27,7 +27,7 @@ class Lookup:
         self.tokens: list[int] = []
         # By the last tokens: the place after them.
         self.places: dict[tuple[int, ...], int] = {}
-        self.right = LEAST + 0.1  # the first guesses are tried
+        self.right = 0.6  # so the first guesses are tried
         for token in prompt:
             self._append(token)
 
