@@ -114,6 +114,57 @@ def _attention_part(
 
 
 @triton.jit
+def _shared_part(
+    q, keys, values, lengths, sums, found, out, rows, heads, kv_heads, width, scale,
+    N: tl.constexpr, D: tl.constexpr, R: tl.constexpr, ALONE: tl.constexpr,
+):  # fmt: skip
+    head, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    row, at = tl.arange(0, R), tl.arange(0, D)
+    inside, used = at < width, row < rows
+    count = tl.load(lengths + row, used, 0) + 1
+    share = tl.cdiv(tl.cdiv(tl.max(count, 0), N), parts) * N
+    first = head // (heads // kv_heads) * width + at[None, :]
+    best = tl.full((R,), float("-inf"), tl.float32)
+    total = tl.zeros((R,), tl.float32)
+    mean = tl.zeros((R, D), tl.float32)
+    end = tl.minimum(tl.max(count, 0), (part + 1) * share)
+    for start in range(part * share, end, N):
+        place = start + tl.arange(0, N)
+        there = (place < end)[:, None] & inside[None, :]
+        here = first + place[:, None] * kv_heads * width
+        k = tl.load(keys + here, there, 0).to(tl.float32)
+        v = tl.load(values + here, there, 0).to(tl.float32)
+        score = tl.full((R, N), float("-inf"), tl.float32)
+        for r in tl.static_range(R):
+            mine = q + (tl.minimum(r, rows - 1) * heads + head) * width + at
+            x = tl.load(mine, inside, 0).to(tl.float32) * scale
+            one = tl.sum(k * x[None, :], 1)
+            score = tl.where((row == r)[:, None], one[None, :], score)
+        seen = place[None, :] < tl.minimum(count, end)[:, None]
+        score = tl.where(seen, score, float("-inf"))
+        top = tl.maximum(best, tl.max(score, 1))
+        # A row whose tokens all come before this part has seen nothing: 0 avoids NaN.
+        high = tl.where(top == float("-inf"), 0, top)
+        weight, fade = tl.exp(score - high[:, None]), tl.exp(best - high)
+        total = total * fade + tl.sum(weight, 1)
+        mean = mean * fade[:, None]
+        for r in tl.static_range(R):
+            one = tl.sum(tl.where((row == r)[:, None], weight, 0), 0)
+            more = tl.sum(one[:, None] * v, 0)
+            mean += tl.where((row == r)[:, None], more[None, :], 0)
+        best = top
+    there = used[:, None] & inside[None, :]
+    if ALONE:
+        mine = (row * heads + head)[:, None] * width + at[None, :]
+        tl.store(out + mine, mean / total[:, None], there)
+    else:
+        place = (row * heads + head) * parts + part
+        tl.store(sums + 2 * place, best, used)
+        tl.store(sums + 2 * place + 1, total, used)
+        tl.store(found + place[:, None] * width + at[None, :], mean, there)
+
+
+@triton.jit
 def _join_parts(
     sums, found, out, parts, width, P: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
@@ -141,34 +192,27 @@ def attention_step(
 
     The tokens are divided into `parts`, each with a softmax of its own, which are then
     joined (flash-decoding): few rows and heads alone would use a small part of a GPU.
+    Rows that are one row of a cache, expanded, read its keys and values once.
     """
     size, kv_heads, width = keys.shape[1:]
     heads, padded = q.shape[1] // width, triton.next_power_of_2(width)
-    parts = parts or parts_for(len(q) * heads, size, q.device)
+    rows, shared = len(q), len(q) > 1 and not keys.stride(0)
+    parts = parts or parts_for(heads if shared else rows * heads, size, q.device)
     out, sums, found = torch.empty_like(q), q, q
     if parts > 1:
-        where = len(q), heads, parts
+        where = rows, heads, parts
         sums = q.new_empty(*where, 2, dtype=torch.float32)
         found = q.new_empty(*where, width, dtype=torch.float32)
-    _attention_part[(len(q), heads, parts)](
-        q,
-        keys,
-        values,
-        lengths,
-        sums,
-        found,
-        out,
-        keys.stride(0),
-        heads,
-        kv_heads,
-        width,
-        width**-0.5,
-        N=32,
-        D=padded,
-        ALONE=parts == 1,
-    )
+    given = q, keys, values, lengths, sums, found, out
+    sizes = heads, kv_heads, width, width**-0.5
+    options = {"N": 32, "D": padded, "ALONE": parts == 1}
+    if shared:
+        options["R"] = triton.next_power_of_2(rows)
+        _shared_part[heads, parts](*given, rows, *sizes, **options)
+    else:
+        _attention_part[rows, heads, parts](*given, keys.stride(0), *sizes, **options)
     if parts > 1:
-        _join_parts[(len(q) * heads,)](
+        _join_parts[(rows * heads,)](
             sums, found, out, parts, width, P=MOST_PARTS, D=padded
         )
     return out
@@ -177,8 +221,8 @@ def attention_step(
 def parts_for(programs: int, size: int, device: torch.device) -> int:
     """Return into how many parts to divide the tokens of a cache of `size`.
 
-    Each of `programs` rows and heads then gives work to several multiprocessors of the
-    GPU: four programs for each one, of 64 tokens or more.
+    Each of `programs`, such as the rows and heads, then gives work to several
+    multiprocessors of the GPU: four programs for each one, of 64 tokens or more.
     """
     if device.type != "cuda":
         return 1

@@ -238,6 +238,26 @@ def step_in_parts(check: Check) -> None:
         check.compare(step, attention.attention_step, q, keys, values, lengths)
 
 
+def step_of_rows_that_share_a_cache(check: Check) -> None:
+    def of(module, parts=()):
+        def step(q, k, v, cos, sin, keys, values, lengths):
+            cache = [x.expand(len(q), -1, -1, -1) for x in (keys, values)]
+            module.rotate_and_store(q, k.clone(), v, cos, sin, *cache, lengths)
+            return module.attention_step(q, *cache, lengths, *parts)
+
+        return step
+
+    shape, size = check.shape, 160
+    keys, values = torch.randn(2, 1, size, shape.kv_heads, shape.head_dim)
+    for rows, length in ((4, 29), (4, 0), (3, 157), (2, 63)):
+        q = torch.randn(rows, shape.queries)
+        k, v = torch.randn(2, rows, shape.keys)
+        lengths = torch.arange(rows, dtype=torch.int32) + length
+        given = q, k, v, *check.angles(size), keys, values, lengths
+        for parts in (1, 2, 3, 32):
+            check.compare(of(attention_kernels, (parts,)), of(attention), *given)
+
+
 def all_kernels_of_a_model(check: Check) -> None:
     warmup.compile_training(check.shape, check.dtype, check.device)
     warmup.compile_decoding(check.shape, check.dtype, check.device)
@@ -259,6 +279,7 @@ CHECKS = (
         swiglu_backward,
         step_on_a_cache,
         step_in_parts,
+        step_of_rows_that_share_a_cache,
         all_kernels_of_a_model,
     ),
 )

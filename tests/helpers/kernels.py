@@ -68,6 +68,7 @@ CHECKS = (
         "swiglu_backward",
         "step_on_a_cache",
         "step_in_parts",
+        "step_of_rows_that_share_a_cache",
     ),
     "all_kernels_of_a_model",
 )
