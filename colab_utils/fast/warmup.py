@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +112,14 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
     keys, values = ones(2, 1, 16, shape.kv_heads, shape.head_dim)
     lengths = torch.zeros(1, dtype=torch.int32, device=device)
     attention_kernels.rotate_and_store(q, k, v, angles, angles, keys, values, lengths)
-    cache = keys, values, lengths
-    several = [
-        ones(READ, shape.queries),
-        *(x.expand(READ, *x.shape[1:]) for x in cache),
-    ]
-    for parts in (1, 2):
-        attention_kernels.attention_step(q, *cache, parts)
-        attention_kernels.attention_step(*several, parts)
+    for rows, parts in itertools.product((1, READ), (1, 2)):
+        attention_kernels.attention_step(
+            ones(rows, shape.queries),
+            keys.expand(rows, -1, -1, -1),
+            values.expand(rows, -1, -1, -1),
+            lengths.expand(rows),
+            parts,
+        )
     packed, state = _compile_nf4(dtype, device)
     if dtype == torch.float16:
         for rank in (0, 16):  # without an adapter, and with that of the course
