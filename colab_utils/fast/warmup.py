@@ -110,14 +110,14 @@ def compile_decoding(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> 
         kernels.norm(ones(shape.heads, shape.head_dim), weight, shape.norm_eps)
     q, k, v = ones(1, shape.queries), ones(1, shape.keys), ones(1, shape.keys)
     keys, values = ones(2, 1, 16, shape.kv_heads, shape.head_dim)
-    lengths = torch.zeros(1, dtype=torch.int32, device=device)
+    lengths = torch.zeros(READ, dtype=torch.int32, device=device)
     attention_kernels.rotate_and_store(q, k, v, angles, angles, keys, values, lengths)
     for rows, parts in itertools.product((1, READ), (1, 2)):
         attention_kernels.attention_step(
             ones(rows, shape.queries),
             keys.expand(rows, -1, -1, -1),
             values.expand(rows, -1, -1, -1),
-            lengths.expand(rows),
+            lengths[:rows],
             parts,
         )
     packed, state = _compile_nf4(dtype, device)

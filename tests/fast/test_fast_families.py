@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.decoding import assert_decodes
+from helpers.decoding import assert_decodes, assert_reads_several_tokens
 from helpers.families import CONFIGS, OTHERS, small_model
 from helpers.llamas import gradients, packed, padded, with_lora
 
@@ -35,6 +35,7 @@ def test_static_cache_gives_the_scores_of_transformers(name):
     decoder = make_decoder(model, 3, 32)
     assert isinstance(decoder, StaticDecoder)
     assert_decodes(model, decoder)
+    assert_reads_several_tokens(model, StaticDecoder(model, 1, 32))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

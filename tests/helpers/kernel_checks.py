@@ -247,14 +247,14 @@ def step_of_rows_that_share_a_cache(check: Check) -> None:
 
         return step
 
-    shape, size = check.shape, 160
+    shape, size = check.shape, 96
     keys, values = torch.randn(2, 1, size, shape.kv_heads, shape.head_dim)
-    for rows, length in ((4, 29), (4, 0), (3, 157), (2, 63)):
+    for rows, length in ((4, 29), (3, 93)):  # 29: a block of 32 ends within the rows
         q = torch.randn(rows, shape.queries)
         k, v = torch.randn(2, rows, shape.keys)
         lengths = torch.arange(rows, dtype=torch.int32) + length
         given = q, k, v, *check.angles(size), keys, values, lengths
-        for parts in (1, 2, 3, 32):
+        for parts in (1, 3):
             check.compare(of(attention_kernels, (parts,)), of(attention), *given)
 
 
