@@ -47,7 +47,8 @@ NOTEBOOK_METADATA: dict[str, Any] = {
     "language_info": {"name": "python"},
 }
 # Colab and Kaggle open these without a GPU: its free hours are for the others.
-WITHOUT_GPU = ("00_start_here", "01_create_dataset", "13_create_from_documents")
+WITHOUT_GPU: tuple[str, ...] = ("00_start_here", "01_create_dataset")
+WITHOUT_GPU += ("13_create_from_documents", "18_long_documents")
 # These use several GPUs, or none: Kaggle has two, and Colab has one.
 SEVERAL_GPUS = ("17_large_models",)
 CELL_METADATA = ("_kg_hide-input", "cellView", "tags")
