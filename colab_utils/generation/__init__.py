@@ -1,9 +1,9 @@
 """Generate answers with a chat model: many in batches, or one as a stream.
 
 Read `prompts` (a conversation becomes token ids), `sampling` (logits become a token),
-`answer_text` (tokens become text), `decoding` (the prompts that share a batch) and
-`answering`, which calls all of these. `continuing` continues prompts of token ids,
-which are no conversations.
+`answer_text` (tokens become text), `decoding` (the prompts that share a batch),
+`lookup` (guesses at later tokens) and `answering`, which calls all of these.
+`continuing` continues prompts of token ids, which are no conversations.
 """
 
 from colab_utils.generation.answering import answers, stream
