@@ -47,6 +47,7 @@ def test_static_decoder_rows_leave_and_join():
     assert_rows_leave_and_join(model, StaticDecoder(model, 4, 32))
 
 
+@pytest.mark.filterwarnings("error:.*expanded tensors")
 @pytest.mark.parametrize("shape", ALL_SHAPES.values(), ids=ALL_SHAPES)
 def test_static_decoder_reads_several_tokens(shape):
     model = with_lora(small_llama(**shape), target_modules="all-linear")

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from colab_utils import generation
 from colab_utils.fast.static_cache import StaticDecoder
-from colab_utils.generation import lookup
+from colab_utils.generation import answering, lookup
+from colab_utils.generation.answer_text import AnswerText
 from colab_utils.generation.lookup import Lookup
+from colab_utils.generation.sampling import greedy
 
 TOKENS = st.lists(st.integers(0, 3), max_size=20)
 
@@ -40,6 +42,11 @@ def test_guesses_end_while_they_are_wrong():
     for token in range(10, 40):  # after two known tokens comes a new one
         for known in (1, 2, token):
             found.add(known)
+    found.add(1)
+    found.add(2)
+    found.right, right = 1.0, found.right
+    assert found.guesses(3) == [39, 1, 2]
+    found.right = right
     assert not found.guesses(3)
     for token in [1, 2, 3] * 10:
         found.add(token)
@@ -61,6 +68,14 @@ def test_guesses_change_no_token(model, tokenizer, prompt, monkeypatch):
 
         monkeypatch.setattr(StaticDecoder, name, count)
 
+    class Noted(Lookup):
+        def __init__(self, prompt):
+            super().__init__(prompt)
+            self.start = len(prompt)
+            made.append(self)
+
+    made: list[Noted] = []
+    monkeypatch.setattr(answering, "Lookup", Noted)
     for name in counts:
         counted(name)
     texts, steps = [], []
@@ -72,3 +87,16 @@ def test_guesses_change_no_token(model, tokenizer, prompt, monkeypatch):
         counts.update(read=0, step=0)
     assert texts[0] == texts[1]
     assert steps[1] < steps[0]
+    for one in made:  # it has seen every token, and the end of the answer
+        answer = tokenizer.decode(one.tokens[one.start :], skip_special_tokens=True)
+        assert answer.strip() == texts[0]
+
+
+def test_guesses_stop_before_the_cache_is_full(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(lookup, "LEAST", -1.0)
+    prompt = tokenizer("Peru is Peru is Peru is Peru is")["input_ids"]
+    most = 12
+    decoder = StaticDecoder(model, 1, len(prompt) + most)
+    answer = AnswerText(tokenizer, (), [], most)
+    tokens = answering.generate_tokens(decoder, prompt, greedy, answer)
+    assert sum(1 for _ in tokens) == most
