@@ -62,15 +62,11 @@ def read(kind: str, rules: Sequence[Rule], items: list[Numbered | Rejected]) -> 
 
 
 def numbers(
-    rows: list[Row],
-    lines: list[bytes],
-    texts: list[tuple[str, str]],
-    prompts: list[tuple[str, str]],
+    rows: list[Row], lines: list[bytes], texts: list[tuple[str, str]]
 ) -> NDArray[Any]:
     """Return `spool.COLUMNS` of rows, without what was found for them.
 
-    `texts` are those by which the rows are compared: each has the answer. `prompts` are
-    those of the split: each has the prompt, followed by the tools if there are any.
+    `texts` are those by which the rows are compared: each has the answer.
     """
     import numpy as np
 
@@ -80,10 +76,7 @@ def numbers(
     made["line"] = [row["line"] for row in rows]
     made["size"] = [*map(len, lines)]
     made["answer"] = [len(answer) for _, answer in texts]
-    made["characters"] = [
-        len(prompt_of(row) if "tools" in row else asked)
-        for row, (asked, _) in zip(rows, prompts, strict=True)
-    ]
+    made["characters"] = [len(prompt_of(row)) for row in rows]
     made["characters"] += made["answer"]
     for i, name in enumerate(LABELS):
         made["labels"] |= np.array([(name in row) << i for row in rows], np.uint8)
@@ -114,13 +107,11 @@ def read_and_compare(
     keep_freed_memory()
     made = read(kind, rules, items)
     rows, made.rows = made.rows, []
-    prompts = [*map(splitting.split_texts, rows)]
-    pairs = zip(rows, prompts, strict=True)
-    texts = [texts_of(row, asked) for row, (asked, _) in pairs]
-    prints = fingerprints(texts, prompts)
+    texts = [*map(texts_of, rows)]
+    prints = fingerprints(texts, [*map(splitting.split_texts, rows)])
     groups = [row.get("group", "") for row in rows]
     shared = splitting.shared_texts(rows)
-    found = numbers(rows, made.lines, texts, prompts)
+    found = numbers(rows, made.lines, texts)
     return made, Compared(found, groups, shared, *prints)
 
 

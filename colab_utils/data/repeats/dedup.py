@@ -53,13 +53,13 @@ def question_of(row: Row) -> str:
     return f"{prompt}\n{json.dumps(tools, sort_keys=True)}" if tools else prompt
 
 
-def texts_of(row: Row, question: str | None = None) -> tuple[str, str]:
+def texts_of(row: Row) -> tuple[str, str]:
     """Return the texts by which rows are compared: the question and the answer.
 
     With the question are the worse answer of a preference row, and which turns are not
-    trained. `question` is `question_of(row)`, where it is known.
+    trained.
     """
-    asked = [question_of(row) if question is None else question]
+    asked = [question_of(row)]
     if schema.kind_of(row) == schema.PREFERENCE:
         # Not with the answer: a row with both answers exchanged is another row.
         asked += map(schema.said, row["rejected"])
