@@ -17,6 +17,18 @@ PACKAGES = ("torch", "triton", "bitsandbytes", "transformers", "peft", "trl")
 PACKAGES += ("unsloth", "xformers")
 CAP = 14.2  # GiB that torch may take: a T4 has 14.56, and CUDA itself needs some
 
+# What differs from transformers' default config of a Llama, which has 7B's sizes.
+LLAMA_2: dict[str, dict[str, Any]] = {
+    "7B": {"max_position_embeddings": 4096},
+    "13B": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "max_position_embeddings": 4096,
+    },
+}
+
 # Parts of the names of GPU kernels, by kind.
 KINDS = {
     "attention": ("fmha", "attention", "flash"),

@@ -39,17 +39,8 @@ from colab_utils import memory, models, training
 from colab_utils.training.sft import FastSFTTrainer
 
 GPU = torch.cuda.is_available()
-MODELS: dict[str, dict[str, Any]] = {
-    "7B": {"max_position_embeddings": 4096},
-    "8B": SHAPES["Llama 3.1 8B"][1] | {"max_position_embeddings": 131072},
-    "13B": {
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-        "max_position_embeddings": 4096,
-    },
-}
+EIGHT = SHAPES["Llama 3.1 8B"][1] | {"max_position_embeddings": 131072}
+MODELS = emulate.LLAMA_2 | {"8B": EIGHT}
 TINY = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512}
 # GiB beyond the planned tensors that torch may take; without it, a T4's memory.

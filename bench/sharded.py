@@ -52,15 +52,7 @@ from colab_utils.memory.step import Step
 from colab_utils.shape import Shape
 
 RANK, TOKENS, WARM, STEPS = 16, 2048, 2, 10
-SHAPES: dict[str, dict[str, Any]] = {
-    "7B": {"max_position_embeddings": 4096},
-    "13B": {
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-        "max_position_embeddings": 4096,
-    },
+SHAPES: dict[str, dict[str, Any]] = emulate.LLAMA_2 | {
     "34B": {  # Code Llama 34B
         "hidden_size": 8192,
         "intermediate_size": 22016,

@@ -211,6 +211,7 @@ class StaticDecoder:
             return self._read(count, size + count)
         return self._replay(self._read, READ)[:count]
 
+    @torch.inference_mode()
     def accept(self, count: int) -> None:
         """Add the first tokens of the last `read` to the row."""
         self.sizes[0] += count
