@@ -1,14 +1,16 @@
 """Measure many answers of different lengths: prompts that wait for a row of a batch.
 
     python bench/answers.py CHECKPOINT [--prompts 500] [--batch 32] [--group 1]
-        [--generate 500]
+        [--generate 500] [--questions gsm8k-train.jsonl TOKENIZER] [--unsloth]
 
 Prompts have 32 to 128 random tokens, `--group` answers each (8 as in GRPO). The length
 of an answer is drawn as gsm8k's answers are long: log-normal, median 100 tokens, at
-most 400. Greedy, in 4 bits with an adapter. Ways, one after another in one process:
-`decode` (a freed row takes the next prompt, equal prompts are read once), the same
-decoder where each batch waits for its longest answer, and `model.generate`, which waits
-too: for the first `--generate` prompts. Compares the tokens of the first two.
+most 400. With `--questions`, prompts and lengths are those of gsm8k's own rows, in the
+tokens of a tokenizer's folder. Greedy, in 4 bits with an adapter. Ways, one after
+another in one process: `decode` (a freed row takes the next prompt, equal prompts are
+read once), the same decoder where each batch waits for its longest answer, and
+`model.generate`, which waits too: for the first `--generate` prompts. Compares the
+tokens of the first two. `--unsloth` measures only Unsloth's `generate`.
 
 CHECKPOINT is the folder of the demo model on a CPU (answers of a tenth of the length,
 seconds of CPU time), or on a GPU, under a T4's limits, a folder; random weights of
@@ -26,6 +28,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+if "--unsloth" in sys.argv:
+    import unsloth  # noqa: F401  (it patches the other libraries, so it comes first)
+
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import emulate
@@ -33,7 +38,7 @@ import ours
 import torch
 from transformers import LlamaConfig
 
-from colab_utils import memory
+from colab_utils import memory, models
 from colab_utils.fast.static_cache import StaticDecoder
 from colab_utils.generation import decoding, sampling
 
@@ -43,6 +48,8 @@ Answers = list[list[int]]
 
 def requests(o: argparse.Namespace, vocabulary: int) -> tuple[Answers, list[int]]:
     """Return the prompts, and the length of each answer."""
+    if o.questions:
+        return questions(*o.questions, o.prompts // o.group, o.group, vocabulary)
     draw = random.Random(0)
     prompts = []
     for _ in range(o.prompts // o.group):
@@ -52,6 +59,20 @@ def requests(o: argparse.Namespace, vocabulary: int) -> tuple[Answers, list[int]
     drawn = [draw.lognormvariate(0, 0.5) for _ in prompts]
     middle, most = (100, 400) if GPU else (10, 40)
     return prompts, [max(1, min(most, round(middle * one))) for one in drawn]
+
+
+def questions(
+    file: str, folder: str, count: int, group: int, vocabulary: int
+) -> tuple[Answers, list[int]]:
+    """Return the first questions of gsm8k, and the number of tokens of each answer."""
+    encode = models.load_tokenizer(folder)
+    prompts, lengths = [], []
+    for line in Path(file).read_text(encoding="utf-8").splitlines()[:count]:
+        row = json.loads(line)
+        ids = encode(row["question"])["input_ids"]
+        prompts += [[i % vocabulary for i in ids]] * group
+        lengths += [len(encode(row["answer"])["input_ids"])] * group
+    return prompts, lengths
 
 
 def decoded(
@@ -133,25 +154,31 @@ def main() -> None:
         ("generate", 500),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--questions", nargs=2)
+    parser.add_argument("--unsloth", action="store_true")
     o = parser.parse_args()
     emulate.t4()
     if GPU:
         shape = LlamaConfig(intermediate_size=11008, max_position_embeddings=4096)
         emulate.random_model(shape, Path(o.checkpoint))
-    model = ours.adapted(o.checkpoint, 16)
+    build = ours.unsloth if o.unsloth else ours.adapted
+    model = build(o.checkpoint, 16)
     prompts, lengths = requests(o, model.config.vocab_size)
-    seconds, equal = ours_and_waiting(model, o, prompts, lengths)
-    memory.release()  # `generate` needs the memory of the decoder
     few = slice(o.generate)
-    seconds["generate"], _ = timed(
+    seconds: dict[str, float] = {}
+    if not o.unsloth:
+        seconds, o.equal = ours_and_waiting(model, o, prompts, lengths)
+        memory.release()  # `generate` needs the memory of the decoder
+    name = "unsloth" if o.unsloth else "generate"
+    seconds[name], _ = timed(
         lambda: generated(model, prompts[few], lengths[few], o.batch)
     )
     total = sum(lengths)
     row = {**vars(o), "checkpoint": Path(o.checkpoint).name, "tokens": total}
+    row["questions"] = "gsm8k" if o.questions else "random"
     for name, taken in seconds.items():
-        made = sum(lengths[few]) if name == "generate" else total
+        made = total if name.startswith(("decode", "batches")) else sum(lengths[few])
         row[name] = {"s": round(taken, 1), "tokens_s": round(made / taken, 1)}
-    row["equal answers"] = equal
     print("ANSWERS", json.dumps(row), flush=True)
     card = (
         emulate.card() if GPU else {"card": "CPU", "threads": torch.get_num_threads()}

@@ -43,30 +43,7 @@ def generate(**given):
 
 def unsloth_peer():
     """Return a decoding function that calls Unsloth as its notebooks do."""
-    from unsloth import FastLanguageModel
-
-    from colab_utils.fast import lora
-
-    emulate.limit()
-    model, _ = FastLanguageModel.from_pretrained(
-        CHECKPOINT,
-        max_seq_length=2048,
-        dtype=torch.float16,
-        load_in_4bit=True,
-        local_files_only=True,
-    )
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=OPTIONS["r"],
-        target_modules=list(lora.LINEARS),
-        lora_alpha=16,
-        lora_dropout=0,
-    )
-    for name, weight in model.named_parameters():
-        if "lora_" in name:
-            weight.data = torch.full_like(weight, 0.01, dtype=torch.float16)
-    FastLanguageModel.for_inference(model)
-    return ours.looped(model, use_cache=True)
+    return ours.looped(ours.unsloth(CHECKPOINT, OPTIONS["r"]), use_cache=True)
 
 
 def wait() -> None:

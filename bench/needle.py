@@ -107,6 +107,7 @@ def train(model: Any, world: World, size: int, o: Sizes, seed: int) -> float:
         optimizer, lambda i: min(1.0, (i + 1) / WARM) * (1 - i / o.updates)
     )
     rows, needles = o.long // size, max(1, min(16, size // 48))
+    half = model.dtype == torch.bfloat16
     model.train()
     for _ in range(o.updates):
         for _ in range(rows):
@@ -114,7 +115,9 @@ def train(model: Any, world: World, size: int, o: Sizes, seed: int) -> float:
             ids, labels = (
                 torch.tensor([x], device=model.device) for x in (ids, labels)
             )
-            (model(input_ids=ids, labels=labels).loss / rows).backward()
+            with torch.autocast(model.device.type, torch.bfloat16, half):
+                loss = model(input_ids=ids, labels=labels).loss
+            (loss / rows).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -150,8 +153,11 @@ def main() -> None:
     emulate.limit()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     world = World.of(models.load_tokenizer(given.checkpoint))
-    base = models.load_model(given.checkpoint).float().to(device)
+    # In bfloat16 no loss has to be scaled; the adapters stay float32.
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    base = models.load_model(given.checkpoint).to(device, dtype)
     tiles = Shape.from_config(base.config).kv_heads
+    card = emulate.card() if device == "cuda" else {"card": "CPU"}
     results: list[dict[str, Any]] = [{"base": score(base, world, o)}]
     print(json.dumps(results[0]), flush=True)
     for seed in range(o.seeds):
@@ -162,7 +168,7 @@ def main() -> None:
             assert patch.apply(model, tiles=parts)
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            row: dict[str, Any] = {"seed": seed, "rows": name}
+            row: dict[str, Any] = {"seed": seed, "rows": name, **card}
             row["seconds"] = round(train(model, world, size, o, seed), 1)
             if device == "cuda":
                 peak = torch.cuda.max_memory_allocated() / memory.GIB
@@ -172,8 +178,8 @@ def main() -> None:
             base = model.unload()
             print(json.dumps(row), flush=True)
             results.append(row)
-    if not given.tiny:
-        OUT.write_text(json.dumps(results, indent=1) + "\n")
+            if not given.tiny:
+                OUT.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from trl import SFTConfig
 
 from colab_utils import memory, models, runtime, training
 from colab_utils.fast.decoder import borrow_decoder, make_decoder
+from colab_utils.fast.lora import LINEARS
 from colab_utils.generation import decoding
 from colab_utils.generation.answer_text import AnswerText
 from colab_utils.generation.answering import generate_tokens
@@ -86,6 +87,31 @@ def adapted(checkpoint: str, rank: int):
             value = noise.to(weight.device) if "lora_B" in name else weight.data
             weight.data = value.to(model.dtype)
     return model.eval()
+
+
+def unsloth(checkpoint: str, rank: int):
+    """Return Unsloth's model for inference, as its notebooks load it, with an adapter.
+
+    Unsloth must be imported before transformers.
+    """
+    from unsloth import FastLanguageModel
+
+    emulate.limit()
+    model, _ = FastLanguageModel.from_pretrained(
+        checkpoint,
+        max_seq_length=2048,
+        dtype=torch.float16,
+        load_in_4bit=True,
+        local_files_only=True,
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=rank, target_modules=list(LINEARS), lora_alpha=16, lora_dropout=0
+    )
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data = torch.full_like(weight, 0.01, dtype=torch.float16)
+    FastLanguageModel.for_inference(model)
+    return model
 
 
 def looped(model, **given):
