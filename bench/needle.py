@@ -151,6 +151,8 @@ def main() -> None:
     given = parser.parse_args()
     o = TINY if given.tiny else Sizes()
     emulate.limit()
+    # transformers' attention of grouped heads has no other kernel of little memory.
+    torch.backends.cuda.enable_flash_sdp(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     world = World.of(models.load_tokenizer(given.checkpoint))
     # In bfloat16 no loss has to be scaled; the adapters stay float32.
