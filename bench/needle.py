@@ -4,11 +4,11 @@
 
 A text is made of sentences of the demo world, and some of them give a password: "The
 password of Peru is 4821." At its end, the text asks for passwords. SmolLM2-135M finds
-them in texts that are as long as those it was trained on, 8,192 tokens, and not in
-longer ones. LoRA trains it on the same number of tokens in rows of SHORT tokens, and in
-rows of LONG tokens whose layers compute in tiles. Then each model must find one
-password at five depths of texts of several lengths. Three seeds; writes
-bench/results/needle.json.
+some of them in short texts, and none in texts that are longer than those it was trained
+on, 8,192 tokens. LoRA trains it on rows of SHORT tokens, and then on as many tokens
+again: in rows of SHORT tokens, or in rows of LONG tokens whose layers compute in tiles.
+Each model must find one password at five depths of texts of several lengths. Three
+seeds; writes bench/results/needle.json.
 
 CHECKPOINT is a folder with SmolLM2-135M-Instruct (tools/real_model.py). `--tiny` tests
 the script with few tokens, for example on the demo model.
@@ -35,7 +35,8 @@ from colab_utils.fast import patch
 from colab_utils.shape import Shape
 
 OUT = emulate.RESULTS / "needle.json"
-DEPTHS, RATE, WARM = 5, 5e-4, 10
+DEPTHS, RATE, WARM = 5, 5e-4, 5
+GAP = 128  # tokens of a row for each of its passwords
 
 
 class Sizes(NamedTuple):
@@ -43,9 +44,9 @@ class Sizes(NamedTuple):
 
     short: int = 2048
     long: int = 16_384
-    updates: int = 60  # of LONG tokens
+    updates: int = 30  # of LONG tokens, in each of the two stages
     lengths: tuple[int, ...] = (2048, 8192, 16_384, 32_768)
-    texts: int = 40  # of each length, a fifth at each depth
+    texts: int = 20  # of each length, a fifth at each depth
     seeds: int = 3
 
 
@@ -106,7 +107,7 @@ def train(model: Any, world: World, size: int, o: Sizes, seed: int) -> float:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / WARM) * (1 - i / o.updates)
     )
-    rows, needles = o.long // size, max(1, min(16, size // 48))
+    rows, needles = o.long // size, max(1, size // GAP)
     half = model.dtype == torch.bfloat16
     model.train()
     for _ in range(o.updates):
@@ -160,28 +161,37 @@ def main() -> None:
     base = models.load_model(given.checkpoint).to(device, dtype)
     tiles = Shape.from_config(base.config).kv_heads
     card = emulate.card() if device == "cuda" else {"card": "CPU"}
-    results: list[dict[str, Any]] = [{"base": score(base, world, o)}]
+    results: list[dict[str, Any]] = [{"rows": "none", "found": score(base, world, o)}]
     print(json.dumps(results[0]), flush=True)
+    ways = [("short", o.short, 1), ("long", o.long, tiles)]
     for seed in range(o.seeds):
-        for name, size, parts in (("short", o.short, 1), ("long", o.long, tiles)):
-            torch.manual_seed(seed)
-            config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
-            model = get_peft_model(base, config)
+        torch.manual_seed(seed)
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+        model = get_peft_model(base, config)
+        first: dict[str, torch.Tensor] = {}
+        for name, size, parts in (ways[0], *ways):
+            model.load_state_dict(first, strict=False)
             assert patch.apply(model, tiles=parts)
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            row: dict[str, Any] = {"seed": seed, "rows": name, **card}
-            row["seconds"] = round(train(model, world, size, o, seed), 1)
+            before = "short, then " if first else ""
+            row: dict[str, Any] = {"seed": seed, "rows": before + name, **card}
+            stage = seed + 1000 * bool(first)  # the second stage draws other rows
+            row["seconds"] = round(train(model, world, size, o, stage), 1)
             if device == "cuda":
                 peak = torch.cuda.max_memory_allocated() / memory.GIB
                 row["peak_gib"] = round(peak, 2)
             patch.remove(model)
             row["found"] = score(model, world, o)
-            base = model.unload()
             print(json.dumps(row), flush=True)
             results.append(row)
             if not given.tiny:
                 OUT.write_text(json.dumps(results, indent=1) + "\n")
+            if not first:
+                first = {
+                    n: p.clone() for n, p in model.named_parameters() if "lora_" in n
+                }
+        base = model.unload()
 
 
 if __name__ == "__main__":
