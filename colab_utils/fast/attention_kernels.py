@@ -124,38 +124,31 @@ def _shared_part(
     count = tl.load(lengths + row, used, 0) + 1
     share = tl.cdiv(tl.cdiv(tl.max(count, 0), N), parts) * N
     first = head // (heads // kv_heads) * width + at[None, :]
+    mine = (row * heads + head)[:, None] * width + at[None, :]
+    there = used[:, None] & inside[None, :]
+    x = tl.load(q + mine, there, 0).to(tl.float32)[None] * scale
     best = tl.full((R,), float("-inf"), tl.float32)
     total = tl.zeros((R,), tl.float32)
     mean = tl.zeros((R, D), tl.float32)
     end = tl.minimum(tl.max(count, 0), (part + 1) * share)
+    last = tl.minimum(count, end)[None, :]
     for start in range(part * share, end, N):
-        place = start + tl.arange(0, N)
-        there = (place < end)[:, None] & inside[None, :]
-        here = first + place[:, None] * kv_heads * width
-        k = tl.load(keys + here, there, 0).to(tl.float32)
-        v = tl.load(values + here, there, 0).to(tl.float32)
-        score = tl.full((R, N), float("-inf"), tl.float32)
-        for r in tl.static_range(R):
-            mine = q + (tl.minimum(r, rows - 1) * heads + head) * width + at
-            x = tl.load(mine, inside, 0).to(tl.float32) * scale
-            one = tl.sum(k * x[None, :], 1)
-            score = tl.where((row == r)[:, None], one[None, :], score)
-        seen = place[None, :] < tl.minimum(count, end)[:, None]
-        score = tl.where(seen, score, float("-inf"))
-        top = tl.maximum(best, tl.max(score, 1))
+        place = (start + tl.arange(0, N))[:, None]
+        some = (place < end) & inside[None, :]
+        here = first + place * kv_heads * width
+        k = tl.load(keys + here, some, 0).to(tl.float32)
+        v = tl.load(values + here, some, 0).to(tl.float32)
+        # All rows at once: each sum over threads waits for all of them.
+        score = tl.sum(k[:, None] * x, 2)
+        score = tl.where(place < last, score, float("-inf"))
+        top = tl.maximum(best, tl.max(score, 0))
         # A row whose tokens all come before this part has seen nothing: 0 avoids NaN.
         high = tl.where(top == float("-inf"), 0, top)
-        weight, fade = tl.exp(score - high[:, None]), tl.exp(best - high)
-        total = total * fade + tl.sum(weight, 1)
-        mean = mean * fade[:, None]
-        for r in tl.static_range(R):
-            one = tl.sum(tl.where((row == r)[:, None], weight, 0), 0)
-            more = tl.sum(one[:, None] * v, 0)
-            mean += tl.where((row == r)[:, None], more[None, :], 0)
+        weight, fade = tl.exp(score - high[None, :]), tl.exp(best - high)
+        total = total * fade + tl.sum(weight, 0)
+        mean = mean * fade[:, None] + tl.sum(weight[:, :, None] * v[:, None], 0)
         best = top
-    there = used[:, None] & inside[None, :]
     if ALONE:
-        mine = (row * heads + head)[:, None] * width + at[None, :]
         tl.store(out + mine, mean / total[:, None], there)
     else:
         place = (row * heads + head) * parts + part
@@ -207,7 +200,7 @@ def attention_step(
     sizes = heads, kv_heads, width, width**-0.5
     options = {"N": 32, "D": padded, "ALONE": parts == 1}
     if shared:
-        options["R"] = triton.next_power_of_2(rows)
+        options |= {"N": 16, "R": triton.next_power_of_2(rows)}
         _shared_part[heads, parts](*given, rows, *sizes, **options)
     else:
         _attention_part[rows, heads, parts](*given, keys.stride(0), *sizes, **options)

@@ -233,7 +233,7 @@ def step_in_parts(check: Check) -> None:
     q = torch.randn(rows, shape.queries)
     keys, values = torch.randn(2, rows, size, shape.kv_heads, shape.head_dim)
     lengths = torch.tensor([0, 31, 100, 159], dtype=torch.int32)
-    for parts in (1, 2, 3, 32):
+    for parts in (1, 3, 8):
         step = functools.partial(attention_kernels.attention_step, parts=parts)
         check.compare(step, attention.attention_step, q, keys, values, lengths)
 
