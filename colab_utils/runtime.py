@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import os
 import re
@@ -14,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from colab_utils import libraries
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -227,30 +227,12 @@ class _Matching(logging.Filter):
         return not self.pattern.search(record.getMessage())
 
 
-def import_bitsandbytes() -> None:
-    """Import bitsandbytes without torch's compiler, which alone takes four seconds.
-
-    While it is imported, it passes two functions to `torch.compile`. It calls neither
-    on a CPU nor on an NVIDIA GPU: for these it brings its own machine code.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return
-    import torch
-
-    compiler = torch.compile
-    torch.compile = lambda function, **_: function  # type: ignore[assignment]
-    try:
-        importlib.import_module("bitsandbytes")
-    finally:
-        torch.compile = compiler
-
-
 def quiet() -> None:
     """Hide the messages in `IGNORED_MESSAGES`, and no others.
 
     Call it before peft, trl or transformers' BitsAndBytesConfig is imported: one of the
     messages appears at the import. It also sets environment variables that libraries
-    read at their start, and imports bitsandbytes in a faster way.
+    read at their start, and imports some libraries in a faster way.
     """
     # Tokenizers warn when a data loader forks; this package tokenizes in one thread.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -272,4 +254,4 @@ def quiet() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Matching) for known in logger.filters):
             logger.addFilter(_Matching(pattern))
-    import_bitsandbytes()
+    libraries.load()

@@ -56,9 +56,9 @@ def pytest_collection() -> None:
     """Import bitsandbytes without torch's compiler, as notebooks do, in 3 s less."""
     gc.disable()  # there is no garbage in imports
     if WORKERS > 1 and "PYTEST_XDIST_WORKER" in os.environ:
-        from colab_utils import runtime
+        from colab_utils import libraries
 
-        runtime.import_bitsandbytes()
+        libraries.load()
 
 
 def pytest_collection_finish() -> None:

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "colab_utils"
 # A file or folder imports only from the lines above its own.
 FLOORS = (
+    ("libraries",),
     ("runtime", "parameters", "families", "recipe", "limits"),
     ("shape", "storage", "locks"),
     ("replacement",),

@@ -220,6 +220,38 @@ def test_quiet_imports_bitsandbytes_without_the_compiler():
     assert result.stdout.strip() == "[True, False] torch", result.stderr
 
 
+def test_quiet_imports_transformers_without_scikit_learn_and_scipy():
+    """The functions that transformers imports of them compute what they compute."""
+    result = run(
+        "import sys; from colab_utils import runtime; runtime.quiet()\n"
+        "print([n in sys.modules for n in ['transformers', 'sklearn', 'scipy']])\n"
+        "from transformers.data import metrics as ours\n"
+        "from transformers.generation import candidate_generator\n"
+        "from transformers.loss import loss_for_object_detection as detection\n"
+        "import numpy\n"
+        "a, b = numpy.array([0, 1, 1, 0]), numpy.array([0, 1, 0, 0])\n"
+        "pairs = ["
+        "(candidate_generator.roc_curve, 'sklearn.metrics'),"
+        "(ours.f1_score, 'sklearn.metrics'), (ours.pearsonr, 'scipy.stats')]\n"
+        "found = [f(a, b) for f, _ in pairs]\n"
+        "theirs = [getattr(sys.modules[m], f.args[1])(a, b) for f, m in pairs]\n"
+        "print(str(found) == str(theirs))\n"
+        "print(detection.linear_sum_assignment(numpy.eye(2))[1])\n"
+    )
+    lines = ["[True, False, False]", "True", "[1 0]"]
+    assert result.stdout.splitlines() == lines, result.stderr
+
+
+def test_quiet_keeps_only_libraries_out_of_garbage_collection():
+    result = run(
+        "import gc; from colab_utils import runtime; runtime.quiet();"
+        "before = gc.get_freeze_count(); later = [[]]; runtime.quiet();"
+        "print(before > 10**5, gc.get_freeze_count() == before, gc.isenabled())"
+    )
+    assert result.stdout.split() == ["True", "True", "True"], result.stderr
+    assert result.stderr == ""  # Triton reports nothing at the end
+
+
 # --- progress ------------------------------------------------------------------------
 
 

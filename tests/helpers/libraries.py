@@ -1,7 +1,6 @@
 """Importing this imports what most notebooks import; a fork server begins with it.
 
-The libraries stay out of garbage collection: the notebooks often free memory, and each
-time the collector would search the libraries' objects, which takes half a second.
+All of it stays out of garbage collection, as in `colab_utils.libraries`.
 """
 
 import gc
