@@ -220,6 +220,7 @@ def test_quiet_imports_bitsandbytes_without_the_compiler():
     assert result.stdout.strip() == "[True, False] torch", result.stderr
 
 
+@pytest.mark.slow
 def test_quiet_imports_transformers_without_scikit_learn_and_scipy():
     """The functions that transformers imports of them compute what they compute."""
     result = run(
@@ -242,6 +243,7 @@ def test_quiet_imports_transformers_without_scikit_learn_and_scipy():
     assert result.stdout.splitlines() == lines, result.stderr
 
 
+@pytest.mark.slow
 def test_quiet_keeps_only_libraries_out_of_garbage_collection():
     result = run(
         "import gc; from colab_utils import runtime; runtime.quiet();"
