@@ -188,9 +188,8 @@ def main() -> None:
             if not given.tiny:
                 OUT.write_text(json.dumps(results, indent=1) + "\n")
             if not first:
-                first = {
-                    n: p.clone() for n, p in model.named_parameters() if "lora_" in n
-                }
+                state = model.state_dict()
+                first = {n: t.clone() for n, t in state.items() if "lora_" in n}
         base = model.unload()
 
 
