@@ -167,7 +167,7 @@ def main() -> None:
     few = slice(o.generate)
     seconds: dict[str, float] = {}
     if not o.unsloth:
-        seconds, o.equal = ours_and_waiting(model, o, prompts, lengths)
+        seconds, equal = ours_and_waiting(model, o, prompts, lengths)
         memory.release()  # `generate` needs the memory of the decoder
     name = "unsloth" if o.unsloth else "generate"
     seconds[name], _ = timed(
@@ -177,8 +177,10 @@ def main() -> None:
     row = {**vars(o), "checkpoint": Path(o.checkpoint).name, "tokens": total}
     row["questions"] = "gsm8k" if o.questions else "random"
     for name, taken in seconds.items():
-        made = total if name.startswith(("decode", "batches")) else sum(lengths[few])
+        made = sum(lengths[few]) if name in ("generate", "unsloth") else total
         row[name] = {"s": round(taken, 1), "tokens_s": round(made / taken, 1)}
+    if not o.unsloth:
+        row["equal answers"] = equal
     print("ANSWERS", json.dumps(row), flush=True)
     card = (
         emulate.card() if GPU else {"card": "CPU", "threads": torch.get_num_threads()}

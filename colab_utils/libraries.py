@@ -22,7 +22,7 @@ def load() -> None:
     What they leave in memory stays there. So it is kept out of garbage collection: each
     search for garbage, as `memory.release` starts one, takes a quarter of the time.
     """
-    if "transformers" in sys.modules:  # a model may be in memory, which must go again
+    if "transformers" in sys.modules:  # frozen now, a model could not be freed later
         _import_bitsandbytes()
         return
     enabled = gc.isenabled()

@@ -138,7 +138,7 @@ def _shared_part(
         here = first + place * kv_heads * width
         k = tl.load(keys + here, some, 0).to(tl.float32)
         v = tl.load(values + here, some, 0).to(tl.float32)
-        # All rows at once: each sum over threads waits for all of them.
+        # One sum for all rows, because the threads wait for each other in each sum.
         score = tl.sum(k[:, None] * x, 2)
         score = tl.where(place < last, score, float("-inf"))
         top = tl.maximum(best, tl.max(score, 0))

@@ -233,9 +233,11 @@ def step_in_parts(check: Check) -> None:
     q = torch.randn(rows, shape.queries)
     keys, values = torch.randn(2, rows, size, shape.kv_heads, shape.head_dim)
     lengths = torch.tensor([0, 31, 100, 159], dtype=torch.int32)
-    for parts in (1, 3, 8):
+    # Many parts take the interpreter long: for them the last two rows are enough.
+    for parts, first in ((1, 0), (2, 0), (3, 0), (32, 2)):
         step = functools.partial(attention_kernels.attention_step, parts=parts)
-        check.compare(step, attention.attention_step, q, keys, values, lengths)
+        given = (x[first:] for x in (q, keys, values, lengths))
+        check.compare(step, attention.attention_step, *given)
 
 
 def step_of_rows_that_share_a_cache(check: Check) -> None:
